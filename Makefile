@@ -1,0 +1,43 @@
+# A new machine needs Python 3.11 or later, make and a package index; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-deps --require-hashes
+
+.PHONY: quickstart test check lock clean
+
+quickstart: $(VENV)/quickstart.done
+	$(BIN)/deit quickstart
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+# The stamp files hold what is installed: `make test` after `make quickstart` adds only what is missing.
+$(VENV)/pip.done:
+	$(PYTHON) -c 'import sys; sys.exit("deit needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/%.done: requirements/%.txt pyproject.toml | $(VENV)/pip.done
+	@echo "Installing requirements/$*.txt into $(VENV): some 3 GB the first time."
+	$(INSTALL) -r requirements/$*.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# New pins: test.txt holds everything, quickstart.txt the part of it that running needs.
+lock: | $(VENV)/pip.done
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-header --extra report --extra test --extra dev pyproject.toml -o requirements/test.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Saved weights: the key tables between formats, safe reading, atomic writing."""

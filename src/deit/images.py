@@ -1,0 +1,108 @@
+"""Bytes from outside -> an upright RGB image of 8 bits a channel. The one place where image files are decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deit.errors import ImageError
+
+# What the package reads; a name with another ending in a data folder is not an image to it.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 178_956_970  # Pillow's own bound: 512 MiB of RGB
+MAX_FILE_BYTES = 512 * 2**20
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the file's ending is one that the package reads. Hidden files are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def open_image(source: Path | bytes, name: str = "") -> Image.Image:
+    """Decode one image.
+
+    Handles grey, palette, CMYK, 16-bit and floating-point images; lays transparent ones on white; turns by the EXIF
+    orientation; takes the first frame of an animation.
+
+    Args:
+        source: a file's path, or its bytes.
+        name: what to call the image in an error; the path by default.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        ImageError: missing, not an image, cut off, or larger than ``MAX_PIXELS``; the message names the file.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
+    try:
+        with _opened(source, name) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise _unreadable(name, error) from error
+
+
+def check_header(path: Path) -> None:
+    """Whether the file begins as an image of an allowed size does; a few hundred bytes are read.
+
+    Raises:
+        ImageError: as :func:`open_image`, but what comes after the header is not looked at.
+    """
+    try:
+        with _opened(path, str(path)):
+            pass
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise _unreadable(str(path), error) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image -> mode RGB, 8 bits, without its transparency (laid on white)."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _opened(source: Path | bytes, name: str) -> Image.Image:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
+    with warnings.catch_warnings():
+        # Pillow warns from half its bound on and about odd metadata; our bound is the one below.
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ImageError(f"{name} has {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} are read")
+    return image
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    """(H, W) of 16-bit integers, or of 32-bit values with a 16-bit or 8-bit range -> uint8."""
+    values = np.nan_to_num(array.astype(np.float64))
+    if array.dtype.kind != "f" and (array.dtype.itemsize == 2 or values.max(initial=0) > 255):
+        values /= 257.0  # 65535 -> 255
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _unreadable(name: str, error: BaseException) -> ImageError:
+    if isinstance(error, FileNotFoundError):
+        return ImageError(f"{name} does not exist", "check the path")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(f"{name} is not an image of a known format", f"known are {', '.join(FORMATS)}")
+    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return ImageError(f"{name} cannot be read as an image ({reason})", "replace or remove it")
