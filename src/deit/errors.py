@@ -1,16 +1,16 @@
 """Every error that a user can meet, in one tree. Each says what is wrong and what to do about it.
 
-    DeiTError
-    ├── UserError                 wrong use: the command line exits with 2
-    │   ├── ConfigError           a model's shape that cannot be
-    │   ├── RecipeError           a training setting that cannot be
-    │   ├── DataError             a data set that cannot be used as it is
-    │   │   └── ImageError        one file that is no readable image
-    │   ├── CheckpointError       saved weights that are missing, damaged or of another shape
-    │   ├── TeacherError          a teacher that does not fit the data
-    │   └── MissingExtraError     an optional library that is not installed
-    └── WorkError                 the work itself failed: the command line exits with 1
-        └── NonFiniteLossError    training diverged
+DeiTError
+├── UserError                 wrong use: the command line exits with 2
+│   ├── ConfigError           a model's shape that cannot be
+│   ├── RecipeError           a training setting that cannot be
+│   ├── DataError             a data set that cannot be used as it is
+│   │   └── ImageError        one file that is no readable image
+│   ├── CheckpointError       saved weights that are missing, damaged or of another shape
+│   ├── TeacherError          a teacher that does not fit the data
+│   └── MissingExtraError     an optional library that is not installed
+└── WorkError                 the work itself failed: the command line exits with 1
+    └── NonFiniteLossError    training diverged
 """
 
 from __future__ import annotations

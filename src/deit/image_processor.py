@@ -171,7 +171,9 @@ class DeiTImageProcessor(BaseModel):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``preprocessor_config.json``."""
-        write_json(Path(directory) / PROCESSOR_NAME, {**self.model_dump(), "image_processor_type": "DeiTImageProcessor"})
+        write_json(
+            Path(directory) / PROCESSOR_NAME, {**self.model_dump(), "image_processor_type": "DeiTImageProcessor"}
+        )
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -195,7 +197,9 @@ def _as_list(images: Any) -> list[Any]:
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | Mapping) and images:
         return list(images)
-    raise ImageError(f"{type(images).__name__} is no image", "pass a Pillow image, an array, a tensor, or a list of them")
+    raise ImageError(
+        f"{type(images).__name__} is no image", "pass a Pillow image, an array, a tensor, or a list of them"
+    )
 
 
 def _as_pil(image: Any) -> Image.Image:
@@ -207,7 +211,9 @@ def _as_pil(image: Any) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
-        raise ImageError(f"An array of shape {array.shape} is no image", "pass (height, width, 3) or (3, height, width)")
+        raise ImageError(
+            f"An array of shape {array.shape} is no image", "pass (height, width, 3) or (3, height, width)"
+        )
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype.kind == "f":

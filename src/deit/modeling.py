@@ -59,6 +59,11 @@ class ImageClassifierOutput:
 
     logits: Tensor
 
+    @property
+    def heads(self) -> dict[str, Tensor]:
+        """Each head's logits by name; the last is the model's answer."""
+        return {"class": self.logits}
+
 
 @dataclass
 class ImageClassifierWithTeacherOutput:
@@ -73,6 +78,11 @@ class ImageClassifierWithTeacherOutput:
     logits: Tensor
     cls_logits: Tensor
     distillation_logits: Tensor
+
+    @property
+    def heads(self) -> dict[str, Tensor]:
+        """Each head's logits by name; the last is the model's answer."""
+        return {"class": self.cls_logits, "distillation": self.distillation_logits, "both": self.logits}
 
 
 class PatchEmbed(nn.Module):

@@ -27,4 +27,3 @@ def resample(embeddings: Tensor, prefix: int, old: tuple[int, int], new: tuple[i
     grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False, antialias=False)
     patches = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], width).to(embeddings.dtype)
     return torch.cat([tokens, patches], dim=1)
-

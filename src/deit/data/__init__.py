@@ -1,0 +1,1 @@
+"""Data: files -> samples -> batches, each a pure function of integers."""

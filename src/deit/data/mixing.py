@@ -1,0 +1,116 @@
+"""Mixup and cutmix: a batch of images and labels -> mixed images and soft targets.
+
+Neighbours are mixed with each other, 0 with 1, 2 with 3, and an odd one out with nobody, and every pair has draws of its own.
+So a mixed image depends on its pair alone: not on how a batch is cut into micro-batches or spread over machines. timm mixes a
+batch with its reverse under one draw; each sample's distribution is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from deit.draws import Stream, generator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(ge=0, le=100)]
+
+
+class Mixing(BaseModel):
+    """Settings of mixing (table 9).
+
+    Attributes:
+        mixup: alpha of mixup's Beta distribution; 0 switches it off.
+        cutmix: alpha of cutmix's Beta distribution; 0 switches it off.
+        probability: of mixing a pair at all.
+        switch: probability of cutmix where both are on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
+    probability: Probability = 1.0
+    switch: Probability = 0.5
+
+    @property
+    def on(self) -> bool:
+        """Whether any pair is ever mixed."""
+        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass(frozen=True)
+class MixDraw:
+    """How each image of a batch is mixed.
+
+    Attributes:
+        partner: (B,), the position of the other image; an image's own where it stays as it is.
+        weight: (B,), the image's own share, in 0..1.
+        box: (B, 4), top, bottom, left, right of the rectangle that comes from the partner; empty for mixup.
+    """
+
+    partner: np.ndarray
+    weight: np.ndarray
+    box: np.ndarray
+
+
+def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: int, width: int) -> MixDraw:
+    """Draw for a batch.
+
+    Args:
+        samples: (B, 3), index, repeat and position of each image, as in :class:`deit.data.order.Plan`.
+        height: of the images, in pixels; likewise ``width``.
+    """
+    count = len(samples)
+    partner, weight, box = np.arange(count), np.ones(count), np.zeros((count, 4), np.int64)
+    for first in range(0, count - 1, 2):
+        pair = slice(first, first + 2)
+        rng = generator(seed, Stream.MIX, epoch, index=int(samples[first, 0]), repeat=int(samples[first, 1]))
+        if not settings.on or rng.random() >= settings.probability:
+            continue
+        partner[pair] = first + 1, first
+        if settings.cutmix > 0 and (settings.mixup == 0 or rng.random() < settings.switch):
+            rectangle = _rectangle(rng, rng.beta(settings.cutmix, settings.cutmix), height, width)
+            box[pair] = rectangle
+            top, bottom, left, right = rectangle
+            weight[pair] = 1 - (bottom - top) * (right - left) / (height * width)
+        else:
+            weight[pair] = rng.beta(settings.mixup, settings.mixup)
+    return MixDraw(partner, weight, box)
+
+
+def mix_images(images: Tensor, draw: MixDraw) -> Tensor:
+    """(B, C, height, width) -> the same, mixed."""
+    mixed = images.clone()
+    for position, (partner, weight) in enumerate(zip(draw.partner, draw.weight, strict=True)):
+        if partner == position:
+            continue
+        top, bottom, left, right = draw.box[position]
+        if bottom > top and right > left:
+            mixed[position, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+        elif not draw.box[position].any():
+            mixed[position] = torch.lerp(images[partner], images[position], float(weight))
+    return mixed
+
+
+def soft_targets(labels: Tensor, draw: MixDraw, classes: int, smoothing: float = 0.0) -> Tensor:
+    """(B,) labels -> (B, K) float32 targets whose rows sum to 1: smoothed, then mixed as the images are."""
+    own = torch.full((len(labels), classes), smoothing / classes)
+    own.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
+    weight = torch.from_numpy(draw.weight).float()[:, None]
+    return own * weight + own[torch.from_numpy(draw.partner)] * (1 - weight)
+
+
+def _rectangle(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """A rectangle of the share 1 - weight around a uniform centre, cut at the edges."""
+    scale = np.sqrt(1 - weight)
+    cut_height, cut_width = int(height * scale), int(width * scale)
+    middle_y, middle_x = int(rng.integers(height)), int(rng.integers(width))
+    top, bottom = np.clip([middle_y - cut_height // 2, middle_y + cut_height // 2], 0, height)
+    left, right = np.clip([middle_x - cut_width // 2, middle_x + cut_width // 2], 0, width)
+    return int(top), int(bottom), int(left), int(right)

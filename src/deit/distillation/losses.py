@@ -1,0 +1,110 @@
+"""The training losses: pure functions of logits (section 4 of the paper, equations 2 and 3)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+HARD_WEIGHT = 0.5
+SOFT_WEIGHT = 0.1  # lambda
+SOFT_TEMPERATURE = 3.0  # tau
+
+
+class Distillation(BaseModel):
+    """How a student learns from its teacher.
+
+    Attributes:
+        mode: ``none``; ``hard``, the teacher's most likely class; ``soft``, its whole distribution.
+        weight: of the teacher's part, in 0..1; the paper's (hard 0.5, soft 0.1) when None.
+        temperature: tau of soft distillation.
+        average: what the soft divergence is divided by: ``batch`` is the paper's; ``elements``, batch times classes, is what
+            the released code does, which makes the term smaller by the number of classes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["none", "hard", "soft"] = "none"
+    weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=1000)] = SOFT_TEMPERATURE
+    average: Literal["batch", "elements"] = "batch"
+
+    @property
+    def teacher_weight(self) -> float:
+        """The weight in force."""
+        if self.weight is not None:
+            return self.weight
+        return {"none": 0.0, "hard": HARD_WEIGHT, "soft": SOFT_WEIGHT}[self.mode]
+
+
+def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with soft targets, averaged over the batch.
+
+    With smoothed one-hot targets this is label-smoothed cross-entropy; with mixed ones it is the loss of mixup.
+
+    Args:
+        logits: (B, K).
+        targets: (B, K), rows that sum to 1.
+    """
+    return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+
+
+def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's most likely class: no temperature, no smoothing.
+
+    Args:
+        logits: (B, K), of the distillation head.
+        teacher_logits: (B, K).
+    """
+    return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
+
+
+def soft_distillation(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, average: Literal["batch", "elements"] = "batch"
+) -> Tensor:
+    """tau^2 KL(teacher || student), both softened by tau.
+
+    Args:
+        logits: (B, K), of the distillation head.
+        teacher_logits: (B, K).
+        temperature: tau.
+        average: see :class:`Distillation`.
+    """
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+    return divergence / (logits.shape[0] if average == "batch" else logits.numel())
+
+
+def training_loss(
+    settings: Distillation,
+    class_logits: Tensor,
+    targets: Tensor,
+    distillation_logits: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+) -> Tensor:
+    """The loss that training minimises: (1 - weight) x labels' part + weight x teacher's part.
+
+    Args:
+        settings: mode and weights.
+        class_logits: (B, K), of the head on the class token.
+        targets: (B, K), smoothed and mixed labels.
+        distillation_logits: (B, K), of the head on the distillation token; needed unless the mode is ``none``.
+        teacher_logits: (B, K), likewise.
+
+    Returns:
+        A scalar in float32.
+    """
+    base = soft_target_cross_entropy(class_logits, targets)
+    if settings.mode == "none":
+        return base
+    assert distillation_logits is not None
+    assert teacher_logits is not None
+    if settings.mode == "hard":
+        taught = hard_distillation(distillation_logits, teacher_logits)
+    else:
+        taught = soft_distillation(distillation_logits, teacher_logits, settings.temperature, settings.average)
+    return torch.lerp(base, taught, settings.teacher_weight)

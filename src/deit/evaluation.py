@@ -1,0 +1,279 @@
+"""Model and data -> how often it is right, how sure it is, and how fast; for each head."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deit.data.loader import EvaluationSamples, Loader
+from deit.data.sources import (
+    RECORD_NAME,
+    VALIDATION_FRACTION,
+    DataRecord,
+    ImageSource,
+    fingerprint,
+    folder_source,
+    has_parts,
+    open_data,
+    relabelled,
+)
+from deit.devices import autocast, choose_device
+from deit.distillation.classifiers import load_classifier, model_directory
+from deit.errors import DataError
+from deit.files import read_json
+from deit.progress import Progress
+
+BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
+BATCH_SIZE = 64
+
+Combine = Literal["mean", "softmax"]
+Part = Literal["auto", "all", "train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """How one head did.
+
+    Attributes:
+        top1: share of images whose first answer is right, in 0..1; likewise ``top5``, of the first five (or of all
+            classes, where there are fewer).
+        loss: mean cross-entropy with the true labels, in nats.
+        calibration_error: expected difference of confidence and accuracy over 15 bins.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on a data set.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        heads: by name; the last is the model's answer.
+        confusion: (K, K), int64: true class by row, answer by column, of the model's answer.
+        probabilities: (n, K), float32, of the model's answer; likewise ``labels``, (n,), and ``indices``, (n,), in the source.
+        skipped: unreadable images that were left out.
+        seconds: of the whole evaluation, loading included.
+    """
+
+    classes: tuple[str, ...]
+    heads: dict[str, HeadResult]
+    confusion: np.ndarray
+    probabilities: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    skipped: int
+    seconds: float
+
+    @property
+    def answer(self) -> HeadResult:
+        """The head that the model answers with."""
+        return list(self.heads.values())[-1]
+
+    @property
+    def images(self) -> int:
+        """How many images were classified."""
+        return len(self.labels)
+
+    @property
+    def images_per_second(self) -> float:
+        """From file to logits, start of the worker processes included."""
+        return self.images / self.seconds
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """Share of each class's images that were classified right; classes without images are left out."""
+        totals = self.confusion.sum(axis=1)
+        return {name: float(self.confusion[i, i] / totals[i]) for i, name in enumerate(self.classes) if totals[i]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: plain values, without the probabilities of each image."""
+        return {
+            "images": self.images,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "heads": {name: asdict(head) for name, head in self.heads.items()},
+            "per_class": self.per_class,
+            "classes": list(self.classes),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Confidence against accuracy.
+
+    Args:
+        probabilities: (n, K).
+        labels: (n,).
+
+    Returns:
+        (15, 3): number of images, mean confidence, accuracy in each bin of confidence; zeros where a bin is empty.
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(place, minlength=BINS)
+    filled = np.maximum(counts, 1)
+    mean_confidence = np.bincount(place, weights=confidence, minlength=BINS) / filled
+    accuracy = np.bincount(place, weights=right, minlength=BINS) / filled
+    return np.stack([counts, mean_confidence, accuracy], axis=1)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error: the bins' gaps between confidence and accuracy, weighted by their images."""
+    counts, confidence, accuracy = calibration_bins(probabilities, labels).T
+    return float((counts * np.abs(confidence - accuracy)).sum() / max(counts.sum(), 1))
+
+
+def evaluate_source(
+    model: nn.Module,
+    samples: EvaluationSamples,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    combine: Combine = "mean",
+    quiet: bool = False,
+) -> Evaluation:
+    """Classify every image of a source. The model is put into evaluation mode for it and back afterwards.
+
+    Args:
+        combine: how two heads answer together: the mean of their logits, or the sum of their softmaxes (section 4).
+
+    Raises:
+        DataError: nothing in the source is readable.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    start = time.perf_counter()
+    loader = Loader(samples, workers, pin=device.type == "cuda")
+    parts: dict[str, list[torch.Tensor]] = {}
+    labels, indices, skipped = [], [], 0
+    with Progress("Evaluating" if not quiet else "", 0 if quiet else len(samples.source.labels)) as progress:
+        for batch in loader.run(samples.plans(batch_size)):
+            with torch.inference_mode(), autocast(device, precision):
+                heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
+            for name, logits in _combined(heads, combine).items():
+                parts.setdefault(name, []).append(logits.float().cpu())
+            labels.append(batch.labels)
+            indices.append(batch.samples[:, 0])
+            skipped += batch.skipped
+            progress.advance(len(batch.labels))
+    model.train(was_training)
+    seconds = time.perf_counter() - start
+    truth = torch.cat(labels)
+    if not len(truth):
+        raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
+    return _summarise(
+        samples.source.classes,
+        {name: torch.cat(logits) for name, logits in parts.items()},
+        truth,
+        torch.cat(indices).numpy(),
+        skipped,
+        seconds,
+    )
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    part: Part = "auto",
+    device: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    combine: Combine = "mean",
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """Evaluate a saved model on a data set.
+
+    By default a data set with parts is evaluated on its test part, or on its validation part where it has no test part; a
+    folder of one folder a class is evaluated whole, unless the model was trained on this very folder: then on the images
+    that were set aside from training.
+
+    Args:
+        model: a model directory, of ours or of a teacher.
+        data: a folder, or ``digits``.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+
+    Raises:
+        CheckpointError: no readable model.
+        DataError: no usable data, or classes that the model does not know.
+    """
+    classifier = load_classifier(model)
+    classifier.model.to(choose_device(device))
+    source = relabelled(evaluation_part(data, part, read_record(model_directory(model))), classifier.classes)
+    samples = EvaluationSamples(source, classifier.processor, skip_unreadable)
+    return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine)
+
+
+def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | None = None) -> ImageSource:
+    """The images of a data set that a model is evaluated on; :func:`evaluate` says which.
+
+    Args:
+        record: of the data that the model was trained on, where that is known.
+    """
+    seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
+    if part == "all" or (part == "auto" and not has_parts(data)):
+        whole = folder_source(Path(data))
+        if part == "all" or record is None or record.fingerprint != fingerprint(whole):
+            return whole
+    splits = open_data(data, seed, fraction)
+    if part == "train":
+        return splits.train
+    if part == "validation":
+        return splits.validation
+    if part == "test" and splits.test is None:
+        raise DataError(f"{data} has no test part", "evaluate on --part validation, or make a folder `test`")
+    return splits.held_out[1]
+
+
+def read_record(directory: Path) -> DataRecord | None:
+    """What a model's directory says of the data it learned from; None where it says nothing."""
+    path = directory / RECORD_NAME
+    return DataRecord.from_dict(read_json(path)) if path.is_file() else None
+
+
+def _combined(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str, torch.Tensor]:
+    """With ``softmax``, two heads answer with the sum of their softmaxes, kept here as its logarithm."""
+    if combine == "softmax" and "both" in heads:
+        each = [F.log_softmax(heads[name].float(), dim=-1) for name in ("class", "distillation")]
+        return {**heads, "both": torch.logaddexp(*each)}
+    return heads
+
+
+def _summarise(
+    classes: tuple[str, ...],
+    heads: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    indices: np.ndarray,
+    skipped: int,
+    seconds: float,
+) -> Evaluation:
+    results = {name: _judge(logits, labels) for name, logits in heads.items()}
+    answer = list(heads.values())[-1].softmax(dim=-1).numpy()
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (labels.numpy(), answer.argmax(axis=1)), 1)
+    return Evaluation(classes, results, confusion, answer, labels.numpy(), indices, skipped, seconds)
+
+
+def _judge(logits: torch.Tensor, labels: torch.Tensor) -> HeadResult:
+    ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
+    return HeadResult(
+        top1=ranked[:, 0].float().mean().item(),
+        top5=ranked.any(dim=-1).float().mean().item(),
+        loss=F.cross_entropy(logits, labels).item(),
+        calibration_error=calibration_error(logits.softmax(dim=-1).numpy(), labels.numpy()),
+    )
