@@ -87,9 +87,7 @@ class ViTConfig(BaseModel):
             raise ValueError(f"hidden_size {self.hidden_size} does not divide by {self.num_attention_heads} heads")
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
         if height % patch_height or width % patch_width:
-            raise ValueError(
-                f"an image of {height} x {width} does not divide into {patch_height} x {patch_width} patches"
-            )
+            raise ValueError(f"an image of {height} x {width} does not divide into {patch_height} x {patch_width} patches")
         if self.tokens > MAX_TOKENS:
             raise ValueError(f"{self.tokens} tokens are more than {MAX_TOKENS}")
         if sorted(self.id2label) != list(range(len(self.id2label))):

@@ -57,14 +57,10 @@ class DeiTImageProcessor(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     do_resize: bool = True
-    size: Annotated[dict[Literal["height", "width", "shortest_edge"], Side], BeforeValidator(_sides)] = Field(
-        default_factory=lambda: {"height": 256, "width": 256}
-    )
+    size: Annotated[dict[str, Side], BeforeValidator(_sides)] = {"height": 256, "width": 256}
     resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
-    crop_size: Annotated[dict[Literal["height", "width"], Side], BeforeValidator(_sides)] = Field(
-        default_factory=lambda: {"height": 224, "width": 224}
-    )
+    crop_size: Annotated[dict[str, Side], BeforeValidator(_sides)] = {"height": 224, "width": 224}
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
@@ -171,9 +167,7 @@ class DeiTImageProcessor(BaseModel):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``preprocessor_config.json``."""
-        write_json(
-            Path(directory) / PROCESSOR_NAME, {**self.model_dump(), "image_processor_type": "DeiTImageProcessor"}
-        )
+        write_json(Path(directory) / PROCESSOR_NAME, {**self.model_dump(), "image_processor_type": "DeiTImageProcessor"})
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -197,9 +191,7 @@ def _as_list(images: Any) -> list[Any]:
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | Mapping) and images:
         return list(images)
-    raise ImageError(
-        f"{type(images).__name__} is no image", "pass a Pillow image, an array, a tensor, or a list of them"
-    )
+    raise ImageError(f"{type(images).__name__} is no image", "pass a Pillow image, an array, a tensor, or a list of them")
 
 
 def _as_pil(image: Any) -> Image.Image:
@@ -211,9 +203,7 @@ def _as_pil(image: Any) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
-        raise ImageError(
-            f"An array of shape {array.shape} is no image", "pass (height, width, 3) or (3, height, width)"
-        )
+        raise ImageError(f"An array of shape {array.shape} is no image", "pass (height, width, 3) or (3, height, width)")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype.kind == "f":

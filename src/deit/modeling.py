@@ -203,9 +203,7 @@ class PreTrainedModel(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         if type(config) is not self.config_class:
-            raise UserError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}", f"not a {type(config).__name__}"
-            )
+            raise UserError(f"{type(self).__name__} takes a {self.config_class.__name__}", f"not a {type(config).__name__}")
         super().__init__()
         self.config = config
 

@@ -9,6 +9,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
 T = TypeVar("T")
 
 PLAIN_INTERVAL = 10.0  # seconds between two lines where the output is no terminal
@@ -39,9 +43,7 @@ class Progress(AbstractContextManager["Progress"]):
             self._task = self._bar.add_task(self.description, total=self.total, rate="", note="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -80,11 +82,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _terminal_bar():  # type: ignore[no-untyped-def]
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
+def _terminal_bar() -> Bar:
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),

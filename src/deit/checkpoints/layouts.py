@@ -55,8 +55,7 @@ _TRUNK_TIMM: Rows = (
 def _below(prefix: str, rows: Rows, same: bool) -> Rows:
     """The trunk's rows as they stand inside a classifier, on our side or on both."""
     return tuple(
-        (prefix + ours, "|".join(prefix + part for part in theirs.split("|")) if same else theirs)
-        for ours, theirs in rows
+        (prefix + ours, "|".join(prefix + part for part in theirs.split("|")) if same else theirs) for ours, theirs in rows
     )
 
 

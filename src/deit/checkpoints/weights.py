@@ -65,8 +65,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for what, names in (("lacks", own.keys() - state.keys()), ("has no place for", state.keys() - own.keys())):
         if names:
             raise CheckpointError(
-                f"{len(names)} tensors do not fit: the {'checkpoint' if what == 'lacks' else 'model'} {what} "
-                f"{min(names)}",
+                f"{len(names)} tensors do not fit: the {'checkpoint' if what == 'lacks' else 'model'} {what} {min(names)}",
                 "the checkpoint belongs to another model",
             )
     for name, tensor in own.items():

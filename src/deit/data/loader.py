@@ -139,9 +139,7 @@ class EvaluationSamples:
         """Every image once."""
         count = len(self.source.labels)
         samples = np.column_stack([np.arange(count), np.zeros(count, np.int64), np.arange(count)])
-        return [
-            Plan(0, step, samples[start : start + batch_size]) for step, start in enumerate(range(0, count, batch_size))
-        ]
+        return [Plan(0, step, samples[start : start + batch_size]) for step, start in enumerate(range(0, count, batch_size))]
 
 
 class Loader:
@@ -156,9 +154,7 @@ class Loader:
         for batch in loader.run(plans): ...
     """
 
-    def __init__(
-        self, samples: TrainSamples | EvaluationSamples, workers: int | None = None, pin: bool = False
-    ) -> None:
+    def __init__(self, samples: TrainSamples | EvaluationSamples, workers: int | None = None, pin: bool = False) -> None:
         workers = default_workers() if workers is None else workers
         self._order = _Order()
         self._loader = DataLoader(

@@ -63,6 +63,4 @@ def share(plan: Plan, rank: int, ranks: int) -> Plan:
 def micro_batches(plan: Plan, size: int) -> list[Plan]:
     """Cut a batch into pieces of at most ``size`` samples, an even number."""
     assert size % 2 == 0
-    return [
-        Plan(plan.epoch, plan.step, plan.samples[start : start + size]) for start in range(0, len(plan.samples), size)
-    ]
+    return [Plan(plan.epoch, plan.step, plan.samples[start : start + size]) for start in range(0, len(plan.samples), size)]

@@ -29,15 +29,15 @@ HEADERS_CHECKED = 50_000  # a larger data set is checked by `deit data check`, n
 
 
 class ImageSource(Protocol):
-    """Labelled images by number. Loading one depends on nothing but its index.
+    """Labelled images by number. Loading one depends on nothing but its index."""
 
-    Attributes:
-        classes: names, in the order of the labels.
-        labels: (n,), int64.
-    """
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the labels."""
 
-    classes: tuple[str, ...]
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,), int64."""
 
     def load(self, index: int) -> Image.Image:
         """The image, upright and RGB.
@@ -236,9 +236,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FolderSou
         _check_classes(root, files)
         classes = tuple(files)
     elif unknown := sorted(files.keys() - set(classes)):
-        raise DataError(
-            f"{root} has a class {unknown[0]!r} that the training part lacks", "rename or remove its folder"
-        )
+        raise DataError(f"{root} has a class {unknown[0]!r} that the training part lacks", "rename or remove its folder")
     paths = [(path, label) for label, name in enumerate(classes) for path in files.get(name, [])]
     if not paths:
         raise DataError(f"{root} holds no images", "put them into one folder a class")
@@ -381,6 +379,4 @@ def _check_filled(source: ImageSource) -> None:
     counts = np.bincount(source.labels, minlength=len(source.classes))
     if not counts.all():
         name = source.classes[int(np.flatnonzero(counts == 0)[0])]
-        raise DataError(
-            f"No readable image of the class {name!r} is left for training", "add images or remove the class"
-        )
+        raise DataError(f"No readable image of the class {name!r} is left for training", "add images or remove the class")

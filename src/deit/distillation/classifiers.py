@@ -103,9 +103,7 @@ class TimmClassifier(nn.Module):
             )
             arguments = dict(content.get("model_args") or {})
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{directory / CONFIG_NAME} lacks or garbles {error}", "save the model again"
-            ) from error
+            raise CheckpointError(f"{directory / CONFIG_NAME} lacks or garbles {error}", "save the model again") from error
         model = cls(str(content.get("architecture")), tuple(map(str, names)), processor, arguments)
         load_into(model.network, read_tensors(directory / WEIGHTS_NAME))
         return model.eval()
@@ -149,9 +147,7 @@ def model_directory(directory: str | Path) -> Path:
             return candidate
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "check the path of the model or run directory")
-    raise CheckpointError(
-        f"{path} holds no {CONFIG_NAME}", "pass a model directory, or a run directory with a finished epoch"
-    )
+    raise CheckpointError(f"{path} holds no {CONFIG_NAME}", "pass a model directory, or a run directory with a finished epoch")
 
 
 def check_architecture(name: str) -> None:
