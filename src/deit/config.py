@@ -15,6 +15,7 @@ from deit.files import read_json, write_json
 
 CONFIG_NAME = "config.json"
 MAX_TOKENS = 65_536  # a 4096 x 4096 image in patches of 16
+MAX_CLASSES = 1_000_000
 
 
 def _pair(value: Any) -> Any:
@@ -60,23 +61,35 @@ class ViTConfig(BaseModel):
     qkv_bias: bool = True
     pooler_output_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     pooler_act: Literal["tanh"] = "tanh"
-    id2label: Annotated[dict[int, str], Field(max_length=1_000_000)] = Field(
+    id2label: Annotated[dict[int, str], Field(max_length=MAX_CLASSES)] = Field(
         default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"}
     )
 
-    def __init__(self, **fields: Any) -> None:
-        labels = fields.pop("num_labels", None)
-        fields.pop("label2id", None)  # the inverse of id2label, never a second truth
-        if labels is not None and fields.get("id2label") is None:
-            fields["id2label"] = {i: f"LABEL_{i}" for i in range(labels)}
-        if isinstance(fields.get("id2label"), dict):
-            fields["id2label"] = {key: str(name) for key, name in fields["id2label"].items()}
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the configuration"
             raise ConfigError(f"Model configuration: {place}: {first['msg']}", "correct config.json") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """``num_labels`` alone stands for that many numbered names; numbers serve as names too."""
+        rest = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
+        count, names = fields.get("num_labels"), fields.get("id2label")
+        if isinstance(names, dict):
+            rest["id2label"] = {key: str(name) if isinstance(name, int | float) else name for key, name in names.items()}
+        if count is None:
+            return rest
+        if not isinstance(count, int) or not 0 <= count <= MAX_CLASSES:
+            raise ValueError(f"num_labels is no whole number in 0..{MAX_CLASSES}")
+        if names is None:
+            rest["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
+        elif isinstance(names, dict) and len(names) != count:
+            raise ValueError(f"num_labels is {count}, and id2label names {len(names)} classes")
+        return rest
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -127,7 +140,7 @@ class ViTConfig(BaseModel):
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name -> index."""
+        """Class name -> index. It is never read from disk: ``id2label`` is the one truth."""
         return {name: index for index, name in self.id2label.items()}
 
     @property
@@ -141,7 +154,8 @@ class ViTConfig(BaseModel):
 
     def replace(self, **fields: Any) -> Self:
         """A copy with other values, validated again."""
-        return type(self)(**{**self.model_dump(), **fields})
+        own = self.model_dump(exclude={"id2label"} if "num_labels" in fields else None)
+        return type(self)(**{**own, **fields})
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in ``config.json``."""

@@ -35,7 +35,8 @@ def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0, repeat:
         repeat: which of the repeats of repeated augmentation.
     """
     # The lowest counter word is the one Philox advances, so the place stands in the three words above it.
-    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, repeat, index, epoch]))
+    key = np.array([seed, int(stream)], np.uint64)  # as a plain list, a seed from 2**63 on would become a float
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, repeat, index, epoch], np.uint64)))
 
 
 def torch_seed(seed: int, stream: Stream) -> int:

@@ -97,6 +97,16 @@ class Evaluation:
         totals = self.confusion.sum(axis=1)
         return {name: float(self.confusion[i, i] / totals[i]) for i, name in enumerate(self.classes) if totals[i]}
 
+    def most_confused(self, count: int) -> list[tuple[str, str, int]]:
+        """The most frequent mistakes: true class, what it was taken for, how often."""
+        wrong = self.confusion.copy()
+        np.fill_diagonal(wrong, 0)
+        places = np.argsort(-wrong, axis=None, kind="stable")[:count]
+        pairs = [np.unravel_index(place, wrong.shape) for place in places]
+        return [
+            (self.classes[row], self.classes[column], int(wrong[row, column])) for row, column in pairs if wrong[row, column]
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """For programs: plain values, without the probabilities of each image."""
         return {

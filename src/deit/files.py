@@ -50,11 +50,14 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, too large, too deeply nested, or holds anything but one object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is no configuration file")
-        content = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
+    if len(raw) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is no configuration file")
+    try:
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no valid JSON", "the file is damaged; copy or save it again") from error
     if not isinstance(content, dict):

@@ -71,7 +71,7 @@ class DeiTImageProcessor(BaseModel):
         0.5,
     )
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -141,8 +141,10 @@ class DeiTImageProcessor(BaseModel):
 
         Raises:
             ImageError: something that is no image, or images that come out in different sizes.
-            ConfigError: an override that cannot be.
+            ConfigError: an override that cannot be, or that is no field.
         """
+        if unknown := overrides.keys() - type(self).model_fields.keys():
+            raise ConfigError(f"The image processor has no setting {min(unknown)!r}", f"it has {', '.join(type(self).model_fields)}")
         processor = self if not overrides else type(self)(**{**self.model_dump(), **overrides})
         batch = [processor.pixels(_as_pil(image)) for image in _as_list(images)]
         if len({pixels.shape for pixels in batch}) > 1:

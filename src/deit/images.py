@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,28 @@ from deit.errors import ImageError
 
 # What the package reads; a name with another ending in a data folder is not an image to it.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# JPEG stands for MPO too, the format of phones' photos with depth.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # Pillow's own bound: 512 MiB of RGB
 MAX_FILE_BYTES = 512 * 2**20
+# Pillow's readers let through whatever goes wrong while they take a damaged file apart.
+DECODING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+# Pillow warns of odd metadata and from half its bound on; ours is the bound above. Once and for good, since filters that
+# come and go (warnings.catch_warnings) would disturb each other between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def is_image_name(path: Path) -> bool:
@@ -45,7 +65,7 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         raise _unreadable(name, error) from error
 
 
@@ -60,7 +80,7 @@ def check_header(path: Path) -> None:
             pass
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         raise _unreadable(str(path), error) from error
 
 
@@ -81,10 +101,7 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
-    with warnings.catch_warnings():
-        # Pillow warns from half its bound on and about odd metadata; our bound is the one below.
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ImageError(f"{name} has {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} are read")

@@ -136,6 +136,8 @@ class Embeddings(nn.Module):
                 "resize them, or pass interpolate_pos_encoding=True",
             )
         grid = height // config.patch_hw[0], width // config.patch_hw[1]
+        if not all(grid):
+            raise UserError(f"The images are {height} x {width}, smaller than one patch", "enlarge them")
         return resample(self.position_embeddings, config.PREFIX_TOKENS, config.grid, grid)
 
 
@@ -373,17 +375,17 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
         )
 
 
-Classifier = ViTForImageClassification | DeiTForImageClassification | DeiTForImageClassificationWithTeacher
+TransformerClassifier = ViTForImageClassification | DeiTForImageClassification | DeiTForImageClassificationWithTeacher
 
-_CLASSIFIERS: dict[str, type[Classifier]] = {
+_CLASSIFIERS: dict[str, type[TransformerClassifier]] = {
     kind.__name__: kind
     for kind in (ViTForImageClassification, DeiTForImageClassification, DeiTForImageClassificationWithTeacher)
 }
 
 
-def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) -> Classifier:
+def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) -> TransformerClassifier:
     """A classifier with fresh weights: two heads where there is a distillation token, else one."""
-    model: Classifier
+    model: TransformerClassifier
     if isinstance(config, DeiTConfig):
         model = DeiTForImageClassificationWithTeacher(config)
     else:
@@ -393,7 +395,7 @@ def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) 
     return model
 
 
-def load_model(name: str | Path) -> Classifier:
+def load_model(name: str | Path) -> TransformerClassifier:
     """A classifier with the weights of a model directory, in evaluation mode.
 
     Raises:

@@ -79,7 +79,7 @@ def to_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     """Their tensors under our names.
 
     Raises:
-        CheckpointError: a tensor that the table does not know, or a part of a joined one that is missing.
+        CheckpointError: a tensor that the table does not know, or a part of a joined one that is missing or does not fit.
     """
     parts: dict[str, dict[int, Tensor]] = {}
     wanted: dict[str, int] = {}
@@ -87,13 +87,7 @@ def to_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         ours, place, count = _find_theirs(name, rows)
         parts.setdefault(ours, {})[place] = tensor
         wanted[ours] = count
-    for ours, count in wanted.items():
-        if len(parts[ours]) != count:
-            raise CheckpointError(f"A part of {ours} is missing", "the checkpoint is incomplete")
-    return {
-        name: pieces[0] if wanted[name] == 1 else torch.cat([pieces[i] for i in range(wanted[name])])
-        for name, pieces in parts.items()
-    }
+    return {name: _joined(name, parts[name], count) for name, count in wanted.items()}
 
 
 def from_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
@@ -109,6 +103,16 @@ def from_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         else:
             raise CheckpointError(f"The tensor {name} has no name in that format", "choose another format")
     return theirs
+
+
+def _joined(name: str, parts: Mapping[int, Tensor], count: int) -> Tensor:
+    if len(parts) != count:
+        raise CheckpointError(f"A part of {name} is missing", "the checkpoint is incomplete")
+    if count == 1:
+        return parts[0]
+    if len({part.shape for part in parts.values()}) > 1 or not parts[0].ndim:
+        raise CheckpointError(f"The parts of {name} do not fit together", "the checkpoint is damaged")
+    return torch.cat([parts[place] for place in range(count)])
 
 
 def _find_theirs(name: str, rows: Rows) -> tuple[str, int, int]:

@@ -19,7 +19,8 @@ WEIGHTS_NAME = "model.safetensors"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, in one step. Tensors may live on any device; shared memory is written out for each."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    content = save(copies, {"format": "pt"})
     write_bytes(path, content)
 
 
@@ -85,9 +86,9 @@ def architecture(directory: Path, known: Collection[str]) -> str:
     """
     names = read_json(directory / CONFIG_NAME).get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise CheckpointError(f"{directory} holds a model of class {name!r}", f"known are {', '.join(sorted(known))}")
-    return str(name)
+    return name
 
 
 def _check_size(path: Path, config: ViTConfig) -> None:

@@ -106,12 +106,14 @@ class Splits:
         validation: what checkpoints are chosen by.
         test: what the report is about; None where the data set has no third part.
         origin: one sentence on how the parts came about, for the user.
+        fingerprint: of the whole data set, see :func:`fingerprint`.
     """
 
     train: ImageSource
     validation: ImageSource
     test: ImageSource | None
     origin: str
+    fingerprint: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -335,20 +337,21 @@ def _digits(seed: int) -> Splits:
     source = DigitsSource(pixels, tuple(str(name) for name in raw.target_names), raw.target.astype(np.int64))
     validation, test, train = split(source, seed, (0.2, 0.2))
     origin = f"scikit-learn's digits, cut 60 / 20 / 20 within each class by seed {seed}"
-    return Splits(train, validation, test, origin)
+    return Splits(train, validation, test, origin, fingerprint(source))
 
 
 def _from_splits(folders: dict[str, Path], seed: int, validation_fraction: float) -> Splits:
     train = folder_source(folders["train"])
     validation_name = next((name for name in VALIDATION_NAMES if name in folders), None)
     test = folder_source(folders[TEST_NAME], train.classes) if TEST_NAME in folders else None
-    if validation_name is not None:
-        validation = folder_source(folders[validation_name], train.classes)
-        parts = ["train", validation_name, *([TEST_NAME] if test else [])]
-        return Splits(train, validation, test, f"the folder's own parts: {', '.join(parts)}")
-    if test is not None:
-        return Splits(train, test, None, "the folder's own parts: train, and test, by which checkpoints are chosen too")
-    return _set_aside(train, seed, validation_fraction)
+    if validation_name is None:
+        splits = _set_aside(train, seed, validation_fraction)
+        mark = splits.fingerprint if test is None else fingerprint(train, test)
+        return replace(splits, test=test, fingerprint=mark)
+    validation = folder_source(folders[validation_name], train.classes)
+    parts = [part for part in (train, validation, test) if part is not None]
+    names = ", ".join(part.root.name for part in parts)
+    return Splits(train, validation, test, f"the folder's own parts: {names}", fingerprint(*parts))
 
 
 def _set_aside(source: FolderSource, seed: int, fraction: float) -> Splits:
@@ -356,7 +359,7 @@ def _set_aside(source: FolderSource, seed: int, fraction: float) -> Splits:
     if not len(validation.labels):
         raise DataError(f"{source.root} has one image a class", "a part of each class must be left for validation")
     origin = f"no validation folder: {fraction:.0%} of each class set aside by seed {seed}"
-    return Splits(train, validation, None, origin)
+    return Splits(train, validation, None, origin, fingerprint(source))
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from deit.config import CONFIG_NAME
 from deit.errors import CheckpointError, TeacherError
 from deit.files import read_json, write_json
 from deit.image_processor import PROCESSOR_NAME, DeiTImageProcessor
-from deit.modeling import ImageClassifierOutput, load_model
+from deit.modeling import ImageClassifierOutput, TransformerClassifier, load_model
 
 MAX_CLASSES = 1_000_000
 
@@ -109,11 +109,14 @@ class TimmClassifier(nn.Module):
         return model.eval()
 
 
+Classifier = TransformerClassifier | TimmClassifier
+
+
 @dataclass
 class LoadedClassifier:
     """A model that answers ``model(pixel_values).heads``, with what it needs to be asked."""
 
-    model: nn.Module
+    model: Classifier
     processor: DeiTImageProcessor
     classes: tuple[str, ...]
 

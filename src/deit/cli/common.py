@@ -1,0 +1,80 @@
+"""What the verbs share: their options, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deit.errors import UserError
+
+if TYPE_CHECKING:
+    from deit.evaluation import Evaluation
+
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
+ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
+ImageSizeOption = Annotated[int | None, typer.Option(help="Pixels a side of the model's input.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any value of the recipe.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that make batches; by the cores by default.")]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave unreadable images out and count them.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, object]) -> dict[str, str]:
+    """``--set`` values and the options that stand for one, as :meth:`Recipe.with_settings` takes them.
+
+    Raises:
+        UserError: an assignment without ``=``.
+    """
+    settings = {name: str(value) for name, value in shortcuts.items() if value is not None}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r} assigns nothing", "write NAME=VALUE, such as optimizer.lr=1e-3")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on standard output; all columns but the first are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a class's name is no markup
+    Console().print(table)
+
+
+def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = None) -> None:
+    """How each head did, the teacher first."""
+    results = {} if teacher is None else {"teacher": teacher.answer}
+    results |= evaluation.heads
+    rows = [
+        [name, f"{head.top1:.2%}", f"{head.top5:.2%}", f"{head.loss:.4f}", f"{head.calibration_error:.2%}"]
+        for name, head in results.items()
+    ]
+    title = f"{part}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
+    print_table(["head", "top-1", "top-5", "loss", "calibration error"], rows, title)
+
+
+def result_dict(directory: Path, part: str, evaluation: Evaluation, teacher: Evaluation | None) -> dict[str, Any]:
+    """A finished run, for a program."""
+    content = {"run": str(directory), "model": str(directory / "best"), "part": part, **evaluation.to_dict()}
+    return content if teacher is None else {**content, "teacher": teacher.to_dict()}

@@ -1,0 +1,74 @@
+"""``deit predict``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deit.cli.common import DeviceOption, JsonOption, print_json, print_table
+from deit.errors import UserError
+
+STANDARD_INPUT = "-"
+
+
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or run directory.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, or - for standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Name what is in images. Unreadable ones get an error in their place, and the exit code is 1."""
+    items, names = _inputs(images)
+
+    from deit.inference.predictor import Predictor
+
+    predictions = Predictor.from_pretrained(model, device)(items, top, names)
+    if as_json:
+        print_json([prediction.to_dict() for prediction in predictions])
+    else:
+        rows = []
+        for prediction in predictions:
+            answers = zip(prediction.labels, prediction.probabilities, strict=True)
+            text = ", ".join(f"{name} {share:.1%}" for name, share in answers)
+            rows.append([prediction.image, text or prediction.error])
+        print_table(["image", "answer"], rows)
+    if any(prediction.error for prediction in predictions):
+        raise typer.Exit(1)
+
+
+def _inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
+    """Files, the images below folders, and standard input, with what to call each.
+
+    Raises:
+        UserError: a path that does not exist, a folder without images, or no bytes on standard input.
+    """
+    from deit.images import MAX_FILE_BYTES, is_image_name
+
+    items: list[bytes | Path] = []
+    names: list[str] = []
+    for image in images:
+        path = Path(image)
+        if image == STANDARD_INPUT:
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+            if not content:
+                raise UserError("Standard input holds no bytes", "pipe an image file into it")
+            items.append(content)
+            names.append("standard input")
+            continue
+        if path.is_dir():
+            found = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
+            found = [file for file in found if is_image_name(file)]
+            if not found:
+                raise UserError(f"{path} holds no images", "pass a folder with image files")
+        elif path.exists():
+            found = [path]
+        else:
+            raise UserError(f"{path} does not exist", "check the path")
+        items += found
+        names += [str(file) for file in found]
+    return items, names

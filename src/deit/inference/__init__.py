@@ -1,0 +1,1 @@
+"""Answering: bytes -> pixels -> logits -> names."""

@@ -1,0 +1,1 @@
+"""Answering over HTTP. Nothing is here yet."""

@@ -1,0 +1,1 @@
+"""Training: a recipe, a step, a loop, and all that a resume needs."""

@@ -1,0 +1,199 @@
+"""Epochs: train, evaluate, log, checkpoint; stop cleanly when asked to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from deit.data.loader import EvaluationSamples, Loader, TrainSamples
+from deit.data.order import epoch_steps, micro_batches, steps_per_epoch
+from deit.distillation.classifiers import Classifier
+from deit.errors import NonFiniteLossError, WorkError
+from deit.evaluation import evaluate_source
+from deit.files import new_directory, write_json, write_text
+from deit.progress import Progress
+from deit.training.optimization import MovingAverage, learning_rate
+from deit.training.state import Place, save_checkpoint
+from deit.training.step import StepContext, train_step
+
+LOG_NAME = "log.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+
+
+class InterruptedTrainingError(WorkError):
+    """Training was asked to stop, and left a checkpoint."""
+
+    exit_code = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+@dataclass
+class Training:
+    """A run in progress: everything that changes, and what it is done with.
+
+    Attributes:
+        directory: of the run.
+        model: in training mode; likewise ``average``, None where the recipe keeps none.
+        place: where training stands.
+        samples: makes the training batches; ``validation`` those by which checkpoints are chosen.
+        extras: further files of ``best`` and ``last``: name -> JSON object.
+    """
+
+    directory: Path
+    model: Classifier
+    average: MovingAverage | None
+    optimizer: torch.optim.Optimizer
+    place: Place
+    context: StepContext
+    samples: TrainSamples
+    validation: EvaluationSamples
+    extras: dict[str, dict[str, Any]]
+    workers: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(len(self.samples.source.labels), self.context.recipe.batch_size)
+
+    @property
+    def images_an_epoch(self) -> int:
+        """Samples that an epoch learns from."""
+        count = len(self.samples.source.labels)
+        return min(self.steps * self.context.recipe.batch_size, count)
+
+    def fit(self) -> None:
+        """Train from where training stands to the recipe's last epoch.
+
+        Raises:
+            NonFiniteLossError: training diverged.
+            InterruptedTrainingError: Ctrl-C or a termination signal came; a checkpoint of this very step is left.
+            ImageError: an unreadable image, unless they are skipped.
+        """
+        recipe, place = self.context.recipe, self.place
+        loader = Loader(self.samples, self.workers, pin=self.context.device.type == "cuda")
+        remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
+        with _interrupts() as stop, Progress("Training", remaining) as progress:
+            for epoch in range(place.epoch, recipe.epochs):
+                self._train_epoch(epoch, loader, progress, stop)
+                row = self._finish_epoch(epoch)
+                progress.advance(0, f"validation {row['validation']['top1']:.1%}")
+
+    def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
+        recipe, place = self.context.recipe, self.place
+        count = len(self.samples.source.labels)
+        plans = epoch_steps(count, recipe.batch_size, recipe.seed, epoch, self.samples.transform.settings.repeats)[place.step :]
+        pieces = [micro_batches(plan, recipe.micro_batch_size) for plan in plans]
+        self.model.train()
+        start = time.perf_counter()
+        batches = loader.run([piece for plan in pieces for piece in plan])
+        for step, plan in enumerate(pieces, place.step):
+            group = [next(batches) for _ in plan]
+            lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps)
+            loss = train_step(self.model, self.optimizer, group, self.context, epoch, step, lr).item()
+            if not abs(loss) < float("inf"):
+                raise _diverged(epoch, step, lr, recipe.optimizer.clip_norm)
+            if self.average is not None:
+                self.average.update(self.model, place.steps_taken)
+            images = sum(len(batch.labels) for batch in group)
+            place.step, place.steps_taken = step + 1, place.steps_taken + 1
+            place.loss_sum, place.images = place.loss_sum + loss * images, place.images + images
+            place.skipped += sum(batch.skipped for batch in group)
+            progress.advance(images, f"epoch {epoch + 1}/{recipe.epochs}, loss {place.loss_sum / place.images:.3f}")
+            if stop.is_set():
+                place.seconds += time.perf_counter() - start
+                path = self._checkpoint()
+                raise InterruptedTrainingError(
+                    f"Stopped in epoch {epoch + 1}, with a checkpoint at {path}",
+                    f'go on with: deit train --resume "{self.directory}"',
+                )
+        place.seconds += time.perf_counter() - start
+
+    def _finish_epoch(self, epoch: int) -> dict[str, Any]:
+        """Evaluate, log, save, and move on to the next epoch."""
+        recipe, place = self.context.recipe, self.place
+        chosen = self.average.model if self.average is not None and recipe.average.evaluate else self.model
+        result = evaluate_source(chosen, self.validation, workers=self.workers, precision=self.context.precision, quiet=True)
+        answer = result.answer
+        last_step = epoch + (self.steps - 1) / self.steps
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": place.loss_sum / place.images,
+            "lr": learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, last_step),
+            "seconds": place.seconds,
+            "images_per_second": place.images / place.seconds,
+            "skipped": place.skipped,
+            "validation": {"top1": answer.top1, "loss": answer.loss},
+        }
+        best = place.best
+        if not best or (answer.top1, -answer.loss) > (best["top1"], -best["loss"]):
+            place.best = {"epoch": epoch + 1, "top1": answer.top1, "loss": answer.loss}
+            self._save_model("best", chosen)
+        place.epoch, place.step = epoch + 1, 0
+        place.loss_sum, place.images, place.skipped, place.seconds = 0.0, 0, 0, 0.0
+        write_log(self.directory, [*read_log(self.directory)[:epoch], row])
+        self._save_model("last", chosen)
+        self._checkpoint()
+        return row
+
+    def _checkpoint(self) -> Path:
+        return save_checkpoint(self.directory / CHECKPOINTS_NAME, self.place, self.model, self.average, self.optimizer)
+
+    def _save_model(self, name: str, model: Classifier) -> None:
+        with new_directory(self.directory / name) as draft:
+            model.save_pretrained(draft)
+            self.validation.processor.save_pretrained(draft)
+            for file, content in self.extras.items():
+                write_json(draft / file, content)
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The rows of ``log.jsonl``, one an epoch; empty where there is none yet."""
+    path = directory / LOG_NAME
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``log.jsonl`` whole."""
+    write_text(directory / LOG_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _diverged(epoch: int, step: int, lr: float, clip_norm: float | None) -> NonFiniteLossError:
+    tries = ["a lower optimizer.lr", "more optimizer.warmup_epochs", "precision=fp32"]
+    if clip_norm is None:
+        tries.append("optimizer.clip_norm=1")
+    return NonFiniteLossError(
+        f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}",
+        f"try {', '.join(tries)} (each by --set); the checkpoints before it are kept",
+    )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a termination signal sets; a second one ends the process as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals arrive in the main thread alone
+        return
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, old[signal.Signals(number)])
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, old[number])

@@ -1,0 +1,134 @@
+"""Checkpoints: all that a resume needs, written whole and checked when read.
+
+Because every draw is keyed by integers, that is little: weights, their average, the optimizer's moments, and where training
+stood. A checkpoint is a directory of safetensors and JSON with a manifest of SHA-256 sums; nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.errors import CheckpointError
+from deit.files import new_directory, read_json, sha256, write_json
+from deit.training.optimization import MovingAverage
+
+FORMAT = 1
+KEPT = 2  # checkpoints that stay; an older one goes once a newer one is whole
+_NAME = re.compile(r"epoch-(\d{6})-step-(\d{8})")
+
+
+@dataclass
+class Place:
+    """Where training stands.
+
+    Attributes:
+        epoch: the one to go on in, counted from 0.
+        step: of that epoch, the next to take.
+        steps_taken: in all epochs together.
+        loss_sum: over the images of the epoch so far, of their losses; likewise ``images``, ``skipped`` and ``seconds``.
+        best: of the best epoch so far: ``epoch``, ``top1``, ``loss``; empty before the first.
+        data: fingerprint of the data set.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps_taken: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    data: str = ""
+
+
+def save_checkpoint(
+    directory: Path, place: Place, model: nn.Module, average: MovingAverage | None, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Write a checkpoint below ``directory`` and remove those older than the last two."""
+    path = directory / f"epoch-{place.epoch:06d}-step-{place.step:08d}"
+    with new_directory(path) as draft:
+        write_tensors(draft / "model.safetensors", model.state_dict())
+        if average is not None:
+            write_tensors(draft / "average.safetensors", average.model.state_dict())
+        write_tensors(draft / "optimizer.safetensors", _moments(model, optimizer))
+        write_json(draft / "place.json", asdict(place))
+        sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
+        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": sums})
+    for old in _checkpoints(directory)[:-KEPT]:
+        shutil.rmtree(old)
+    return path
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint below ``directory``; None where there is none."""
+    found = _checkpoints(directory)
+    return found[-1] if found else None
+
+
+def read_place(path: Path) -> Place:
+    """Where a checkpoint stands, after its files were checked against the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, changed, or of a newer version of this package.
+    """
+    manifest = read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {manifest.get('format')!r}", f"this version reads {FORMAT}")
+    sums = manifest.get("sha256")
+    sums = sums if isinstance(sums, dict) else {}
+    for name in ("model.safetensors", "optimizer.safetensors", "place.json"):
+        if name not in sums:
+            raise CheckpointError(f"The manifest of {path} lacks {name}", "resume from another checkpoint")
+    for name, expected in sums.items():
+        file = path / Path(name).name
+        if not file.is_file() or sha256(file) != expected:
+            raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the one before it")
+    try:
+        return Place(**read_json(path / "place.json"))
+    except TypeError as error:
+        raise CheckpointError(f"{path / 'place.json'} is garbled", "resume from another checkpoint") from error
+
+
+def load_checkpoint(path: Path, model: nn.Module, average: MovingAverage | None, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights, average and moments into place.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or recipe.
+    """
+    load_into(model, read_tensors(path / "model.safetensors"))
+    if average is not None:
+        load_into(average.model, read_tensors(path / "average.safetensors"))
+    _load_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """``parameter's name/moment's name`` -> tensor."""
+    return {
+        f"{name}/{moment}": value
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in moments.items():
+        name, _, moment = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"The optimizer's state has no place for {key}", "resume with the run's own recipe")
+        parameter = parameters[name]
+        # AdamW's step counter stays where its own constructor puts it: beside the parameter for the fused kernel.
+        optimizer.state[parameter][moment] = value.to(parameter.device)

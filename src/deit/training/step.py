@@ -1,0 +1,84 @@
+"""One optimisation step: batches in, weights moved. No input or output but tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deit.data.loader import Batch
+from deit.devices import Precision, autocast
+from deit.distillation.losses import training_loss
+from deit.distillation.teacher import Teacher
+from deit.training.optimization import residual_scale
+from deit.training.recipe import Recipe, Transformer
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What stays the same from step to step.
+
+    Attributes:
+        teacher: needed where the recipe distils.
+        layers: of the transformer; 0 for a convolutional network.
+        precision: of the matrix products.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    precision: Precision
+    teacher: Teacher | None
+    layers: int
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    context: StepContext,
+    epoch: int,
+    step: int,
+    lr: float,
+) -> Tensor:
+    """Gradients of all micro-batches, then one step of the optimizer. A loss that is not finite moves nothing.
+
+    Args:
+        batches: the micro-batches of one global batch.
+        epoch: counted from 0; likewise ``step``, within the epoch.
+        lr: learning rate of this step.
+
+    Returns:
+        The global batch's mean loss, a scalar on the device.
+    """
+    total = sum(len(batch.labels) for batch in batches)
+    loss = torch.zeros((), device=context.device)
+    optimizer.zero_grad(set_to_none=True)
+    for batch in batches:
+        part = batch_loss(model, batch, context, epoch, step) * (len(batch.labels) / total)
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.detach()
+    if not torch.isfinite(loss):
+        return loss
+    clip = context.recipe.optimizer.clip_norm
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return loss
+
+
+def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int) -> Tensor:
+    """The training loss of one micro-batch, with its graph."""
+    recipe = context.recipe
+    scale = None
+    if isinstance(recipe.model, Transformer):
+        positions = batch.samples[:, 2]
+        scale = residual_scale(recipe.model.drop_path, context.layers, recipe.seed, epoch, step, positions)
+    batch = batch.to(context.device)
+    with autocast(context.device, context.precision):
+        answer = context.teacher(batch.pixel_values) if context.teacher is not None else None
+        heads = model(batch.pixel_values, None if scale is None else scale.to(context.device)).heads
+    return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer)

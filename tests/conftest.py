@@ -1,0 +1,40 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers import pattern
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+
+CLASSES = ("golden retriever", "кошка", "鳥 (bird)")
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``CLASS/.../image`` as people have it: three classes of six files, in every format, mode and odd size."""
+    root = tmp_path_factory.mktemp("my photos")
+    for place, name in enumerate(CLASSES):
+        folder = root / name
+        deep = folder / "from phone" / "2021 été"
+        deep.mkdir(parents=True)
+        photo = pattern(61, 47, seed=place)
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        photo.save(folder / "IMG 0001.JPG", quality=95)
+        photo.resize((33, 71)).save(deep / "turned.jpeg", exif=turned.tobytes(), quality=95)
+        photo.convert("L").resize((1, 90)).save(folder / "grey.png")
+        cut_out = photo.convert("RGBA").resize((40, 39))
+        cut_out.putalpha(Image.linear_gradient("L").resize(cut_out.size))
+        cut_out.save(deep / "с прозрачностью.webp", lossless=True)
+        photo.quantize(16).resize((17, 5)).save(folder / "palette.png", transparency=3)
+        photo.convert("CMYK").resize((128, 3)).save(folder / "print.tif")
+        (folder / "notes.txt").write_text("not an image")
+        (folder / ".hidden.png").write_bytes(b"rubbish that must not be read")
+    (root / ".cache").mkdir()
+    return root

@@ -1,0 +1,76 @@
+"""What many tests need: small models, images whose pixels are known, a source in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from deit.config import DeiTConfig, ViTConfig
+from deit.errors import ImageError
+
+M = TypeVar("M", bound=nn.Module)
+
+TINY: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+}
+
+
+def tiny_deit(**fields: Any) -> DeiTConfig:
+    return DeiTConfig(**{**TINY, "num_labels": 5, **fields})
+
+
+def tiny_vit(**fields: Any) -> ViTConfig:
+    return ViTConfig(**{**TINY, "num_labels": 5, **fields})
+
+
+@torch.no_grad()
+def randomised(model: M, seed: int = 0, std: float = 0.3) -> M:
+    """The model in evaluation mode with no weight left at a special value, so that none can be lost unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return model.eval()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An RGB image that is smooth in places and noisy in others, and the same on every machine."""
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    red = (x * 255 // max(width - 1, 1) + 31 * seed) % 256
+    green = (y * 255 // max(height - 1, 1) + 17 * seed) % 256
+    blue = (x * x * 7 + y * 13 + x * y * 3 + seed * 101) % 256
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Images made from their index, of odd sizes; those in ``broken`` are unreadable."""
+
+    count: int
+    classes: tuple[str, ...] = ("a", "b", "c")
+    broken: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(self.count, dtype=np.int64) % len(self.classes)
+
+    def load(self, index: int) -> Image.Image:
+        if index in self.broken:
+            raise ImageError(f"image {index} is broken", "mend it")
+        return pattern(20 + 7 * (index % 5), 31 - 5 * (index % 4), seed=index)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"

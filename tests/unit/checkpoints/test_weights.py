@@ -1,0 +1,156 @@
+"""Model directories: what is damaged, missing, too large or of another shape is refused by name."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
+
+from deit.checkpoints.weights import WEIGHTS_NAME, architecture, load_into, read_model, read_tensors, write_model, write_tensors
+from deit.errors import CheckpointError
+from deit.modeling import DeiTForImageClassificationWithTeacher
+from tests.helpers import noise, randomised, tiny_deit
+
+
+def test_tensors_come_back_with_their_types(tmp_path: Path) -> None:
+    tensors = {
+        "float": noise(3, 4),
+        "half": noise(2).half(),
+        "brain": noise(2).bfloat16(),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "turned": noise(3, 4).T,
+        "отлично": torch.ones(1),
+    }
+    write_tensors(tmp_path / "new" / "a.safetensors", tensors)
+    back = read_tensors(tmp_path / "new" / "a.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor), name
+
+
+def test_tensors_that_share_memory_are_written_out_for_each(tmp_path: Path) -> None:
+    whole = noise(6)
+    write_tensors(tmp_path / "a", {"one": whole, "same": whole, "part": whole[:3]})
+    back = read_tensors(tmp_path / "a")
+    assert torch.equal(back["one"], whole)
+    assert torch.equal(back["same"], whole)
+    assert torch.equal(back["part"], whole[:3])
+
+
+def test_the_file_says_that_torch_wrote_it(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(1)})
+    with safe_open(tmp_path / "a", "pt") as file:  # transformers refuses a file without this
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
+        read_tensors(tmp_path / "none.safetensors")
+    path = tmp_path / "cut.safetensors"
+    write_tensors(path, {"x": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is no valid safetensors file"):
+        read_tensors(path)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    torch.save({"x": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="no valid safetensors file"):
+        read_tensors(path)
+
+
+header = st.dictionaries(
+    st.text(max_size=4) | st.just("__metadata__"),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "I64", "BOOL", "F8_E4M3", "F4", "X"]),
+            "shape": st.lists(st.integers(-1, 2**63), max_size=3),
+            "data_offsets": st.lists(st.integers(-1, 2**63) | st.integers(0, 16), max_size=3),
+        }
+    )
+    | st.none(),
+    max_size=3,
+).map(lambda content: json.dumps(content).encode())
+
+
+@given(header | st.binary(max_size=40), st.binary(max_size=16), st.none() | st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_tensors_or_a_clear_error(tmp_path: Path, head: bytes, body: bytes, length: int | None) -> None:
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head) if length is None else length) + head + body)
+    try:
+        tensors = read_tensors(path)
+    except CheckpointError as error:
+        assert "any.safetensors" in str(error)
+    else:
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= len(body)
+
+
+def test_a_model_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: object) -> None:
+        assert (tmp_path / WEIGHTS_NAME).is_file()
+        raise OSError(f"No space left for {path.name}")
+
+    monkeypatch.setattr("deit.checkpoints.weights.write_json", full)
+    model = DeiTForImageClassificationWithTeacher(tiny_deit())
+    with pytest.raises(OSError, match=r"config\.json"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_file_that_is_far_larger_than_its_model_is_refused_unread(tmp_path: Path) -> None:
+    config = tiny_deit()
+    write_model(tmp_path, config, DeiTForImageClassificationWithTeacher(config).state_dict(), "X")
+    read_model(tmp_path, config)
+    with (tmp_path / WEIGHTS_NAME).open("ab") as file:
+        file.truncate(2**31)
+    with pytest.raises(CheckpointError, match=r"larger than the model of its config\.json"):
+        read_model(tmp_path, config)
+
+
+def test_a_model_in_double_precision_is_not_too_large(tmp_path: Path) -> None:
+    config = tiny_deit(hidden_size=384, intermediate_size=1536, pooler_output_size=None)
+    model = DeiTForImageClassificationWithTeacher(config).double()
+    write_model(tmp_path, config, model.state_dict(), "X")
+    assert read_model(tmp_path, config).keys() == model.state_dict().keys()
+
+
+def test_what_does_not_fit_is_counted_and_the_first_is_named() -> None:
+    model = nn.Linear(2, 3)
+    state = dict(model.state_dict())
+    with pytest.raises(CheckpointError, match="1 tensors do not fit: the checkpoint lacks bias"):
+        load_into(model, {"weight": state["weight"]})
+    with pytest.raises(CheckpointError, match="2 tensors do not fit: the model has no place for a"):
+        load_into(model, {**state, "b": torch.ones(1), "a": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"weight is \(3, 1\) in the checkpoint and \(3, 2\) in the model"):
+        load_into(model, {**state, "weight": torch.ones(3, 1)})
+
+
+def test_a_refused_checkpoint_leaves_the_model_as_it_was() -> None:
+    model = randomised(nn.Linear(2, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        load_into(model, {"bias": torch.zeros(3), "weight": torch.zeros(9, 9)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("names", ['["A"]', '["A", "B"]'])
+def test_the_class_is_read_from_the_configuration(tmp_path: Path, names: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"architectures": {names}}}')
+    assert architecture(tmp_path, {"A", "B"}) == "A"
+
+
+@pytest.mark.parametrize("names", ["[]", "null", '"A"', "[3]", '[["A"]]', '[{"A": 1}]', '["C"]'])
+def test_a_class_that_is_unknown_or_garbled_is_an_error(tmp_path: Path, names: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"architectures": {names}}}')
+    with pytest.raises(CheckpointError, match="known are A, B"):
+        architecture(tmp_path, {"A", "B"})

@@ -1,0 +1,89 @@
+"""What a person sees while work goes on."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from deit import progress
+from deit.progress import Progress, duration, say, track
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (3599, "59 min 59 s"), (9000, "2 h 30 min")],
+)
+def test_a_duration_reads_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_work_of_under_ten_seconds_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("Reading", 100) as bar:
+        clock.now += 9.9
+        bar.advance(50)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_longer_work_prints_a_line_every_ten_seconds_to_standard_error(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("Reading", 4000) as bar:
+        for _ in range(4):
+            clock.now += 5
+            bar.advance(1000, note="loss 2.5")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "Reading: 2,000 of 4,000 images, 200/s, 10 s left, loss 2.5",
+        "Reading: 4,000 of 4,000 images, 200/s, 0 s left, loss 2.5",
+    ]
+
+
+def test_more_work_than_expected_is_no_error(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("Reading", 1) as bar:
+        clock.now += 20
+        bar.advance(5)
+    assert "5 of 1 images" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(RuntimeError, match="stop"), Progress("Reading", 2) as bar:
+        bar.advance(1, note="loss 2.5")
+        raise RuntimeError("stop")
+    drawn = terminal.getvalue()
+    assert "Reading" in drawn
+    assert "\x1b[2K" in drawn.rsplit("Reading", 1)[1]  # the line is erased at the end
+    assert drawn.endswith("\x1b[?25h") or "\x1b[?25h" in drawn  # the cursor comes back
+
+
+def test_tracked_items_come_through_in_order() -> None:
+    assert list(track(iter("abc"), "Reading", 3)) == ["a", "b", "c"]
+
+
+def test_a_line_for_a_person_leaves_standard_output_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    say("hello")
+    assert capsys.readouterr() == ("", "hello\n")
