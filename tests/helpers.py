@@ -42,6 +42,10 @@ def randomised(model: M, seed: int = 0, std: float = 0.3) -> M:
     return model.eval()
 
 
+def backward(loss: torch.Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from deit.errors import ConfigError
+from deit.errors import ConfigError, validation_problem
 from deit.files import read_json, write_json
 
 CONFIG_NAME = "config.json"
@@ -69,9 +69,7 @@ class ViTConfig(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the configuration"
-            raise ConfigError(f"Model configuration: {place}: {first['msg']}", "correct config.json") from error
+            raise ConfigError(f"Model configuration: {validation_problem(error)}", "correct config.json") from error
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,11 @@ DeiTError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DeiTError(Exception):
     """Base of the tree.
@@ -78,3 +83,12 @@ class WorkError(DeiTError, RuntimeError):
 
 class NonFiniteLossError(WorkError):
     """The training loss became infinite or not a number."""
+
+
+def validation_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as ``place: what``."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    text = cause.problem if isinstance(cause, DeiTError) else str(cause or first["msg"])
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {text}" if place else text

@@ -24,7 +24,7 @@ from deit.data.sources import (
     open_data,
     relabelled,
 )
-from deit.devices import autocast, choose_device
+from deit.devices import Precision, autocast, choose_device
 from deit.distillation.classifiers import load_classifier, model_directory
 from deit.errors import DataError
 from deit.files import read_json
@@ -152,13 +152,16 @@ def evaluate_source(
     *,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    loader: Loader | None = None,
+    precision: Precision = "fp32",
     combine: Combine = "mean",
     quiet: bool = False,
 ) -> Evaluation:
     """Classify every image of a source. The model is put into evaluation mode for it and back afterwards.
 
     Args:
+        workers: processes that make batches; by the cores when None.
+        loader: one of these samples whose processes are running already, in place of a new one.
         combine: how two heads answer together: the mean of their logits, or the sum of their softmaxes (section 4).
 
     Raises:
@@ -168,10 +171,10 @@ def evaluate_source(
     was_training = model.training
     model.eval()
     start = time.perf_counter()
-    loader = Loader(samples, workers, pin=device.type == "cuda")
+    loader = loader or Loader(samples, workers, pin=device.type == "cuda")
     parts: dict[str, list[torch.Tensor]] = {}
     labels, indices, skipped = [], [], 0
-    with Progress("Evaluating" if not quiet else "", 0 if quiet else len(samples.source.labels)) as progress:
+    with Progress("Evaluating", len(samples.source.labels), quiet=quiet) as progress:
         for batch in loader.run(samples.plans(batch_size)):
             with torch.inference_mode(), autocast(device, precision):
                 heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
@@ -183,13 +186,12 @@ def evaluate_source(
             progress.advance(len(batch.labels))
     model.train(was_training)
     seconds = time.perf_counter() - start
-    truth = torch.cat(labels)
-    if not len(truth):
+    if not sum(map(len, labels)):
         raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
     return _summarise(
         samples.source.classes,
         {name: torch.cat(logits) for name, logits in parts.items()},
-        truth,
+        torch.cat(labels),
         torch.cat(indices).numpy(),
         skipped,
         seconds,
@@ -236,6 +238,8 @@ def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | 
         record: of the data that the model was trained on, where that is known.
     """
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
+    if part == "all" and has_parts(data):
+        raise DataError(f"{data} comes in parts", "evaluate one of them: --part train, validation or test")
     if part == "all" or (part == "auto" and not has_parts(data)):
         whole = folder_source(Path(data))
         if part == "all" or record is None or record.fingerprint != fingerprint(whole):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from deit.errors import ConfigError, ImageError
+from deit.errors import ConfigError, ImageError, validation_problem
 from deit.files import read_json, write_json
 from deit.images import to_rgb
 
@@ -75,9 +75,7 @@ class DeiTImageProcessor(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "sizes"
-            raise ConfigError(f"Image processor: {place}: {first['msg']}", f"correct {PROCESSOR_NAME}") from error
+            raise ConfigError(f"Image processor: {validation_problem(error)}", f"correct {PROCESSOR_NAME}") from error
 
     @model_validator(mode="after")
     def _sizes_are_whole(self) -> Self:
@@ -144,7 +142,9 @@ class DeiTImageProcessor(BaseModel):
             ConfigError: an override that cannot be, or that is no field.
         """
         if unknown := overrides.keys() - type(self).model_fields.keys():
-            raise ConfigError(f"The image processor has no setting {min(unknown)!r}", f"it has {', '.join(type(self).model_fields)}")
+            raise ConfigError(
+                f"The image processor has no setting {min(unknown)!r}", f"it has {', '.join(type(self).model_fields)}"
+            )
         processor = self if not overrides else type(self)(**{**self.model_dump(), **overrides})
         batch = [processor.pixels(_as_pil(image)) for image in _as_list(images)]
         if len({pixels.shape for pixels in batch}) > 1:

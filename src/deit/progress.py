@@ -27,15 +27,15 @@ class Progress(AbstractContextManager["Progress"]):
     """Progress of ``total`` units of work.
 
     On a terminal a bar with rate and time left, which goes when the work is done; elsewhere a line every ten seconds,
-    the first of them after ten: work that is over by then prints nothing.
+    the first of them after ten: work that is over by then prints nothing. A quiet one prints nothing at all.
     """
 
-    def __init__(self, description: str, total: int, unit: str = "images") -> None:
-        self.description, self.total, self.unit = description, total, unit
+    def __init__(self, description: str, total: int, unit: str = "images", quiet: bool = False) -> None:
+        self.description, self.total, self.unit, self.quiet = description, total, unit, quiet
         self._done = 0
         self._note = ""
         self._start = self._last = time.monotonic()
-        self._bar = _terminal_bar() if sys.stderr.isatty() else None
+        self._bar = _terminal_bar() if sys.stderr.isatty() and not quiet else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -55,7 +55,7 @@ class Progress(AbstractContextManager["Progress"]):
         rate = self._done / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{rate:,.0f} {self.unit}/s", note=self._note)
-        elif now - self._last >= PLAIN_INTERVAL:
+        elif now - self._last >= PLAIN_INTERVAL and not self.quiet:
             self._last = now
             left = max(self.total - self._done, 0) / rate
             say(

@@ -42,7 +42,7 @@ def test_a_configuration_comes_back_from_disk(tmp_path: Path, config: ViTConfig)
 
 
 def test_unknown_fields_are_kept_for_the_way_back() -> None:
-    assert DeiTConfig(torch_dtype="float32").to_dict()["torch_dtype"] == "float32"
+    assert DeiTConfig.from_dict({"torch_dtype": "float32"}).to_dict()["torch_dtype"] == "float32"
 
 
 def test_class_names_are_numbered_and_found_again() -> None:
@@ -115,7 +115,9 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
 
 
 scalar = st.none() | st.booleans() | st.integers() | st.integers(1, 64) | st.floats() | st.text(max_size=8)
-anything = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+anything = st.recursive(
+    scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
 hostile_labels = st.dictionaries(st.text(max_size=3) | st.integers(-1, 3).map(str), anything, max_size=4)
 known = st.sampled_from([*DeiTConfig.model_fields, "num_labels", "label2id", "self", "model_config", "tokens", "__class__"])
 hostile = st.dictionaries(known | st.text(max_size=12), anything | hostile_labels, max_size=6)
@@ -135,7 +137,7 @@ def test_a_hostile_configuration_is_refused_or_sound(content: dict[str, Any], ki
     assert config.hidden_size % config.num_attention_heads == 0
     assert len(config.classes) == config.num_labels <= 1_000_000
     assert all(isinstance(name, str) for name in config.classes)
-    assert config_from_dict(config.to_dict()) == config
+    assert config_from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 @given(st.dictionaries(known, st.integers(-3, 10**20) | st.integers(1, 400).map(float), min_size=1, max_size=3))

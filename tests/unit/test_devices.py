@@ -12,7 +12,9 @@ from deit.devices import autocast, choose_device, choose_precision, describe
 from deit.errors import UserError
 
 
-@pytest.mark.parametrize(("gpu", "apple", "expected"), [(True, False, "cuda"), (True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    ("gpu", "apple", "expected"), [(True, False, "cuda"), (True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_the_best_device_is_taken(monkeypatch: pytest.MonkeyPatch, gpu: bool, apple: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)

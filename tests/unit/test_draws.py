@@ -34,9 +34,7 @@ def test_the_streams_keep_their_numbers() -> None:
 
 @given(place, place)
 @settings(max_examples=60, deadline=None)
-def test_two_places_share_no_sequence(
-    one: tuple[int, Stream, int, int, int], other: tuple[int, Stream, int, int, int]
-) -> None:
+def test_two_places_share_no_sequence(one: tuple[int, Stream, int, int, int], other: tuple[int, Stream, int, int, int]) -> None:
     assert raw(*one) == raw(*one)
     assert (one == other) == (raw(*one) == raw(*other))
 

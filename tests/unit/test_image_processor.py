@@ -124,7 +124,20 @@ def test_numpy_is_answered_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [None, "a.png", b"bytes", 3, [], {}, [None], np.zeros(3), np.zeros((2, 3, 4, 5, 6)), np.zeros((5, 6, 7)), np.zeros((0, 5, 3))]
+    "thing",
+    [
+        None,
+        "a.png",
+        b"bytes",
+        3,
+        [],
+        {},
+        [None],
+        np.zeros(3),
+        np.zeros((2, 3, 4, 5, 6)),
+        np.zeros((5, 6, 7)),
+        np.zeros((0, 5, 3)),
+    ],
 )
 def test_what_is_no_image_is_refused(thing: Any) -> None:
     with pytest.raises(ImageError, match="no image"):
@@ -204,7 +217,11 @@ def test_a_folder_without_a_processor_is_named(tmp_path: Path) -> None:
 side = st.integers(1, 40) | st.sampled_from([1, 2, 223, 224, 225, 3000])
 
 
-@given(side, side, st.sampled_from([DeiTImageProcessor(), DeiTImageProcessor.for_size(224, 224), DeiTImageProcessor.for_size(37, 61)]))
+@given(
+    side,
+    side,
+    st.sampled_from([DeiTImageProcessor(), DeiTImageProcessor.for_size(224, 224), DeiTImageProcessor.for_size(37, 61)]),
+)
 @settings(max_examples=25, deadline=None)
 def test_any_image_comes_out_in_the_same_size(width: int, height: int, processor: DeiTImageProcessor) -> None:
     if max(width, height) > 1000 and min(width, height) > 40:

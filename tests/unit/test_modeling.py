@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deit.config import DeiTConfig, ViTConfig
+from deit.config import DeiTConfig
 from deit.errors import CheckpointError, ConfigError, UserError
 from deit.modeling import (
     ACTIVATIONS,
@@ -24,7 +24,7 @@ from deit.modeling import (
     load_model,
     new_classifier,
 )
-from tests.helpers import noise, randomised, tiny_deit, tiny_vit
+from tests.helpers import backward, noise, randomised, tiny_deit, tiny_vit
 
 MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "ViTModel": lambda: ViTModel(tiny_vit()),
@@ -42,7 +42,7 @@ def tensors(output: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in vars(output).items() if value is not None}
 
 
-def answer(model: torch.nn.Module, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+def answer(model: Callable[..., Any], pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
     """All that the model says, end to end."""
     return torch.cat([value.flatten(1) for value in tensors(model(pixel_values, **options)).values()], dim=1)
 
@@ -50,7 +50,7 @@ def answer(model: torch.nn.Module, pixel_values: torch.Tensor, **options: Any) -
 @every_model
 def test_every_parameter_gets_a_gradient(make: Callable[[], PreTrainedModel]) -> None:
     model = randomised(make()).train()
-    answer(model, noise(2, 3, 32, 32)).square().sum().backward()
+    backward(answer(model, noise(2, 3, 32, 32)).square().sum())
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
 
@@ -63,7 +63,7 @@ def test_the_model_trains_as_one_graph(name: str) -> None:
     grads = []
     for network in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
-        answer(network, images, residual_scale=factors).square().mean().backward()
+        backward(answer(network, images, residual_scale=factors).square().mean())
         grads.append([parameter.grad for parameter in model.parameters()])
     for plain, compiled in zip(*grads, strict=True):
         assert torch.allclose(plain, compiled, rtol=1e-4, atol=1e-5)
@@ -173,7 +173,14 @@ def test_every_activation_is_what_its_name_says() -> None:
     tanh = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     exact = 0.5 * x * (1 + torch.erf(x / 2**0.5))
     swish = x / (1 + torch.exp(-x))
-    expected = {"gelu": exact, "gelu_new": tanh, "gelu_pytorch_tanh": tanh, "relu": x.clamp(min=0), "silu": swish, "swish": swish}
+    expected = {
+        "gelu": exact,
+        "gelu_new": tanh,
+        "gelu_pytorch_tanh": tanh,
+        "relu": x.clamp(min=0),
+        "silu": swish,
+        "swish": swish,
+    }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, values in expected.items():
         assert torch.allclose(ACTIVATIONS[name](x), values, atol=1e-6), name
@@ -302,4 +309,3 @@ def test_the_model_is_made_without_memory_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = new_classifier(DeiTConfig(hidden_size=16_384, num_attention_heads=128, num_hidden_layers=4))
     assert model(torch.zeros(1, 3, 224, 224, device="meta")).logits.shape == (1, 2)
-

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deit.position import resample
-from tests.helpers import noise
+from tests.helpers import backward, noise
 
 
 def test_the_same_grid_is_left_alone() -> None:
@@ -44,6 +44,6 @@ def test_the_type_stays(dtype: torch.dtype) -> None:
 
 def test_a_gradient_reaches_every_old_embedding() -> None:
     embeddings = noise(1, 1 + 16, 3).requires_grad_()
-    resample(embeddings, 1, (4, 4), (6, 6)).square().sum().backward()
+    backward(resample(embeddings, 1, (4, 4), (6, 6)).square().sum())
     assert embeddings.grad is not None
     assert (embeddings.grad.abs().sum(-1) > 0).all()

@@ -77,7 +77,16 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -
     drawn = terminal.getvalue()
     assert "Reading" in drawn
     assert "\x1b[2K" in drawn.rsplit("Reading", 1)[1]  # the line is erased at the end
-    assert drawn.endswith("\x1b[?25h") or "\x1b[?25h" in drawn  # the cursor comes back
+    assert "\x1b[?25h" in drawn  # the cursor comes back
+
+
+def test_a_quiet_one_shows_nothing_anywhere(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress("Reading", 2, quiet=True) as bar:
+            clock.now += 60
+            bar.advance(1)
+        assert stream.getvalue() == ""
 
 
 def test_tracked_items_come_through_in_order() -> None:

@@ -1,7 +1,7 @@
 """The names that other projects give to the same tensors: pure data, and the two functions that apply it.
 
 Our own names are those of transformers 5 with queries, keys and values in one tensor. On disk stand the names of
-transformers 4, which both 4.x and 5.x read.
+transformers 4, which both 4.x and 5.x read, and which 5.x writes too unless it is told to write its own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ _TRUNK_TRANSFORMERS: Rows = (
     ("layernorm.{p}", "layernorm.{p}"),
     ("pooler.dense.{p}", "pooler.dense.{p}"),
 )
+_TRUNK_TRANSFORMERS_5: Rows = (
+    (
+        "layers.{n}.attention.qkv.{p}",
+        "layers.{n}.attention.q_proj.{p}|layers.{n}.attention.k_proj.{p}|layers.{n}.attention.v_proj.{p}",
+    ),
+    *(
+        (f"layers.{{n}}.{part}.{{p}}",) * 2
+        for part in ("layernorm_before", "attention.o_proj", "layernorm_after", "mlp.fc1", "mlp.fc2")
+    ),
+)
 _TRUNK_TIMM: Rows = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.distillation_token", "dist_token"),
@@ -61,10 +71,12 @@ def _below(prefix: str, rows: Rows, same: bool) -> Rows:
 
 _HEADS: Rows = tuple((f"{head}.{{p}}",) * 2 for head in ("classifier", "cls_classifier", "distillation_classifier"))
 
+# Both generations of names are read; the first that fits, the older, is written.
+_TRUNKS_TRANSFORMERS = (*_TRUNK_TRANSFORMERS, *_TRUNK_TRANSFORMERS_5)
 TRANSFORMERS: Rows = (
-    *_TRUNK_TRANSFORMERS,
-    *_below("deit.", _TRUNK_TRANSFORMERS, same=True),
-    *_below("vit.", _TRUNK_TRANSFORMERS, same=True),
+    *_TRUNKS_TRANSFORMERS,
+    *_below("deit.", _TRUNKS_TRANSFORMERS, same=True),
+    *_below("vit.", _TRUNKS_TRANSFORMERS, same=True),
     *_HEADS,
 )
 TIMM_VIT: Rows = (*_below("vit.", _TRUNK_TIMM, same=False), ("classifier.{p}", "head.{p}"))
@@ -79,13 +91,16 @@ def to_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     """Their tensors under our names.
 
     Raises:
-        CheckpointError: a tensor that the table does not know, or a part of a joined one that is missing or does not fit.
+        CheckpointError: a tensor that the table does not know or that stands there twice, or a part of a joined one that is
+            missing or does not fit.
     """
     parts: dict[str, dict[int, Tensor]] = {}
     wanted: dict[str, int] = {}
     for name, tensor in state.items():
         ours, place, count = _find_theirs(name, rows)
-        parts.setdefault(ours, {})[place] = tensor
+        if place in parts.setdefault(ours, {}):
+            raise CheckpointError(f"The checkpoint holds {ours} twice, once as {name}", "remove one of the two")
+        parts[ours][place] = tensor
         wanted[ours] = count
     return {name: _joined(name, parts[name], count) for name, count in wanted.items()}
 

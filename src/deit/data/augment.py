@@ -25,6 +25,7 @@ MAX_LEVEL = 10.0
 OPERATION_PROBABILITY = 0.5  # of each of RandAugment's operations
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Aspect = Annotated[float, Field(ge=0.001, le=1000)]
 Colour = tuple[int, int, int]
 
 
@@ -63,7 +64,7 @@ class Augmentation(BaseModel):
 
     crop: Literal["auto", "resized", "padded"] = "auto"
     scale: tuple[Probability, Probability] = (0.08, 1.0)
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+    ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     flip: Probability = 0.5
     randaugment: RandAugment = RandAugment()
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.3

@@ -18,7 +18,7 @@ from deit.data.mixing import Mixing, draw, mix_images, soft_targets
 from deit.data.order import Plan
 from deit.data.sources import ImageSource
 from deit.draws import Stream, generator
-from deit.errors import DataError, ImageError
+from deit.errors import DataError, DeiTError, ImageError
 from deit.image_processor import DeiTImageProcessor
 
 MAX_WORKERS = 8
@@ -169,9 +169,19 @@ class Loader:
         )
 
     def run(self, plans: Sequence[Plan]) -> Iterator[Batch]:
-        """One batch for each plan, in their order."""
+        """One batch for each plan, in their order.
+
+        Raises:
+            DeiTError: whatever :meth:`TrainSamples.batch` raises, in its own words.
+        """
         self._order.plans = list(plans)
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, DeiTError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # the error and this frame would hold each other, and the workers would not be let go
+            yield batch
 
 
 def default_workers() -> int:
@@ -184,12 +194,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Batches(Dataset[Batch]):
+class _Batches(Dataset[Batch | DeiTError]):
     def __init__(self, samples: TrainSamples | EvaluationSamples) -> None:
         self._samples = samples
 
-    def __getitem__(self, plan: Plan) -> Batch:
-        return self._samples.batch(plan)
+    def __getitem__(self, plan: Plan) -> Batch | DeiTError:
+        try:
+            return self._samples.batch(plan)
+        except DeiTError as error:  # handed over as it is: torch would put a worker's whole traceback into its message
+            return error
 
 
 class _Order(Sampler[Plan]):

@@ -210,8 +210,6 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
     if str(data) == DIGITS:
         return _digits(seed)
     root = Path(data)
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder", "pass the folder of your data set, or `digits`")
     folders = {name: root / name for name in ("train", *VALIDATION_NAMES, TEST_NAME) if (root / name).is_dir()}
     if has_parts(root):
         return _from_splits(folders, seed, validation_fraction)
@@ -228,12 +226,13 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FolderSou
     Raises:
         DataError: as :func:`open_data` says.
     """
-    folders = {
-        unicodedata.normalize("NFC", child.name): child
-        for child in root.iterdir()
-        if child.is_dir() and not child.name.startswith(".")
-    }
-    files = {name: _images_below(folder) for name, folder in sorted(folders.items())}
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder", "pass the folder of your data set, or `digits`")
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):  # two Unicode forms of one name are one class
+            found.setdefault(unicodedata.normalize("NFC", folder.name), []).extend(_images_below(folder))
+    files = dict(sorted(found.items()))
     if classes is None:
         _check_classes(root, files)
         classes = tuple(files)
@@ -258,7 +257,8 @@ def split(source: ImageSource, seed: int, fractions: Sequence[float]) -> list[Su
         own = own[generator(seed, Stream.SPLIT, index=label).permutation(len(own))]
         start = 0
         for part, fraction in enumerate(fractions):
-            count = max(round(fraction * len(own)), 1) if len(own) > len(fractions) else 0
+            most = len(own) - start - (len(fractions) - part)  # one is left for each part to come
+            count = min(max(round(fraction * len(own)), 1), most) if len(own) > len(fractions) else 0
             parts[part].extend(own[start : start + count].tolist())
             start += count
         parts[-1].extend(own[start:].tolist())
@@ -322,6 +322,9 @@ def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
         if problems:
             parts[name] = subset(source, (i for i in range(len(source.labels)) if i not in problems))
             skipped += len(problems)
+    for name, source in parts.items():
+        if source is not None and not len(source.labels):
+            raise DataError(f"No readable image of the {name} part is left", "replace the unreadable files")
     train, validation = parts["train"], parts["validation"]
     assert train is not None
     assert validation is not None
@@ -363,9 +366,11 @@ def _set_aside(source: FolderSource, seed: int, fraction: float) -> Splits:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(
-        Path(directory) / name for directory, _, names in os.walk(folder) for name in names if is_image_name(Path(name))
-    )
+    images: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # such as .ipynb_checkpoints
+        images.extend(Path(directory) / name for name in names if is_image_name(Path(name)))
+    return sorted(images)
 
 
 def _check_classes(root: Path, files: dict[str, list[Path]]) -> None:

@@ -7,6 +7,7 @@ A convolutional network trains, saves and answers like our models. Its directory
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from deit.checkpoints.weights import WEIGHTS_NAME, load_into, read_tensors, write_tensors
-from deit.config import CONFIG_NAME
+from deit.config import CONFIG_NAME, MAX_CLASSES
 from deit.errors import CheckpointError, TeacherError
 from deit.files import read_json, write_json
 from deit.image_processor import PROCESSOR_NAME, DeiTImageProcessor
 from deit.modeling import ImageClassifierOutput, TransformerClassifier, load_model
 
-MAX_CLASSES = 1_000_000
+# With these, timm.create_model would fetch or unpickle weights from elsewhere.
+LOADING_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
 
 
 class TimmClassifier(nn.Module):
@@ -49,6 +51,8 @@ class TimmClassifier(nn.Module):
         self.architecture, self.classes, self.processor = architecture, classes, processor
         self.arguments = dict(arguments or {})
         check_architecture(architecture)
+        if loading := LOADING_ARGUMENTS & self.arguments.keys():
+            raise TeacherError(f"The argument {min(loading)!r} of timm is not allowed here", "remove it")
         try:
             self.network: nn.Module = timm.create_model(architecture, num_classes=len(classes), **self.arguments)
         except (TypeError, ValueError, AssertionError) as error:
@@ -95,14 +99,14 @@ class TimmClassifier(nn.Module):
         settings = content.get("pretrained_cfg", {})
         try:
             _, height, width = (int(side) for side in settings["input_size"])
-            names = settings.get("label_names") or [str(i) for i in range(int(content["num_classes"]))]
+            names = settings.get("label_names") or range(int(content["num_classes"]))
             if not 0 < len(names) <= MAX_CLASSES:
                 raise ValueError("the number of classes")
             processor = DeiTImageProcessor.for_size(
                 height, width, float(settings["crop_pct"]), settings["mean"], settings["std"]
             )
             arguments = dict(content.get("model_args") or {})
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{directory / CONFIG_NAME} lacks or garbles {error}", "save the model again") from error
         model = cls(str(content.get("architecture")), tuple(map(str, names)), processor, arguments)
         load_into(model.network, read_tensors(directory / WEIGHTS_NAME))
@@ -178,5 +182,6 @@ def fresh_network(
 
 
 def _crop_ratio(processor: DeiTImageProcessor) -> float:
-    edge = processor.size.get("shortest_edge", processor.size.get("height", 1))
-    return processor.crop_size["height"] / edge
+    height, edge = processor.crop_size["height"], processor.size.get("shortest_edge", processor.size.get("height", 1))
+    ratio = height / edge
+    return ratio if int(height / ratio) == edge else math.nextafter(ratio, 0)  # rounding must not lose a pixel on the way back

@@ -79,12 +79,14 @@ class Training:
             ImageError: an unreadable image, unless they are skipped.
         """
         recipe, place = self.context.recipe, self.place
-        loader = Loader(self.samples, self.workers, pin=self.context.device.type == "cuda")
+        on_gpu = self.context.device.type == "cuda"
+        loader = Loader(self.samples, self.workers, pin=on_gpu)
+        judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
         with _interrupts() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
-                row = self._finish_epoch(epoch)
+                row = self._finish_epoch(epoch, judge)
                 progress.advance(0, f"validation {row['validation']['top1']:.1%}")
 
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
@@ -117,11 +119,11 @@ class Training:
                 )
         place.seconds += time.perf_counter() - start
 
-    def _finish_epoch(self, epoch: int) -> dict[str, Any]:
+    def _finish_epoch(self, epoch: int, judge: Loader) -> dict[str, Any]:
         """Evaluate, log, save, and move on to the next epoch."""
         recipe, place = self.context.recipe, self.place
         chosen = self.average.model if self.average is not None and recipe.average.evaluate else self.model
-        result = evaluate_source(chosen, self.validation, workers=self.workers, precision=self.context.precision, quiet=True)
+        result = evaluate_source(chosen, self.validation, loader=judge, precision=self.context.precision, quiet=True)
         answer = result.answer
         last_step = epoch + (self.steps - 1) / self.steps
         row: dict[str, Any] = {

@@ -66,6 +66,12 @@ def test_a_missing_part_of_a_joined_tensor_is_named() -> None:
         to_ours({name: torch.zeros(2) for name in names}, TRANSFORMERS)
 
 
+def test_a_tensor_under_two_names_at_once_is_an_error() -> None:
+    names = ["deit.encoder.layer.0.output.dense.bias", "deit.layers.0.mlp.fc2.bias"]
+    with pytest.raises(CheckpointError, match=r"holds deit\.layers\.0\.mlp\.fc2\.bias twice"):
+        to_ours({name: torch.zeros(2) for name in names}, TRANSFORMERS)
+
+
 def test_parts_of_different_widths_are_named() -> None:
     sizes = {"query": 2, "key": 2, "value": 3}
     state = {f"vit.encoder.layer.0.attention.attention.{part}.weight": torch.zeros(2, n) for part, n in sizes.items()}
@@ -73,7 +79,10 @@ def test_parts_of_different_widths_are_named() -> None:
         to_ours(state, TRANSFORMERS)
 
 
-@given(st.text(max_size=30) | st.from_regex(r"deit\.(encoder\.layer|blocks)\.\d{1,6}\.\w{1,9}\.(weight|bias|scale)", fullmatch=True))
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"deit\.(encoder\.layer|blocks)\.\d{1,6}\.\w{1,9}\.(weight|bias|scale)", fullmatch=True)
+)
 @settings(max_examples=60, deadline=None)
 def test_a_name_that_no_table_knows_is_an_error(name: str) -> None:
     for rows in (TRANSFORMERS, TIMM_DEIT, TIMM_VIT):
@@ -82,7 +91,8 @@ def test_a_name_that_no_table_knows_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["embeddings.cls_tokenX", "Xembeddings.cls_token", "layernorm.weight\n", "layernormXweight", "deit.vit.layernorm.weight"]
+    "name",
+    ["embeddings.cls_tokenX", "Xembeddings.cls_token", "layernorm.weight\n", "layernormXweight", "deit.vit.layernorm.weight"],
 )
 def test_a_name_must_fit_as_a_whole(name: str) -> None:
     with pytest.raises(CheckpointError, match="unknown tensor"):

@@ -97,7 +97,7 @@ def test_any_bytes_are_tensors_or_a_clear_error(tmp_path: Path, head: bytes, bod
 
 
 def test_a_model_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: object) -> None:
+    def full(path: Path, _: object) -> None:
         assert (tmp_path / WEIGHTS_NAME).is_file()
         raise OSError(f"No space left for {path.name}")
 

@@ -1,0 +1,72 @@
+"""The first ten losses of each recipe in its tiny mode: a change of any draw, augmentation, loss or step shows here.
+
+The values are of one machine's arithmetic; another's may differ in the last digits, never in the fourth.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from deit.data.augment import TrainTransform
+from deit.data.loader import TrainSamples
+from deit.data.order import epoch_steps, micro_batches
+from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
+from deit.distillation.teacher import Teacher
+from deit.draws import Stream, torch_seed
+from deit.modeling import new_classifier
+from deit.training.optimization import learning_rate, make_optimizer
+from deit.training.recipe import RECIPES, ConvNet, Recipe, Transformer, get_recipe
+from deit.training.step import StepContext, train_step
+from tests.helpers import MemorySource
+
+GOLDEN = Path(__file__).with_name("first_losses.json")
+STEPS = 10
+CLASSES = ("a", "b", "c")
+
+
+def first_losses(recipe: Recipe) -> list[float]:
+    """Ten steps on images made from their numbers."""
+    source = MemorySource(96, CLASSES)
+    processor = recipe.processor()
+    model, teacher, layers = _model(recipe), None, 0
+    if isinstance(recipe.model, Transformer):
+        layers = recipe.model.config().num_hidden_layers
+    if recipe.distillation.mode != "none":
+        network = fresh_network("test_resnet", CLASSES, processor, {}, seed=1)
+        teacher = Teacher(LoadedClassifier(network, processor, CLASSES), CLASSES, processor, "t")
+    transform = TrainTransform(recipe.augmentation, *recipe.image_hw)
+    samples = TrainSamples(source, transform, recipe.mixing, recipe.seed, recipe.smoothing)
+    context = StepContext(recipe, torch.device("cpu"), "fp32", teacher, layers)
+    optimizer = make_optimizer(model, recipe.optimizer)
+    losses: list[float] = []
+    for epoch in range(STEPS):
+        plans = epoch_steps(len(source.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
+        for step, plan in enumerate(plans):
+            batches = [samples.batch(piece) for piece in micro_batches(plan, recipe.micro_batch_size)]
+            lr = learning_rate(recipe.optimizer, recipe.peak_lr, STEPS, epoch + step / len(plans))
+            losses.append(train_step(model, optimizer, batches, context, epoch, step, lr).item())
+            if len(losses) == STEPS:
+                return losses
+    raise AssertionError
+
+
+def _model(recipe: Recipe) -> torch.nn.Module:
+    seed = torch_seed(recipe.seed, Stream.INIT)
+    if isinstance(recipe.model, ConvNet):
+        network: TimmClassifier = fresh_network("test_resnet", CLASSES, recipe.processor(), {}, seed)
+        return network.train()
+    return new_classifier(recipe.model.config(CLASSES), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_first_losses_are_as_they_were(name: str) -> None:
+    assert first_losses(get_recipe(name).tiny()) == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-3)
+
+
+if __name__ == "__main__":  # python -m tests.golden.test_first_losses: after a change that is meant
+    values = {name: [round(loss, 6) for loss in first_losses(get_recipe(name).tiny())] for name in RECIPES}
+    GOLDEN.write_text(json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,84 @@
+"""One image through the processor and through training's steps: the very numbers, pinned.
+
+The pixels come from integer arithmetic, so they are pinned by their SHA-256; what has been through floating point is pinned
+by a few rounded figures. A change here changes what trained models see: never re-pin without saying so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from deit.data.augment import Augmentation, TrainTransform
+from deit.data.loader import TrainSamples
+from deit.data.mixing import Mixing
+from deit.data.order import epoch_steps
+from deit.draws import Stream, generator
+from deit.image_processor import DeiTImageProcessor
+from tests.helpers import MemorySource, pattern
+
+IMAGE = "3cb143e8f4bd3ece"
+PIXELS = {"squash": "715bba1701fa45fc", "authors": "1dfdb9362d30bd0d"}
+VALUES = {"squash": [-0.001, 0.484, 0.004, -0.004, 0.561, -10.643], "authors": [0.224, 1.004, 0.057, 0.188, 1.176, 62.553]}
+TRAINING = [
+    [0.091, 1.207, -0.32, 0.188, -1.212, 148.531],
+    [0.443, 1.014, 0.23, 2.221, 0.383, 33.234],
+    [0.863, 0.823, 1.307, 1.763, 1.751, 10.966],
+    [0.969, 0.61, 1.29, 0.345, 1.455, -12.351],
+]
+ORDER = [[1, 2], [5, 1], [5, 2], [1, 1], [4, 1], [5, 0], [4, 2], [1, 0], [4, 0]]
+TARGETS = [
+    [0.0333, 0.6175, 0.3492],
+    [0.0333, 0.3492, 0.6175],
+    [0.0333, 0.1212, 0.8454],
+    [0.0333, 0.8454, 0.1212],
+    [0.0333, 0.8385, 0.1282],
+    [0.0333, 0.1282, 0.8385],
+    [0.0333, 0.9333, 0.0333],
+    [0.0333, 0.9333, 0.0333],
+    [0.0333, 0.9333, 0.0333],
+]
+BATCH = [0.368, 0.98, -1.451, -0.503, 1.455, 14.962]
+
+
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def figures(values: np.ndarray) -> list[float]:
+    """Mean and spread, the middle pixel of each channel, and a sum that knows where each value stands."""
+    flat = values.astype(np.float64)
+    weights = np.sin(np.arange(flat.size)).reshape(flat.shape)
+    middle = flat[:, flat.shape[1] // 2, flat.shape[2] // 2]
+    return [round(float(value), 3) for value in (flat.mean(), flat.std(), *middle, (flat * weights).sum())]
+
+
+def test_the_image_that_all_this_is_about() -> None:
+    assert digest(np.asarray(pattern(301, 207))) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"), [("squash", DeiTImageProcessor()), ("authors", DeiTImageProcessor.for_size(224, 224))]
+)
+def test_the_processor_gives_the_pinned_pixels(name: str, processor: DeiTImageProcessor) -> None:
+    image = pattern(301, 207)
+    assert digest(processor.pixels(image)) == PIXELS[name]
+    assert figures(processor(image).pixel_values[0].numpy()) == pytest.approx(VALUES[name], abs=2e-3)
+
+
+def test_the_training_steps_give_the_pinned_numbers() -> None:
+    transform = TrainTransform(Augmentation(), 224, 224)
+    samples = [figures(transform(pattern(301, 207), generator(7, Stream.AUGMENT, 3, index))) for index in range(4)]
+    assert np.allclose(samples, TRAINING, atol=2e-3), samples
+
+
+def test_a_mixed_batch_gives_the_pinned_numbers() -> None:
+    source = MemorySource(9)
+    samples = TrainSamples(source, TrainTransform(Augmentation(), 32, 32), Mixing(mixup=0.8, cutmix=1.0), seed=7, smoothing=0.1)
+    (plan,) = epoch_steps(9, 9, seed=7, epoch=1, repeats=3)
+    batch = samples.batch(plan)
+    assert plan.samples[:, :2].tolist() == ORDER
+    assert np.allclose(batch.targets.numpy(), TARGETS, atol=1e-3), batch.targets.tolist()
+    assert figures(batch.pixel_values.reshape(27, 32, 32).numpy()[:3]) == pytest.approx(BATCH, abs=2e-3)

@@ -1,0 +1,199 @@
+"""Batches: the same from any number of workers, ranks and pieces, and each sample again alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from deit.data.augment import Augmentation, TrainTransform
+from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
+from deit.data.mixing import Mixing
+from deit.data.order import Plan, epoch_steps, micro_batches, share
+from deit.errors import DataError, ImageError
+from deit.image_processor import DeiTImageProcessor
+from tests.helpers import MemorySource
+
+TRANSFORM = TrainTransform(Augmentation(), 24, 16)
+PAPER_MIXING = Mixing(mixup=0.8, cutmix=1.0)
+PROCESSOR = DeiTImageProcessor.for_size(16, 16)
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
+
+
+def made(source: MemorySource, mixing: Mixing = PAPER_MIXING, skip: bool = False, seed: int = 5) -> TrainSamples:
+    return TrainSamples(source, TRANSFORM, mixing, seed=seed, smoothing=0.1, skip_unreadable=skip)
+
+
+def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        for name in ("pixel_values", "labels", "targets", "samples"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert a.skipped == b.skipped
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    def all_of(name: str) -> torch.Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
+    return Batch(all_of("pixel_values"), all_of("labels"), all_of("targets"), all_of("samples"))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_number_of_workers_changes_nothing(workers: int) -> None:
+    samples = made(MemorySource(22))
+    here, there = Loader(samples, 0), Loader(samples, workers)
+    for epoch in (0, 1):  # the workers live on from one to the other
+        plans = epoch_steps(22, 6, samples.seed, epoch, repeats=3)
+        batches = list(here.run(plans))
+        assert_same(list(there.run(plans)), batches)
+        assert_same([samples.batch(plan) for plan in plans], batches)
+
+
+def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> None:
+    samples = made(MemorySource(24))
+    loader = Loader(samples, 2)
+    first, second = (epoch_steps(24, 4, samples.seed, epoch) for epoch in (0, 1))
+    batches = loader.run(first)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert_same(list(loader.run(second)), [samples.batch(plan) for plan in second])
+
+
+def test_a_batch_has_the_documented_shapes() -> None:
+    (plan,) = epoch_steps(5, 8, 5, epoch=0)
+    batch = made(MemorySource(5)).batch(plan)
+    assert (batch.pixel_values.shape, batch.pixel_values.dtype) == ((5, 3, 24, 16), torch.float32)
+    assert (batch.labels.shape, batch.labels.dtype) == ((5,), torch.int64)
+    assert (batch.targets.shape, batch.targets.dtype) == ((5, 3), torch.float32)
+    assert torch.equal(batch.samples, torch.from_numpy(plan.samples))
+    assert batch.labels.tolist() == [index % 3 for index in plan.samples[:, 0].tolist()]
+
+
+def test_any_sample_can_be_made_alone() -> None:
+    samples = made(MemorySource(12), mixing=Mixing())
+    for plan in epoch_steps(12, 6, samples.seed, epoch=2, repeats=2):
+        batch = samples.batch(plan)
+        for row, (index, repeat, _) in enumerate(plan.samples.tolist()):
+            assert np.array_equal(samples.sample(2, index, repeat), batch.pixel_values[row].numpy())
+            expected = torch.full((3,), 0.1 / 3)
+            expected[index % 3] += 0.9
+            assert torch.allclose(batch.targets[row], expected)
+
+
+def test_a_sample_is_another_in_another_epoch_repeat_or_seed() -> None:
+    samples, other = made(MemorySource(12)), made(MemorySource(12), seed=6)
+    kinds = [samples.sample(0, 4), samples.sample(1, 4), samples.sample(0, 4, repeat=1), other.sample(0, 4)]
+    for place, sample in enumerate(kinds):
+        assert not any(np.array_equal(sample, different) for different in kinds[place + 1 :])
+
+
+def test_a_mixed_pair_can_be_made_alone() -> None:
+    samples = made(MemorySource(13))
+    (plan,) = epoch_steps(13, 13, samples.seed, epoch=1)
+    whole = samples.batch(plan)
+    for first in range(0, 13, 2):
+        pair = samples.batch(Plan(1, 0, plan.samples[first : first + 2]))
+        assert torch.equal(pair.pixel_values, whole.pixel_values[first : first + 2])
+        assert torch.equal(pair.targets, whole.targets[first : first + 2])
+
+
+@pytest.mark.parametrize("size", [12, 13])
+def test_ranks_and_micro_batches_do_not_change_a_global_batch(size: int) -> None:
+    samples = made(MemorySource(size))
+    (plan,) = epoch_steps(size, size, samples.seed, epoch=3, repeats=3)
+    whole = samples.batch(plan)
+    for pieces in (
+        [share(plan, rank, 2) for rank in range(2)],
+        [share(plan, rank, 3) for rank in range(3)],
+        micro_batches(plan, 4),
+        [piece for rank in range(2) for piece in micro_batches(share(plan, rank, 2), 2)],
+    ):
+        assert_same([joined([samples.batch(piece) for piece in pieces])], [whole])
+
+
+def test_mixing_is_seen_in_pixels_and_targets() -> None:
+    (plan,) = epoch_steps(12, 12, 5, epoch=0)
+    mixed, plain = made(MemorySource(12)).batch(plan), made(MemorySource(12), mixing=Mixing()).batch(plan)
+    assert not torch.equal(mixed.pixel_values, plain.pixel_values)
+    assert torch.equal(mixed.labels, plain.labels)
+    assert torch.allclose(mixed.targets.sum(dim=1), torch.ones(12))
+    assert (mixed.targets.max(dim=1).values < plain.targets.max(dim=1).values - 0.01).any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_one_clear_error(workers: int) -> None:
+    loader = Loader(made(MemorySource(8, broken=frozenset({3}))), workers)
+    with pytest.raises(ImageError, match=r"\Aimage 3 is broken: mend it\.\Z"):
+        list(loader.run(epoch_steps(8, 4, 5, epoch=0)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_and_counted_on_request(workers: int) -> None:
+    source = MemorySource(12, broken=frozenset({3, 7}))
+    samples = made(source, skip=True)
+    plans = epoch_steps(12, 12, 5, epoch=0)
+    (batch,) = Loader(samples, workers).run(plans)
+    assert batch.skipped == 2
+    kept = [row for row, index in enumerate(plans[0].samples[:, 0]) if index not in source.broken]
+    assert batch.samples.tolist() == plans[0].samples[kept].tolist()
+    assert batch.labels.tolist() == [index % 3 for index in plans[0].samples[kept, 0]]
+    assert torch.allclose(batch.targets.sum(dim=1), torch.ones(10))
+
+
+def test_what_is_left_of_a_broken_pair_is_not_mixed_and_other_pairs_are_as_ever() -> None:
+    plan = Plan(0, 0, np.array([[0, 0, 0], [1, 0, 1], [2, 0, 2], [3, 0, 3], [4, 0, 4], [5, 0, 5]]))
+    samples = made(MemorySource(6, broken=frozenset({2})), skip=True)
+    whole, rest = made(MemorySource(6)).batch(plan), samples.batch(plan)
+    for row, before in enumerate([0, 1, 3, 4, 5]):
+        if before == 3:
+            assert np.array_equal(rest.pixel_values[row].numpy(), samples.sample(0, 3))
+            assert rest.targets[row].max().item() == pytest.approx(0.9 + 0.1 / 3)
+        else:
+            assert torch.equal(rest.pixel_values[row], whole.pixel_values[before])
+            assert torch.equal(rest.targets[row], whole.targets[before])
+
+
+def test_a_batch_of_nothing_but_unreadable_images_is_an_error() -> None:
+    samples = made(MemorySource(4, broken=frozenset(range(4))), skip=True)
+    with pytest.raises(DataError, match="No image of a whole batch is readable"):
+        samples.batch(epoch_steps(4, 4, 5, epoch=0)[0])
+
+
+def test_evaluation_shows_every_image_once_as_the_processor_sees_it() -> None:
+    samples = EvaluationSamples(MemorySource(10), PROCESSOR)
+    plans = samples.plans(4)
+    assert [len(plan.samples) for plan in plans] == [4, 4, 2]
+    batch = joined(list(Loader(samples, 0).run(plans)))
+    assert batch.samples[:, 0].tolist() == list(range(10))
+    assert batch.labels.tolist() == [index % 3 for index in range(10)]
+    assert torch.equal(batch.targets, torch.nn.functional.one_hot(batch.labels, 3).float())
+    assert torch.equal(batch.pixel_values, PROCESSOR([MemorySource(10).load(index) for index in range(10)]).pixel_values)
+
+
+def test_evaluation_leaves_unreadable_images_out_on_request() -> None:
+    source = MemorySource(6, broken=frozenset({0, 1, 4}))
+    with pytest.raises(ImageError, match="image 0 is broken"):
+        EvaluationSamples(source, PROCESSOR).batch(EvaluationSamples(source, PROCESSOR).plans(6)[0])
+    samples = EvaluationSamples(source, PROCESSOR, skip_unreadable=True)
+    batches = list(Loader(samples, 0).run(samples.plans(2)))
+    assert [batch.skipped for batch in batches] == [2, 0, 1]
+    assert [batch.samples[:, 0].tolist() for batch in batches] == [[], [2, 3], [5]]
+    assert batches[0].pixel_values.shape == (0, 3, 16, 16)
+
+
+def test_a_batch_moves_whole() -> None:
+    (plan,) = epoch_steps(4, 4, 5, epoch=0)
+    batch = made(MemorySource(4)).batch(plan)
+    moved = batch.to(torch.device("meta"))
+    assert {moved.pixel_values.device.type, moved.labels.device.type, moved.targets.device.type} == {"meta"}
+    assert torch.equal(moved.samples, batch.samples)  # read on the CPU
+
+
+def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 1), (2, 1), (6, 5), (64, 8)):
+        monkeypatch.setattr("deit.data.loader.available_cores", lambda cores=cores: cores)
+        assert default_workers() == expected

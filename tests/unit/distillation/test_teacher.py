@@ -1,0 +1,111 @@
+"""A teacher owns its size, its normalisation and its order of classes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
+from deit.distillation.teacher import Teacher
+from deit.errors import TeacherError
+from deit.image_processor import DeiTImageProcessor
+from deit.modeling import ViTForImageClassification
+from tests.helpers import noise, pattern, randomised, tiny_vit
+
+CLASSES = ("ant", "bee", "cat")
+STUDENT = DeiTImageProcessor.for_size(32, 32)
+ARCH = "test_resnet"
+
+
+def _network(classes: tuple[str, ...] = CLASSES, processor: DeiTImageProcessor = STUDENT) -> TimmClassifier:
+    return randomised(fresh_network(ARCH, classes, processor, {}, seed=0), std=0.1)
+
+
+def _loaded(network: TimmClassifier) -> LoadedClassifier:
+    return LoadedClassifier(network, network.processor, network.classes)
+
+
+def test_a_teacher_answers_with_its_own_logits() -> None:
+    network, batch = _network(), noise(2, 3, 32, 32)
+    teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t")
+    torch.testing.assert_close(teacher(batch), network(batch).logits)
+
+
+def test_the_student_s_normalisation_is_exchanged_for_the_teacher_s() -> None:
+    own = DeiTImageProcessor.for_size(32, 32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    network = _network(processor=own)
+    pixels = np.asarray(pattern(32, 32))[None]
+    teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t")
+    seen = teacher(torch.from_numpy(STUDENT.normalise(pixels)))
+    torch.testing.assert_close(seen, network(torch.from_numpy(own.normalise(pixels))).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_another_size_is_the_teacher_s_own_business() -> None:
+    model = randomised(ViTForImageClassification(tiny_vit(image_size=48).with_classes(CLASSES)))
+    loaded = LoadedClassifier(model, DeiTImageProcessor.for_size(48, 48), CLASSES)
+    assert Teacher(loaded, CLASSES, STUDENT, "t")(noise(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_another_order_of_classes_is_mapped_by_name() -> None:
+    network, batch = _network(("cat", "ant", "bee")), noise(2, 3, 32, 32)
+    teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t")
+    torch.testing.assert_close(teacher(batch), network(batch).logits[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"), [(("ant", "bee"), "knows 2 classes, the data has 3"), (("ant", "bee", "dog"), "'cat'")]
+)
+def test_other_classes_are_refused_with_the_remedy(own: tuple[str, ...], message: str) -> None:
+    with pytest.raises(TeacherError, match=message) as caught:
+        Teacher(_loaded(_network(own)), CLASSES, STUDENT, "t")
+    assert "deit teacher train DATA --arch" in str(caught.value)
+
+
+def test_a_teacher_comes_from_its_directory_or_its_run(tmp_path: Path) -> None:
+    network, batch = _network(), noise(2, 3, 32, 32)
+    network.save_pretrained(tmp_path / "a run" / "best")
+    for path in (tmp_path / "a run" / "best", tmp_path / "a run"):
+        teacher = Teacher.load(path, CLASSES, STUDENT)
+        torch.testing.assert_close(teacher(batch), network(batch).logits)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_timm_teacher_comes_from_a_local_file(tmp_path: Path, suffix: str) -> None:
+    network = timm.create_model(ARCH, num_classes=3).eval()
+    path = tmp_path / f"the weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": network.state_dict()}, path)
+    else:
+        save_file(network.state_dict(), path)
+    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=path)
+    assert teacher(noise(1, 3, 160, 160)).shape == (1, 3)
+    with pytest.raises(TeacherError, match="does not fit"):
+        Teacher.load(ARCH, (*CLASSES, "dog"), STUDENT, weights=path)
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"model": Trap()}))
+    with pytest.raises(TeacherError):
+        Teacher.load(ARCH, CLASSES, STUDENT, weights=path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_published_weights_are_checked_before_they_are_fetched() -> None:
+    with pytest.raises(TeacherError, match="knows 1000 classes, the data has 3"):
+        Teacher.load("regnety_160", CLASSES, STUDENT)
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(TeacherError, match="did you mean regnety_160"):
+        Teacher.load("regnety_16O", CLASSES, STUDENT)

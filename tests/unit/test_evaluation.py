@@ -1,0 +1,257 @@
+"""How often a model is right, how sure it is, and on which images that was found out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from deit.data.loader import EvaluationSamples
+from deit.data.sources import DataRecord, folder_source, open_data
+from deit.errors import CheckpointError, DataError, ImageError
+from deit.evaluation import (
+    Evaluation,
+    calibration_bins,
+    calibration_error,
+    evaluate,
+    evaluate_source,
+    evaluation_part,
+    read_record,
+)
+from deit.image_processor import DeiTImageProcessor
+from deit.modeling import DeiTForImageClassificationWithTeacher
+from tests.conftest import CLASSES
+from tests.helpers import MemorySource, pattern, randomised, tiny_deit
+
+PROCESSOR = DeiTImageProcessor.for_size(32, 32)
+
+
+@dataclass
+class Heads:
+    heads: dict[str, torch.Tensor]
+
+
+class Scripted(nn.Module):
+    """Answers the n-th image with the n-th row."""
+
+    def __init__(self, **heads: list[list[float]]) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.rows = {name: torch.tensor(rows) for name, rows in heads.items()}
+        self.next = 0
+        self.modes: set[bool] = set()
+
+    def forward(self, pixel_values: torch.Tensor) -> Heads:
+        self.modes.add(self.training)
+        here = slice(self.next, self.next + len(pixel_values))
+        self.next += len(pixel_values)
+        return Heads({name: rows[here] for name, rows in self.rows.items()})
+
+
+def run(model: nn.Module, source: MemorySource, skip: bool = False, **options: object) -> Evaluation:
+    return evaluate_source(model, EvaluationSamples(source, PROCESSOR, skip), workers=0, batch_size=2, quiet=True, **options)  # type: ignore[arg-type]
+
+
+LN = [math.log(value) for value in (1, 2, 5)]
+
+
+def test_the_figures_are_those_of_a_hand_computation() -> None:
+    # softmaxes: (1, 2, 5) / 8, then its turns. Labels are 0, 1, 2, 0, 1.
+    rows = [[LN[0], LN[1], LN[2]], [LN[0], LN[2], LN[1]], [LN[0], LN[1], LN[2]], [LN[2], LN[1], LN[0]], [LN[2], LN[0], LN[1]]]
+    result = run(Scripted(**{"class": rows}), MemorySource(5))
+    assert result.answer.top1 == pytest.approx(3 / 5)  # the first and the last are wrong
+    assert result.answer.top5 == 1.0  # of three classes
+    assert result.answer.loss == pytest.approx((2 * math.log(8) + 3 * math.log(8 / 5)) / 5)
+    assert result.answer.calibration_error == pytest.approx(5 / 8 - 3 / 5, abs=1e-6)  # all in one bin
+    assert result.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
+    assert result.per_class == {"a": 0.5, "b": 0.5, "c": 1.0}
+    assert result.probabilities[0].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8])
+    assert (result.labels.tolist(), result.indices.tolist()) == ([0, 1, 2, 0, 1], [0, 1, 2, 3, 4])
+    assert result.most_confused(5) == [("a", "c", 1), ("b", "a", 1)]
+    assert (result.images, result.skipped) == (5, 0)
+
+
+def test_the_fifth_answer_counts_and_the_sixth_does_not() -> None:
+    source = MemorySource(2, classes=tuple("abcdefg"))
+    ranks = [[3.0, 9, 8, 7, 6, 5, 4], [9.0, 5, 8, 7, 6, 4, 3]]  # label 0 comes seventh, label 1 fifth
+    assert run(Scripted(**{"class": ranks}), source).answer.top5 == 0.5
+
+
+def test_a_class_without_images_has_no_figure() -> None:
+    result = run(Scripted(**{"class": [[1.0, 0, 0], [1.0, 0, 0]]}), MemorySource(2))
+    assert result.per_class == {"a": 1.0, "b": 0.0}
+
+
+def test_each_head_is_judged_and_the_last_is_the_answer() -> None:
+    one, other = [[1.0, 0, 0]] * 3, [[0, 1.0, 0]] * 3
+    model = Scripted(**{"class": one, "distillation": other, "both": other})
+    result = run(model, MemorySource(3, classes=("a", "b", "c")))
+    assert [head.top1 for head in result.heads.values()] == pytest.approx([1 / 3] * 3)
+    assert result.answer == result.heads["both"] == result.heads["distillation"]
+    assert result.confusion[:, 1].tolist() == [1, 1, 1]
+
+
+def test_two_heads_can_answer_with_the_sum_of_their_softmaxes() -> None:
+    # By the mean of the logits b is likeliest: sqrt(.27 * .29) = .2798 against sqrt(.72 * .01) = .0849 and
+    # sqrt(.01 * .70) = .0837; its share is .2798 / .4484 = .6241. By the sum it is a: .73 against .56 and .71.
+    one = torch.tensor([[0.72, 0.27, 0.01]]).log()
+    other = torch.tensor([[0.01, 0.29, 0.70]]).log()
+    heads = {"class": one.tolist(), "distillation": other.tolist(), "both": ((one + other) / 2).tolist()}
+    source = MemorySource(1)
+    mean = run(Scripted(**heads), source)
+    added = run(Scripted(**heads), source, combine="softmax")
+    assert mean.probabilities[0, 1] == pytest.approx(0.6241, abs=1e-4)
+    assert added.probabilities[0].tolist() == pytest.approx([0.365, 0.28, 0.355], abs=1e-6)
+    assert (mean.answer.top1, added.answer.top1) == (0.0, 1.0)
+    assert added.heads["class"] == mean.heads["class"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_answers_in_evaluation_mode_and_is_put_back(training: bool) -> None:
+    model = Scripted(**{"class": [[1.0, 0, 0]] * 2}).train(training)
+    run(model, MemorySource(2))
+    assert model.modes == {False}
+    assert model.training == training
+
+
+def test_unreadable_images_stop_or_are_counted() -> None:
+    rows = {"class": [[1.0, 0, 0]] * 4}
+    source = MemorySource(5, broken=frozenset({0, 1, 4}))
+    with pytest.raises(ImageError, match="image 0 is broken"):
+        run(Scripted(**rows), source)
+    result = run(Scripted(**rows), source, skip=True)
+    assert (result.images, result.skipped, result.indices.tolist()) == (2, 3, [2, 3])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_readable_is_an_error(count: int) -> None:
+    source = MemorySource(count, broken=frozenset(range(count)))
+    with pytest.raises(DataError, match="No image of the data set is readable"):
+        run(Scripted(**{"class": []}), source, skip=True)
+
+
+def test_a_quiet_evaluation_prints_nothing_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deit.progress.PLAIN_INTERVAL", 0.0)
+    run(Scripted(**{"class": [[1.0, 0, 0]] * 4}), MemorySource(4))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_summary_for_programs_is_plain_json() -> None:
+    summary = run(Scripted(**{"class": [[1.0, 0, 0]] * 4}), MemorySource(4)).to_dict()
+    assert json.loads(json.dumps(summary))["heads"]["class"]["top1"] == 0.5
+    assert summary["images_per_second"] == pytest.approx(4 / summary["seconds"])
+
+
+def test_calibration_by_hand() -> None:
+    # Bins of 1/15: 0.95 and 0.97 fall into the last, 0.55 into the ninth. Gaps: |0.96 - 1/2| and |0.55 - 1|.
+    probabilities = np.array([[0.95, 0.05], [0.03, 0.97], [0.55, 0.45]])
+    bins = calibration_bins(probabilities, np.array([0, 0, 0]))
+    assert bins.shape == (15, 3)
+    assert bins[14].tolist() == pytest.approx([2, 0.96, 0.5])
+    assert bins[8].tolist() == pytest.approx([1, 0.55, 1.0])
+    assert bins[:, 0].sum() == 3
+    assert calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx((2 * 0.46 + 0.45) / 3)
+
+
+def test_a_sure_model_is_calibrated_if_it_is_right() -> None:
+    sure = np.eye(4)[[0, 1, 2, 3]]
+    assert calibration_error(sure, np.array([0, 1, 2, 3])) == 0
+    assert calibration_error(sure, np.array([1, 2, 3, 0])) == 1
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.floats(0, 50), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_the_calibration_error_is_a_share(count: int, classes: int, sharpness: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = sharpness * rng.standard_normal((count, classes))
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    labels = rng.integers(classes, size=count)
+    bins = calibration_bins(probabilities.astype(np.float32), labels)
+    assert bins[:, 0].sum() == count
+    assert 0 <= calibration_error(probabilities.astype(np.float32), labels) <= 1
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    model = randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.05)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_is_evaluated_on_a_folder(model_folder: Path, photo_folder: Path) -> None:
+    result = evaluate(model_folder, photo_folder, workers=0, device="cpu")
+    assert (result.images, list(result.heads)) == (24, ["class", "distillation", "both"])
+    assert result.classes == CLASSES
+    assert 0 <= result.answer.top1 <= result.answer.top5 == 1
+
+
+def test_the_data_may_have_fewer_classes_in_another_order_than_the_model(tmp_path: Path, photo_folder: Path) -> None:
+    names = ("zebra", *reversed(CLASSES))
+    randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names)), std=0.05).save_pretrained(tmp_path)
+    result = evaluate(tmp_path, photo_folder, workers=0, device="cpu")
+    assert result.confusion.sum(axis=1).tolist() == [0, 8, 8, 8]
+    randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names[:2]))).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="2 classes that the model does not know"):
+        evaluate(tmp_path, photo_folder, workers=0, device="cpu")
+
+
+def test_images_that_a_model_learned_from_are_not_taken_by_default(model_folder: Path, photo_folder: Path) -> None:
+    splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
+    record = {"fingerprint": splits.fingerprint, "split_seed": 7, "validation_fraction": 0.25}
+    (model_folder / "training.json").write_text(json.dumps(record))
+    assert read_record(model_folder) == DataRecord(splits.fingerprint, 7, 0.25)
+    assert evaluate(model_folder, photo_folder, workers=0, device="cpu").images == 6
+    part = evaluation_part(photo_folder, record=read_record(model_folder))
+    assert [part.name(i) for i in range(6)] == [splits.validation.name(i) for i in range(6)]
+    assert evaluate(model_folder, photo_folder, part="all", workers=0, device="cpu").images == 24
+
+
+def test_a_garbled_record_is_named(model_folder: Path) -> None:
+    (model_folder / "training.json").write_text('{"fingerprint": "x"}')
+    with pytest.raises(CheckpointError, match=r"training\.json lacks or garbles"):
+        read_record(model_folder)
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> Path:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        for name in CLASSES:
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pattern(9, 9, number).save(tmp_path / "data" / part / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_the_part_can_be_chosen(parted: Path) -> None:
+    counts = {part: len(evaluation_part(parted, part).labels) for part in ("auto", "train", "validation", "test")}
+    assert counts == {"auto": 3, "train": 9, "validation": 6, "test": 3}
+    with pytest.raises(DataError, match="comes in parts: evaluate one of them"):
+        evaluation_part(parted, "all")
+    with pytest.raises(DataError, match="comes in parts"):
+        evaluation_part("digits", "all")
+
+
+def test_a_test_part_that_is_not_there_is_named(photo_folder: Path) -> None:
+    with pytest.raises(DataError, match="has no test part: evaluate on --part validation"):
+        evaluation_part(photo_folder, "test")
+
+
+@pytest.mark.parametrize("part", ["auto", "all", "train"])
+def test_a_data_folder_that_is_missing_is_named(part: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        evaluation_part(tmp_path / "nowhere", part)  # type: ignore[arg-type]
+
+
+def test_a_plain_folder_is_evaluated_whole(photo_folder: Path) -> None:
+    assert len(evaluation_part(photo_folder).labels) == len(folder_source(photo_folder).labels) == 24

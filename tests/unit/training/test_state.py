@@ -1,0 +1,104 @@
+"""Checkpoints: whole, checked, and exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from deit.errors import CheckpointError
+from deit.modeling import ViTForImageClassification
+from deit.training.optimization import MovingAverage, make_optimizer
+from deit.training.recipe import Average, Optimizer
+from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place, save_checkpoint
+from tests.helpers import backward, noise, tiny_vit
+
+
+def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage, torch.optim.Optimizer]:
+    model = ViTForImageClassification(tiny_vit())
+    average, optimizer = MovingAverage(model, Average(decay=0.5)), make_optimizer(model, Optimizer())
+    for step in range(steps):
+        _step(model, average, optimizer, step)
+    return model, average, optimizer
+
+
+def _step(model: ViTForImageClassification, average: MovingAverage, optimizer: torch.optim.Optimizer, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    optimizer.zero_grad()
+    backward(model(noise(2, 3, 32, 32, seed=step)).logits.square().sum())
+    optimizer.step()
+    average.update(model, step)
+
+
+def _everything(model: torch.nn.Module, average: MovingAverage) -> dict[str, Tensor]:
+    state = {f"model/{name}": value.clone() for name, value in model.state_dict().items()}
+    return state | {f"average/{name}": value.clone() for name, value in average.model.state_dict().items()}
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    model, average, optimizer = _trained()
+    path = save_checkpoint(tmp_path, Place(epoch=1, step=2), model, average, optimizer)
+    _step(model, average, optimizer, 2)
+    expected = _everything(model, average)
+
+    model, average, optimizer = _trained(steps=0)
+    load_checkpoint(path, model, average, optimizer)
+    _step(model, average, optimizer, 2)
+    actual = _everything(model, average)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
+def test_the_place_comes_back(tmp_path: Path) -> None:
+    place = Place(3, 4, 5, 6.5, 7, 8, 9.25, {"epoch": 2, "top1": 0.5, "loss": 1.5}, "mark")
+    assert read_place(save_checkpoint(tmp_path, place, *_trained())) == place
+
+
+def test_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
+    model, average, optimizer = _trained(0)
+    paths = [save_checkpoint(tmp_path, Place(epoch=epoch), model, average, optimizer) for epoch in (1, 2, 10)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths[1:]]
+    assert latest_checkpoint(tmp_path) == paths[2]
+    assert latest_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "place.json", "average.safetensors"])
+def test_a_changed_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    path = save_checkpoint(tmp_path, Place(), *_trained())
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        read_place(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        read_place(path)
+
+
+def test_a_manifest_cannot_point_elsewhere(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "run", Place(), *_trained())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"]["../../secret"] = "0" * 64
+    (tmp_path / "secret").write_text("not to be read")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="secret is missing or damaged"):
+        read_place(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, Place(), *_trained())
+    other = ViTForImageClassification(tiny_vit(hidden_size=48))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path, other, MovingAverage(other, Average()), make_optimizer(other, Optimizer()))
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, Place(), *_trained())
+    (path / "manifest.json").write_text('{"format": 2, "sha256": {}}')
+    with pytest.raises(CheckpointError, match="format 2"):
+        read_place(path)

@@ -1,0 +1,96 @@
+"""One step: accumulation, clipping, losses that are not finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deit.data.augment import TrainTransform
+from deit.data.loader import Batch, TrainSamples
+from deit.data.order import epoch_steps, micro_batches
+from deit.distillation.classifiers import LoadedClassifier
+from deit.distillation.teacher import Teacher
+from deit.modeling import ViTForImageClassification, new_classifier
+from deit.training.optimization import make_optimizer
+from deit.training.recipe import Recipe, Transformer, get_recipe
+from deit.training.step import StepContext, batch_loss, train_step
+from tests.helpers import MemorySource, randomised, tiny_vit
+
+CLASSES = ("a", "b", "c")
+
+
+def _context(recipe: Recipe, teacher: Teacher | None = None) -> StepContext:
+    return StepContext(recipe, torch.device("cpu"), "fp32", teacher, layers=2)
+
+
+def _batches(recipe: Recipe, size: int) -> list[Batch]:
+    source = MemorySource(32, CLASSES)
+    samples = TrainSamples(source, TrainTransform(recipe.augmentation, 32, 32), recipe.mixing, recipe.seed, recipe.smoothing)
+    plan = epoch_steps(32, recipe.batch_size, recipe.seed, 0, recipe.augmentation.repeats)[0]
+    return [samples.batch(piece) for piece in micro_batches(plan, size)]
+
+
+def _student(recipe: Recipe) -> torch.nn.Module:
+    assert isinstance(recipe.model, Transformer)
+    return new_classifier(recipe.model.config(CLASSES), torch.Generator().manual_seed(3))
+
+
+def _teacher(recipe: Recipe) -> Teacher:
+    model = randomised(ViTForImageClassification(tiny_vit(num_labels=3).with_classes(CLASSES)))
+    return Teacher(LoadedClassifier(model, recipe.processor(), CLASSES), CLASSES, recipe.processor(), "a teacher")
+
+
+@pytest.mark.parametrize("name", ["deit", "deit-distilled"])
+def test_micro_batches_do_not_change_the_step(name: str) -> None:
+    recipe = get_recipe(name).tiny()
+    teacher = _teacher(recipe) if name == "deit-distilled" else None
+    weights, losses = [], []
+    for size in (32, 8):
+        model = _student(recipe)
+        optimizer = make_optimizer(model, recipe.optimizer)
+        losses.append(train_step(model, optimizer, _batches(recipe, size), _context(recipe, teacher), 0, 0, 1e-3))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
+
+
+def test_a_step_lowers_the_loss_of_its_batch() -> None:
+    recipe = get_recipe("deit").tiny()
+    model, batches, context = _student(recipe), _batches(recipe, 16), _context(recipe)
+    optimizer = make_optimizer(model, recipe.optimizer)
+    first = train_step(model, optimizer, batches, context, 0, 0, 3e-3)
+    for _ in range(5):
+        last = train_step(model, optimizer, batches, context, 0, 0, 3e-3)
+    assert last < first
+
+
+def test_the_learning_rate_is_the_one_asked_for() -> None:
+    recipe = get_recipe("deit").tiny()
+    model = _student(recipe)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    train_step(model, make_optimizer(model, recipe.optimizer), _batches(recipe, 16), _context(recipe), 0, 0, 0.0)
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing() -> None:
+    recipe = get_recipe("deit").tiny()
+    model, batches = _student(recipe), _batches(recipe, 16)
+    batches[1].pixel_values[0, 0, 0, 0] = float("nan")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = train_step(model, make_optimizer(model, recipe.optimizer), batches, _context(recipe), 0, 0, 1e-3)
+    assert not torch.isfinite(loss)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_s_token_does() -> None:
+    recipe = get_recipe("deit-distilled").tiny()
+    model, teacher = _student(recipe), _teacher(recipe)
+    batch_loss(model, _batches(recipe, 16)[0], _context(recipe, teacher), 0, 0).backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+    for frozen in teacher.classifier.model.parameters():
+        assert frozen.grad is None
+        assert not frozen.requires_grad
