@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-# Before anything loads an OpenMP runtime: its threads spin while they wait for each other, by default, and so take the cores
-# from the processes that make batches. On two cores that made a training step five times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 

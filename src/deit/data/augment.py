@@ -89,7 +89,7 @@ class TrainTransform:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        self.settings, self.height, self.width = settings, height, width
+        self.settings, self.size = settings, (height, width)
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.fill: Colour = tuple(round(255 * value) for value in mean)  # type: ignore[assignment]
         small = max(height, width) <= SMALL_SIDE
@@ -114,10 +114,10 @@ class TrainTransform:
 
     def _resized_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         box = crop_box(image.width, image.height, self.settings.scale, self.settings.ratio, rng)
-        return image.crop(box).resize((self.width, self.height), Image.Resampling.BICUBIC)
+        return image.crop(box).resize(self.size[::-1], Image.Resampling.BICUBIC)
 
     def _padded_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
+        image = image.resize(self.size[::-1], Image.Resampling.BICUBIC)
         left, top = (int(shift) - PADDING for shift in rng.integers(0, 2 * PADDING + 1, 2))
         return _affine(image, (1, 0, left, 0, 1, top), (0, 0, 0), Image.Resampling.NEAREST)
 

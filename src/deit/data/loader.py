@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.data.augment import TrainTransform
-from deit.data.mixing import Mixing, draw, mix_images, soft_targets
+from deit.data.mixing import MixDraw, Mixing, draw, mix_images, soft_targets
 from deit.data.order import Plan
 from deit.data.sources import ImageSource
 from deit.draws import Stream, generator
-from deit.errors import DataError, DeiTError, ImageError
+from deit.errors import DeiTError, ImageError
 from deit.image_processor import DeiTImageProcessor
 
 MAX_WORKERS = 8
@@ -79,7 +79,7 @@ class TrainSamples:
         return self.transform(self.source.load(index), generator(self.seed, Stream.AUGMENT, epoch, index, repeat))
 
     def batch(self, plan: Plan) -> Batch:
-        """The mixed batch of a plan.
+        """The mixed batch of a plan; empty where unreadable images are skipped and all of them are.
 
         Raises:
             ImageError: an unreadable image, unless they are skipped.
@@ -91,17 +91,16 @@ class TrainSamples:
             except ImageError:
                 if not self.skip_unreadable:
                     raise
-        if not images:
-            raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
-        kept = np.asarray(list(images))
-        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, self.transform.height, self.transform.width)
+        kept = np.asarray(list(images), np.int64)
+        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, *self.transform.size)
         # A pair that lost one of its two is not mixed.
         place = {position: rank for rank, position in enumerate(images)}
-        partner = np.asarray([place.get(int(mix.partner[position]), place[position]) for position in kept])
-        mix = type(mix)(partner, mix.weight[kept], mix.box[kept])
+        partner = [place.get(int(mix.partner[position]), place[position]) for position in kept]
+        mix = MixDraw(np.asarray(partner, np.int64), mix.weight[kept], mix.box[kept])
+        pixels = np.stack(list(images.values())) if images else np.zeros((0, 3, *self.transform.size), np.float32)
         labels = torch.from_numpy(self.source.labels[plan.samples[kept, 0]])
         return Batch(
-            mix_images(torch.from_numpy(np.stack(list(images.values()))), mix),
+            mix_images(torch.from_numpy(pixels), mix),
             labels,
             soft_targets(labels, mix, len(self.source.classes), self.smoothing),
             torch.from_numpy(plan.samples[kept]),

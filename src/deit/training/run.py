@@ -43,7 +43,7 @@ RECIPE_NAME = "recipe.toml"
 RUN_NAME = "run.json"
 EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"
-PROBE_IMAGES = 8  # that the estimate of the duration is made from
+PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,29 @@ def train(
             skip_unreadable=skip_unreadable,
         )
         directory = _new_run_directory(out, run.data, chosen.name)
-    return _run(directory, chosen, run, choose_device(device), workers, fresh=resume is None)
-
-
-def _run(
-    directory: Path, chosen: Recipe, run: RunSettings, device: torch.device, workers: int | None, fresh: bool
-) -> TrainResult:
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
+    return train_on(splits, chosen, run, directory, device=device, workers=workers)
+
+
+def train_on(
+    splits: Splits,
+    recipe: Recipe,
+    run: RunSettings,
+    directory: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+) -> TrainResult:
+    """As :func:`train`, on data that is open already; a checkpoint in ``directory`` is gone on from."""
+    place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
-    chosen, notes = _fitted(chosen, splits)
-    teacher = _teacher(chosen, run, splits)
+    recipe, notes = _fitted(recipe, splits)
+    teacher = _teacher(recipe, run, splits)
     if teacher is not None:
-        teacher.to(device)
-    training = _prepare(directory, chosen, run, splits, teacher, device, workers, record)
-    checkpoint = None if fresh else latest_checkpoint(directory / CHECKPOINTS_NAME)
+        teacher.to(place)
+    training = _prepare(directory, recipe, run, splits, teacher, place, workers, record)
+    checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
     if checkpoint is not None:
         training.place = read_place(checkpoint)
         if training.place.data != record.fingerprint:
@@ -150,9 +158,9 @@ def _run(
         notes.append(f"Resumed from {checkpoint}")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
-    _account(training, splits, run, teacher, notes)
+    _say_account(training, splits, run, teacher, notes)
     directory.mkdir(parents=True, exist_ok=True)
-    chosen.save(directory / RECIPE_NAME)
+    recipe.save(directory / RECIPE_NAME)
     write_json(directory / RUN_NAME, asdict(run))
     training.fit()
     return _conclude(training, splits, run, teacher)
@@ -225,7 +233,7 @@ def _fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
     return smaller, [note]
 
 
-def _account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None, notes: list[str]) -> None:
+def _say_account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None, notes: list[str]) -> None:
     """What is about to run, for a person."""
     for label, text in account(training, splits, run, teacher).items():
         say(f"{label + ':':<11}{text}")
@@ -261,21 +269,22 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: Teach
 
 
 def _estimate(training: Training) -> float:
-    """Seconds that the remaining epochs will take, from a step of a few images on a copy of the model."""
+    """Seconds that the remaining epochs will take, from one batch on a copy of the model."""
     chosen, context = training.context.recipe, training.context
     count = len(training.samples.source.labels)
     first = epoch_steps(count, chosen.batch_size, chosen.seed, 0, chosen.augmentation.repeats)[0]
-    plan = micro_batches(first, min(PROBE_IMAGES, chosen.micro_batch_size))[0]
     start = time.perf_counter()
-    batch = training.samples.batch(plan)
-    making = time.perf_counter() - start
+    batch = training.samples.batch(micro_batches(first, min(PROBE_IMAGES, chosen.micro_batch_size))[0])
+    making = (time.perf_counter() - start) / max(training.workers or 1, 1)
+    if not len(batch.labels):
+        return 0.0
     model = copy.deepcopy(training.model).train()
     for _ in range(2):  # the first run of a shape pays for its set-up
         start = time.perf_counter()
         batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
         learning = time.perf_counter() - start
     images = (chosen.epochs - training.place.epoch) * training.images_an_epoch
-    return images * (making + learning) / len(batch.labels)
+    return images / len(batch.labels) * (making + learning if training.workers == 0 else max(making, learning))
 
 
 def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> TrainResult:

@@ -12,6 +12,7 @@ from deit.data.loader import Batch
 from deit.devices import Precision, autocast
 from deit.distillation.losses import training_loss
 from deit.distillation.teacher import Teacher
+from deit.errors import DataError
 from deit.training.optimization import residual_scale
 from deit.training.recipe import Recipe, Transformer
 
@@ -49,10 +50,16 @@ def train_step(
         epoch: counted from 0; likewise ``step``, within the epoch.
         lr: learning rate of this step.
 
+    Raises:
+        DataError: the batches are all empty, which skipped images leave.
+
     Returns:
         The global batch's mean loss, a scalar on the device.
     """
+    batches = [batch for batch in batches if len(batch.labels)]
     total = sum(len(batch.labels) for batch in batches)
+    if not total:
+        raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
     loss = torch.zeros((), device=context.device)
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:

@@ -12,7 +12,7 @@ from deit.data.augment import Augmentation, TrainTransform
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
 from deit.data.mixing import Mixing
 from deit.data.order import Plan, epoch_steps, micro_batches, share
-from deit.errors import DataError, ImageError
+from deit.errors import ImageError
 from deit.image_processor import DeiTImageProcessor
 from tests.helpers import MemorySource
 
@@ -157,10 +157,11 @@ def test_what_is_left_of_a_broken_pair_is_not_mixed_and_other_pairs_are_as_ever(
             assert torch.equal(rest.targets[row], whole.targets[before])
 
 
-def test_a_batch_of_nothing_but_unreadable_images_is_an_error() -> None:
+def test_a_batch_of_nothing_but_unreadable_images_is_empty() -> None:
     samples = made(MemorySource(4, broken=frozenset(range(4))), skip=True)
-    with pytest.raises(DataError, match="No image of a whole batch is readable"):
-        samples.batch(epoch_steps(4, 4, 5, epoch=0)[0])
+    batch = samples.batch(epoch_steps(4, 4, 5, epoch=0)[0])
+    assert (batch.skipped, len(batch.labels)) == (4, 0)
+    assert batch.pixel_values.shape[1:] == made(MemorySource(4)).batch(epoch_steps(4, 4, 5, epoch=0)[0]).pixel_values.shape[1:]
 
 
 def test_evaluation_shows_every_image_once_as_the_processor_sees_it() -> None:

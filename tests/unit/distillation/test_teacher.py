@@ -95,7 +95,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
 
     path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps({"model": Trap()}))
+    path.write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
     with pytest.raises(TeacherError):
         Teacher.load(ARCH, CLASSES, STUDENT, weights=path)
     assert not (tmp_path / "sprung").exists()

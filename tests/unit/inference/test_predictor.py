@@ -51,7 +51,7 @@ def test_the_answer_is_the_model_s(directory: Path) -> None:
     assert prediction.probabilities == pytest.approx(sorted(logits.tolist(), reverse=True)[:2], abs=1e-5)
 
 
-def test_order_is_kept_over_batches_and_a_bad_image_is_one_error_in_its_place(directory: Path, tmp_path: Path) -> None:
+def test_order_is_kept_over_batches_and_a_bad_image_is_one_error_in_its_place(directory: Path) -> None:
     images: list[Image.Image | bytes] = [pattern(30 + i, 40, seed=i) for i in range(BATCH_SIZE + 5)]
     predictor = Predictor.from_pretrained(directory, "cpu")
     alone = [predictor([image])[0].probabilities for image in images]

@@ -40,7 +40,10 @@ def test_a_frozen_parameter_is_in_no_group() -> None:
 def test_the_schedule_is_the_released_code_s() -> None:
     # timm's cosine without a warm-up prefix: the cosine counts from epoch 0, and the warm-up hides its first five epochs.
     peak = 1e-3
-    rate = lambda epoch: learning_rate(PAPER, peak, 300, epoch)  # noqa: E731
+
+    def rate(epoch: float) -> float:
+        return learning_rate(PAPER, peak, 300, epoch)
+
     assert rate(0) == 1e-6
     assert rate(4) == pytest.approx(1e-6 + (peak - 1e-6) * 4 / 5)
     assert rate(5) == pytest.approx(1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * 5 / 300)) / 2)
@@ -49,7 +52,7 @@ def test_the_schedule_is_the_released_code_s() -> None:
 
 
 def test_the_schedule_is_timm_s() -> None:
-    from timm.scheduler import CosineLRScheduler
+    from timm.scheduler.cosine_lr import CosineLRScheduler
 
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1e-3)
     theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
@@ -80,7 +83,7 @@ def test_stochastic_depth_keeps_the_mean_and_rises_linearly() -> None:
     assert scale.mean(dim=-1) == pytest.approx(torch.ones(3, 2), abs=0.03)
     dropped = (scale == 0).float().mean(dim=(1, 2))
     assert dropped.tolist() == pytest.approx([0, 0.25, 0.5], abs=0.01)
-    assert set(scale[2].unique().tolist()) == {0.0, 2.0}
+    assert set(scale[2].flatten().tolist()) == {0.0, 2.0}
 
 
 def test_a_draw_of_stochastic_depth_belongs_to_its_place() -> None:
@@ -97,23 +100,23 @@ def test_a_draw_of_stochastic_depth_belongs_to_its_place() -> None:
 def test_the_average_follows_by_its_decay() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
     average = MovingAverage(model, Average(decay=0.9))
-    before = average.model.cls_classifier.weight.clone()  # type: ignore[union-attr]
+    before = average.model.state_dict()["cls_classifier.weight"].clone()
     with torch.no_grad():
-        model.cls_classifier.weight += 1
+        model.cls_classifier.weight.add_(1)
     average.update(model, step=0)
-    after = average.model.cls_classifier.weight  # type: ignore[union-attr]
+    after = average.model.state_dict()["cls_classifier.weight"]
     torch.testing.assert_close(after, before + 0.1)
-    assert not after.requires_grad
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())
 
 
 def test_the_average_s_memory_is_short_at_first() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
     average = MovingAverage(model, Average(decay=0.9, warmup=True))
-    before = average.model.cls_classifier.bias.clone()  # type: ignore[union-attr]
+    before = average.model.state_dict()["cls_classifier.bias"].clone()
     with torch.no_grad():
-        model.cls_classifier.bias += 1
+        model.cls_classifier.bias.add_(1)
     average.update(model, step=0)  # decay min(0.9, 1 / 10)
-    torch.testing.assert_close(average.model.cls_classifier.bias, before + 0.9)  # type: ignore[union-attr]
+    torch.testing.assert_close(average.model.state_dict()["cls_classifier.bias"], before + 0.9)
 
 
 def test_the_optimizer_is_the_paper_s() -> None:

@@ -10,6 +10,7 @@ from deit.data.loader import Batch, TrainSamples
 from deit.data.order import epoch_steps, micro_batches
 from deit.distillation.classifiers import LoadedClassifier
 from deit.distillation.teacher import Teacher
+from deit.errors import DataError
 from deit.modeling import ViTForImageClassification, new_classifier
 from deit.training.optimization import make_optimizer
 from deit.training.recipe import Recipe, Transformer, get_recipe
@@ -94,3 +95,20 @@ def test_the_teacher_gets_no_gradient_and_the_student_s_token_does() -> None:
     for frozen in teacher.classifier.model.parameters():
         assert frozen.grad is None
         assert not frozen.requires_grad
+
+
+def test_an_empty_micro_batch_is_passed_over_and_a_batch_of_them_is_an_error() -> None:
+    recipe = get_recipe("deit").tiny()
+    broken = TrainSamples(
+        MemorySource(4, CLASSES, broken=frozenset(range(4))),
+        TrainTransform(recipe.augmentation, 32, 32),
+        recipe.mixing,
+        seed=0,
+        skip_unreadable=True,
+    ).batch(epoch_steps(4, 4, 0, 0)[0])
+    model, batches, context = _student(recipe), _batches(recipe, 16), _context(recipe)
+    optimizer = make_optimizer(model, recipe.optimizer)
+    alone = train_step(model, optimizer, batches, context, 0, 0, 0.0)
+    torch.testing.assert_close(train_step(model, optimizer, [broken, *batches], context, 0, 0, 0.0), alone)
+    with pytest.raises(DataError, match="whole batch"):
+        train_step(model, optimizer, [broken, broken], context, 0, 0, 0.0)

@@ -1,0 +1,87 @@
+"""The real program in a process of its own, and a photo folder that it is tried on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+Deit = Callable[..., "subprocess.CompletedProcess[str]"]
+
+CLASSES = ("circle red", "квадрат", "三角")  # told apart by shape and colour
+TINY = (
+    *("--set", "model.patch_size=16", "--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2"),
+    *("--image-size", "64", "--epochs", "2", "--batch-size", "16", "--device", "cpu"),
+)
+
+
+@pytest.fixture(scope="session")
+def deit() -> Deit:
+    """Run ``deit`` with arguments, from a folder; the result has the exit code and what it printed."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("deit"), *map(str, arguments)],
+            cwd=cwd,
+            input=stdin,
+            capture_output=True,
+            timeout=600,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+            check=False,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photographs a class in JPEG, PNG and WebP, of odd modes and sizes, in folders with spaces and other letters."""
+    root = tmp_path_factory.mktemp("holiday photos")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        folder = root / name / "from the phone"
+        folder.mkdir(parents=True)
+        for number in range(12):
+            image = _drawing(label, rng)
+            mode, suffix, options = _KINDS[number % len(_KINDS)]
+            converted = image.convert(mode) if mode else image
+            converted.save(folder / f"фото {number}{suffix}", **options)
+    return root
+
+
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
+_KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("", ".jpg", {"quality": 90}),
+    ("", ".PNG", {}),
+    ("", ".webp", {}),
+    ("CMYK", ".jpeg", {}),
+    ("P", ".png", {}),
+    ("RGBA", ".png", {}),
+    ("", ".jpg", {"exif": _TURNED.tobytes()}),
+    ("L", ".jpg", {}),
+)
+
+
+def _drawing(label: int, rng: np.random.Generator) -> Image.Image:
+    width, height = (int(side) for side in rng.integers(60, 200, 2))
+    noise = rng.integers(0, 60, (height, width, 3), np.uint8)
+    image = Image.fromarray(noise)
+    left, top = width // 4, height // 4
+    box = (left, top, left + width // 2, top + height // 2)
+    draw = ImageDraw.Draw(image)
+    if label == 0:
+        draw.ellipse(box, fill=(230, 30, 30))
+    elif label == 1:
+        draw.rectangle(box, fill=(30, 230, 30))
+    else:
+        draw.polygon([(left, box[3]), (box[2], box[3]), (width // 2, top)], fill=(240, 240, 250))
+    return image

@@ -1,0 +1,80 @@
+"""A user's mistake is one sentence with the remedy and exit code 2, and never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import Deit
+
+
+def _photos(root: Path, *counts: int) -> Path:
+    for place, count in enumerate(counts):
+        folder = root / f"class {place}"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 40), (place * 80, number * 10, 90)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train",), "no data to train on"),
+        (("train", "no such folder"), "is no folder"),
+        (("train", "one"), "one class"),
+        (("train", "empty class"), "'class 1'"),
+        (("train", "nothing"), "no folders in it"),
+        (("train", "good", "--recipe", "smal-data"), "did you mean small-data"),
+        (("train", "good", "--set", "optimizer.lrr=1"), "did you mean optimizer.lr"),
+        (("train", "good", "--set", "optimizer.lr"), "write NAME=VALUE"),
+        (("train", "good", "--image-size", "225"), "does not divide"),
+        (("train", "good", "--model", "deit-huge"), "There is no model called"),
+        (("train", "good", "--recipe", "deit-distilled"), "pass --teacher"),
+        (("train", "good", "--recipe", "deit", "--teacher", "regnety_160"), "-distilled"),
+        (("train", "good", "--teacher", "regnety_160"), "deit teacher train DATA --arch"),
+        (("train", "good", "--teacher", "no_such_net"), "did you mean"),
+        (("train", "good", "--device", "cuda:77"), "no device"),
+        (("train", "--resume", "good"), "no run directory"),
+        (("train", "good", "--out", "good"), "exists already"),
+        (("teacher", "train", "good", "--arch", "resnet5O"), "did you mean resnet50"),
+        (("evaluate", "no such model", "good"), "does not exist"),
+        (("evaluate", "good", "good"), "config.json"),
+        (("predict", "good", "no such image.jpg"), "does not exist"),
+        (("predict", "no such model", "good"), "does not exist"),
+        (("recipe", "show", "diet"), "did you mean deit"),
+        (("model", "show", "deit-small"), "did you mean deit-small-patch16-224"),
+    ],
+)
+def test_a_mistake_is_one_sentence(deit: Deit, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    _photos(tmp_path / "good", 3, 3)
+    _photos(tmp_path / "one", 3)
+    _photos(tmp_path / "empty class", 3, 0)
+    (tmp_path / "nothing").mkdir()
+    done = deit(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
+    assert done.stderr.startswith("deit: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fewer_images_than_a_batch_are_said_and_trained_on(deit: Deit, tmp_path: Path) -> None:
+    done = deit(
+        *("train", _photos(tmp_path / "few", 4, 4), "--out", tmp_path / "run", "--recipe", "small-data", "--epochs", "1"),
+        *("--image-size", "32", "--set", "model.hidden_size=24", "--set", "model.num_hidden_layers=1", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 training images are fewer than the recipe's batch of 64" in done.stderr
+
+
+def test_lists_are_for_programs_too(deit: Deit) -> None:
+    import json
+    import tomllib
+
+    assert len(json.loads(deit("model", "list", "--json").stdout)) == 8
+    assert "small-data" in json.loads(deit("recipe", "list", "--json").stdout)
+    assert tomllib.loads(deit("recipe", "show", "deit", "--set", "seed=7").stdout)["seed"] == 7
+    assert deit("--help").returncode == 0

@@ -1,0 +1,25 @@
+"""The newcomer's command, whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.e2e.conftest import Deit
+
+
+def test_quickstart_reads_handwriting(deit: Deit, tmp_path: Path) -> None:
+    out = tmp_path / "a quick start"
+    done = deit("quickstart", "--out", out, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "student" / "evaluation.json").read_text())
+    assert result["part"] == "test"
+    assert result["images"] == 359
+    assert result["heads"]["both"]["top1"] >= 0.98
+    for word in ("teacher", "class", "distillation", "both", "Next" if "Next" in done.stdout else "Predict"):
+        assert word in done.stdout
+    assert (out / "student" / "report.html").stat().st_size > 10_000
+
+    again = deit("quickstart", "--out", out, "--device", "cpu", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["heads"] == result["heads"]
