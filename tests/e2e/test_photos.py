@@ -84,7 +84,9 @@ def test_evaluation_takes_the_images_that_training_never_saw(deit: Deit, runs: P
     again = json.loads(done.stdout)
     trained = json.loads((runs / "student.json").read_text())
     assert again["images"] == 6
-    assert again["heads"] == pytest.approx(trained["heads"]) or again["confusion"] == trained["confusion"]
+    assert again["confusion"] == trained["confusion"]
+    for name, head in trained["heads"].items():
+        assert again["heads"][name] == pytest.approx(head, rel=1e-5)
     everything = deit("evaluate", runs / "student", photos, "--part", "all", "--json", "--device", "cpu")
     assert json.loads(everything.stdout)["images"] == 36
     table = deit("evaluate", runs / "teacher", photos, "--device", "cpu")
@@ -150,7 +152,7 @@ def test_unreadable_files_are_named_or_left_out_and_counted(deit: Deit, photos: 
     copy = tmp_path / "copy of photos"
     shutil.copytree(photos, copy)
     cut = next((copy / CLASSES[0]).rglob("*.jpg"))
-    cut.write_bytes(cut.read_bytes()[:200])  # its header is whole, its pixels are gone
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # its header is whole, its pixels are gone
     rubbish = copy / CLASSES[1] / "rubbish.png"
     rubbish.write_bytes(b"no image at all")
 

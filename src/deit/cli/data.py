@@ -24,7 +24,7 @@ def check(data: DataArgument, as_json: JsonOption = False) -> None:
     splits = open_data(data)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     filled = {name: part for name, part in parts.items() if part is not None}
-    problems = [text for part in filled.values() for text in check_images(part, whole=True).values()]
+    problems = [str(error) for part in filled.values() for error in check_images(part, whole=True).values()]
     counts = {name: np.bincount(part.labels, minlength=len(part.classes)) for name, part in filled.items()}
     if as_json:
         classes = {

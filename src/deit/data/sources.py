@@ -265,7 +265,7 @@ def split(source: ImageSource, seed: int, fractions: Sequence[float]) -> list[Su
     return [subset(source, sorted(part)) for part in parts]
 
 
-def check_images(source: ImageSource, whole: bool) -> dict[int, str]:
+def check_images(source: ImageSource, whole: bool) -> dict[int, ImageError]:
     """Try every image of a source.
 
     Args:
@@ -278,21 +278,21 @@ def check_images(source: ImageSource, whole: bool) -> dict[int, str]:
     if isinstance(source, Subset) and isinstance(source.base, FolderSource):
         files = tuple(source.base.files[index] for index in source.indices)
 
-    def problem(index: int) -> str:
+    def problem(index: int) -> ImageError | None:
         try:
             if whole or files is None:
                 source.load(index)
             else:
                 check_header(files[index])
         except ImageError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     problems = {}
     with Progress("Checking images", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
-        for index, text in enumerate(pool.map(problem, range(len(source.labels)))):
-            if text:
-                problems[index] = text
+        for index, error in enumerate(pool.map(problem, range(len(source.labels)))):
+            if error is not None:
+                problems[index] = error
             progress.advance(1)
     return problems
 
@@ -317,8 +317,8 @@ def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
         problems = check_images(source, whole=False)
         if problems and not skip:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            first = next(iter(problems.values())).removesuffix(".")
-            raise ImageError(f"{first}{more}", "or pass --skip-unreadable to leave such files out")
+            first = next(iter(problems.values())).problem
+            raise ImageError(f"{first}{more}", "replace or remove it, or pass --skip-unreadable to leave such files out")
         if problems:
             parts[name] = subset(source, (i for i in range(len(source.labels)) if i not in problems))
             skipped += len(problems)

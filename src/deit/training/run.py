@@ -250,12 +250,10 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: Teach
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     counts = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items() if part is not None)
     shown = ", ".join(splits.classes[:5]) + (", ..." if len(splits.classes) > 5 else "")
-    network = chosen.model
-    name = network.architecture if isinstance(network, ConvNet) else network.variant
     facts = {
         "Data": f"{run.data}: {counts} images ({splits.origin})",
         "Classes": f"{len(splits.classes)} ({shown})",
-        "Model": f"{name} at {height} x {width}, {parameters:,} parameters",
+        "Model": f"{_model_name(chosen)} at {height} x {width}, {parameters:,} parameters",
         "Recipe": (
             f"{chosen.name}: {chosen.epochs} epochs of {training.steps} steps, batch {chosen.batch_size}, "
             f"peak learning rate {chosen.peak_lr:.3g}, seed {chosen.seed}"
@@ -266,6 +264,16 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: Teach
     if teacher is not None:
         facts["Teacher"] = f"{teacher.name}, {chosen.distillation.mode} distillation"
     return facts
+
+
+def _model_name(recipe: Recipe) -> str:
+    """A published name, with what a recipe changed in the shape behind it."""
+    model = recipe.model
+    if isinstance(model, ConvNet):
+        return model.architecture
+    words = {"patch_size": "patch", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
+    changes = [f"{word} {getattr(model, field)}" for field, word in words.items() if getattr(model, field) is not None]
+    return f"{model.variant} with {', '.join(changes)}" if changes else model.variant
 
 
 def _estimate(training: Training) -> float:
@@ -288,18 +296,21 @@ def _estimate(training: Training) -> float:
 
 
 def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> TrainResult:
-    """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write the report."""
+    """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write the report.
+
+    In fp32, whatever training ran in, so that `deit evaluate` gives the same figures.
+    """
     directory, device = training.directory, training.context.device
     part, source = splits.held_out
     best = load_classifier(directory / "best")
     best.model.to(device)
     samples = EvaluationSamples(source, best.processor, run.skip_unreadable)
-    evaluation = evaluate_source(best.model, samples, workers=training.workers, precision=training.context.precision)
+    evaluation = evaluate_source(best.model, samples, workers=training.workers)
     taught = None
     if teacher is not None:
         known = teacher.classifier
         seen = EvaluationSamples(relabelled(source, known.classes), known.processor, run.skip_unreadable)
-        taught = evaluate_source(known.model, seen, workers=training.workers, precision=training.context.precision)
+        taught = evaluate_source(known.model, seen, workers=training.workers)
     content: dict[str, Any] = {"part": part, "best_epoch": training.place.best["epoch"], **evaluation.to_dict()}
     if taught is not None:
         content["teacher"] = taught.to_dict()

@@ -1,0 +1,53 @@
+"""From data and recipe to a run directory, and what is refused before the first step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deit.errors import CheckpointError, TeacherError, UserError
+from deit.training.recipe import get_recipe
+from deit.training.run import RunSettings, train, train_on
+from tests.helpers import memory_splits
+
+
+def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
+    recipe = get_recipe("deit").tiny()
+    result = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
+    written = json.loads((result.directory / "evaluation.json").read_text())
+    assert written["heads"]["class"]["top1"] == result.evaluation.answer.top1
+    assert written["part"] == result.part == "validation"
+    assert (result.directory / "report.html").is_file()
+    again = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
+    assert again.evaluation.heads == result.evaluation.heads
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    recipe = get_recipe("deit").tiny()
+    train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path, device="cpu", workers=0)
+    with pytest.raises(CheckpointError, match="is not the data"):
+        train_on(memory_splits(51), recipe, RunSettings("memory"), tmp_path, device="cpu", workers=0)
+
+
+def test_a_batch_larger_than_the_data_is_said_and_made_smaller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = get_recipe("deit").tiny().replace(batch_size=512, epochs=1)
+    train_on(memory_splits(12), recipe, RunSettings("memory"), tmp_path, device="cpu", workers=0)
+    assert "12 training images are fewer than the recipe's batch of 512" in capsys.readouterr().err
+    assert get_recipe(str(tmp_path / "recipe.toml")).batch_size == 12
+
+
+def test_a_recipe_that_distils_needs_a_teacher_and_another_takes_none(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="none is given"):
+        train_on(memory_splits(12), get_recipe("deit-distilled").tiny(), RunSettings("memory"), tmp_path)
+    with pytest.raises(TeacherError, match="a teacher is given"):
+        train_on(memory_splits(12), get_recipe("deit").tiny(), RunSettings("memory", teacher="resnet18"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists already"):
+        train("digits", "digits", out=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
