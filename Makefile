@@ -26,7 +26,7 @@ $(VENV)/pip.done:
 	touch $@
 
 $(VENV)/%.done: requirements/%.txt pyproject.toml | $(VENV)/pip.done
-	@echo "Installing requirements/$*.txt into $(VENV): some 3 GB the first time."
+	@echo "Installing requirements/$*.txt into $(VENV): some 6 GB the first time."
 	$(INSTALL) -r requirements/$*.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

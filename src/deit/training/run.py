@@ -15,6 +15,7 @@ from deit.data.augment import TrainTransform
 from deit.data.loader import EvaluationSamples, TrainSamples
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import (
+    DIGITS,
     RECORD_NAME,
     VALIDATION_FRACTION,
     DataRecord,
@@ -357,4 +358,4 @@ def _new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> P
 
 def _lasting(name: str | Path) -> str:
     """A path as it is found from any folder; a name that is no path stays as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+    return str(Path(name).resolve()) if str(name) != DIGITS and Path(name).exists() else str(name)
