@@ -36,6 +36,7 @@ class RandAugment(BaseModel):
         operations: how many are drawn for an image.
         magnitude: 0..10.
         magnitude_std: of the normal distribution around it.
+        subset: ``rotate-shear`` leaves colours and places alone, for images in which these carry the meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class RandAugment(BaseModel):
     operations: Annotated[int, Field(ge=0, le=16)] = 2
     magnitude: Annotated[float, Field(ge=0, le=MAX_LEVEL)] = 9.0
     magnitude_std: Annotated[float, Field(ge=0, le=MAX_LEVEL)] = 0.5
+    subset: Literal["all", "rotate-shear"] = "all"
 
 
 class Augmentation(BaseModel):
@@ -164,11 +166,12 @@ def erase(values: np.ndarray, rng: np.random.Generator) -> None:
 
 def rand_augment(image: Image.Image, settings: RandAugment, rng: np.random.Generator, fill: Colour) -> Image.Image:
     """Draw operations with replacement, and for each whether it happens, how strongly, and which way."""
-    for choice in rng.integers(len(OPERATIONS), size=settings.operations):
+    choices = OPERATIONS if settings.subset == "all" else (_rotate, _shear_x, _shear_y)
+    for choice in rng.integers(len(choices), size=settings.operations):
         happens, forwards = rng.random() < OPERATION_PROBABILITY, rng.random() < 0.5
         level = min(max(rng.normal(settings.magnitude, settings.magnitude_std), 0.0), MAX_LEVEL) / MAX_LEVEL
         if happens:
-            image = OPERATIONS[choice](image, level, 1 if forwards else -1, fill)
+            image = choices[choice](image, level, 1 if forwards else -1, fill)
     return image
 
 
