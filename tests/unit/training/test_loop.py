@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,11 +64,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_place_and_what_to_try(
 def test_an_interrupt_leaves_a_checkpoint_of_this_step_and_the_handlers_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = loop.train_step
+    step: Any = loop.train_step  # type: ignore[attr-defined]
 
     def interrupted(*arguments: object) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)  # type: ignore[arg-type]
+        result: torch.Tensor = step(*arguments)
+        return result
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
