@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deit.modeling import (
         DeiTForImageClassification,
         DeiTForImageClassificationWithTeacher,
+        DeiTForMaskedImageModeling,
         DeiTModel,
         ViTForImageClassification,
         ViTModel,
@@ -32,6 +33,7 @@ _HOMES = {
     "DeiTFeatureExtractor": "deit.image_processor",
     "DeiTForImageClassification": "deit.modeling",
     "DeiTForImageClassificationWithTeacher": "deit.modeling",
+    "DeiTForMaskedImageModeling": "deit.modeling",
     "DeiTImageProcessor": "deit.image_processor",
     "DeiTModel": "deit.modeling",
     "Predictor": "deit.inference.predictor",
@@ -50,6 +52,7 @@ __all__ = [
     "DeiTFeatureExtractor",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
+    "DeiTForMaskedImageModeling",
     "DeiTImageProcessor",
     "DeiTModel",
     "Predictor",

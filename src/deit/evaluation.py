@@ -28,6 +28,7 @@ from deit.devices import Precision, autocast, choose_device
 from deit.distillation.classifiers import load_classifier, model_directory
 from deit.errors import DataError
 from deit.files import read_json
+from deit.image_processor import Crop
 from deit.progress import Progress
 
 BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
@@ -208,6 +209,7 @@ def evaluate(
     workers: int | None = None,
     combine: Combine = "mean",
     skip_unreadable: bool = False,
+    crop: Crop | None = None,
 ) -> Evaluation:
     """Evaluate a saved model on a data set.
 
@@ -219,15 +221,18 @@ def evaluate(
         model: a model directory, of ours or of a teacher.
         data: a folder, or ``digits``.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
 
     Raises:
         CheckpointError: no readable model.
+        ConfigError: no such crop.
         DataError: no usable data, or classes that the model does not know.
     """
     classifier = load_classifier(model)
     classifier.model.to(choose_device(device))
     source = relabelled(evaluation_part(data, part, read_record(model_directory(model))), classifier.classes)
-    samples = EvaluationSamples(source, classifier.processor, skip_unreadable)
+    processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
+    samples = EvaluationSamples(source, processor, skip_unreadable)
     return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine)
 
 

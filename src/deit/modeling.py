@@ -3,7 +3,7 @@
 A vision transformer (Dosovitskiy et al., arXiv 2010.11929) as DeiT trains it (Touvron et al., arXiv 2012.12877): section 3
 recalls the transformer, section 4 adds the distillation token, which stands at index 1 and learns from the teacher.
 
-Shapes: B images, C channels, N tokens, D width, H heads, L layers, K classes.
+Shapes: B images, C channels, N tokens, P patches, D width, H heads, L layers, K classes.
 
 Nothing here draws a random number after the weights are made, but for dropout where a configuration asks for it: stochastic
 depth arrives as a tensor of factors, so that the same inputs always give the same outputs.
@@ -11,20 +11,27 @@ depth arrives as a tensor of factors, so that the same inputs always give the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from deit.checkpoints import weights
+from deit.checkpoints.fitting import Distilled
 from deit.config import DeiTConfig, ViTConfig
+from deit.distillation.losses import Distillation, as_targets, labels_loss, training_loss
 from deit.errors import CheckpointError, UserError
+from deit.outputs import (
+    BaseModelOutput,
+    ImageClassifierOutput,
+    ImageClassifierWithTeacherOutput,
+    MaskedImageModelingOutput,
+)
 from deit.position import resample
-from deit.variants import VARIANTS, variant
+from deit.pretrained import AttentionName, PreTrainedModel, open_named
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -34,55 +41,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
-
-
-@dataclass
-class BaseModelOutput:
-    """What the transformer says of each token.
-
-    Attributes:
-        last_hidden_state: (B, N, D), after the last layer norm.
-        pooler_output: (B, pooler_output_size), or None without a pooler.
-    """
-
-    last_hidden_state: Tensor
-    pooler_output: Tensor | None = None
-
-
-@dataclass
-class ImageClassifierOutput:
-    """What a classifier with one head says.
-
-    Attributes:
-        logits: (B, K).
-    """
-
-    logits: Tensor
-
-    @property
-    def heads(self) -> dict[str, Tensor]:
-        """Each head's logits by name; the last is the model's answer."""
-        return {"class": self.logits}
-
-
-@dataclass
-class ImageClassifierWithTeacherOutput:
-    """What a classifier with two heads says.
-
-    Attributes:
-        logits: (B, K), the mean of the two below, which is the model's answer.
-        cls_logits: (B, K), of the head on the class token.
-        distillation_logits: (B, K), of the head on the distillation token.
-    """
-
-    logits: Tensor
-    cls_logits: Tensor
-    distillation_logits: Tensor
-
-    @property
-    def heads(self) -> dict[str, Tensor]:
-        """Each head's logits by name; the last is the model's answer."""
-        return {"class": self.cls_logits, "distillation": self.distillation_logits, "both": self.logits}
 
 
 class PatchEmbed(nn.Module):
@@ -100,27 +58,41 @@ class PatchEmbed(nn.Module):
 class Embeddings(nn.Module):
     """Patches, the tokens before them, and where each stands."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
         width = config.hidden_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         if isinstance(config, DeiTConfig):
             self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
+        if use_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.patch_embeddings = PatchEmbed(config)
         self.position_embeddings = nn.Parameter(torch.zeros(1, config.tokens, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """(B, C, height, width) -> (B, N, D)."""
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, bool_masked_pos: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, height, width), hidden patches (B, P) -> (B, N, D)."""
         positions = self._positions(pixel_values, interpolate_pos_encoding)
-        patches = self.patch_embeddings(pixel_values)
+        patches = self.patch_embeddings(pixel_values)  # (B, P, D)
+        if bool_masked_pos is not None:
+            patches = self._masked(patches, bool_masked_pos)
         prefix = [self.cls_token]
         if isinstance(self.config, DeiTConfig):
             prefix.append(self.distillation_token)
-        tokens = [token.expand(len(patches), -1, -1) for token in prefix]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]
         x: Tensor = self.dropout(torch.cat([*tokens, patches], dim=1) + positions)  # (B, N, D)
         return x
+
+    def _masked(self, patches: Tensor, hidden: Tensor) -> Tensor:
+        if not hasattr(self, "mask_token"):
+            raise UserError("This model has no mask token", "make it with use_mask_token=True, or leave bool_masked_pos out")
+        if hidden.shape != patches.shape[:2]:
+            expected = " x ".join(map(str, patches.shape[:2]))
+            raise UserError(f"bool_masked_pos is {tuple(hidden.shape)}", f"pass images x patches, {expected}")
+        return torch.where(hidden.bool()[..., None], self.mask_token.to(patches.dtype), patches)
 
     def _positions(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
         config = self.config
@@ -142,23 +114,56 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; one product makes queries, keys and values."""
+    """Multi-head self-attention; one product makes queries, keys and values.
 
-    def __init__(self, config: ViTConfig) -> None:
+    Attributes:
+        heads: the numbers of the heads that are there; all but the pruned ones.
+    """
+
+    def __init__(self, config: ViTConfig, pruned: Sequence[int] = ()) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
+        self.heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        self.head_width = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, width)
+        inner = len(self.heads) * self.head_width
+        self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+    def forward(self, x: Tensor, head_mask: Tensor | None = None, explicit: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D), a factor a head (H) -> (B, N, D), and the attention weights (B, H, N, N) where ``explicit``."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, len(self.heads), self.head_width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if explicit:
+            scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
+            weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
+            x = weights @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        if head_mask is not None:
+            factors = head_mask.to(x.dtype)[:, None, None]  # (H, 1, 1)
+            x = x * factors
+            weights = None if weights is None else weights * factors
+        return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, -1)), weights
+
+    @torch.no_grad()
+    def prune(self, gone: Sequence[int]) -> None:
+        """Take heads out, by their numbers in the model as it was made."""
+        kept = [place for place, head in enumerate(self.heads) if head not in gone]
+        rows = torch.arange(len(self.heads) * self.head_width).view(len(self.heads), self.head_width)[kept].flatten()
+        rows = rows.to(self.qkv.weight.device)
+        old_qkv, old_out = self.qkv, self.o_proj
+        self.heads = [self.heads[place] for place in kept]
+        width, options = old_out.out_features, {"device": old_out.weight.device, "dtype": old_out.weight.dtype}
+        self.qkv = nn.Linear(width, 3 * len(rows), bias=old_qkv.bias is not None, **options)
+        self.qkv.weight.copy_(old_qkv.weight.view(3, -1, width)[:, rows].flatten(0, 1))
+        if old_qkv.bias is not None:
+            self.qkv.bias.copy_(old_qkv.bias.view(3, -1)[:, rows].flatten())
+        self.o_proj = nn.Linear(len(rows), width, **options)
+        self.o_proj.weight.copy_(old_out.weight[:, rows])
+        self.o_proj.bias.copy_(old_out.bias)
 
 
 class Mlp(nn.Module):
@@ -178,69 +183,30 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and around a residual connection."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, pruned: Sequence[int] = ()) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, pruned)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """(B, N, D), factors (2, B) -> (B, N, D)."""
-        attended = self.dropout(self.attention(self.layernorm_before(x)))
-        x = x + _scaled(attended, residual_scale, 0)
+    def forward(
+        self,
+        x: Tensor,
+        residual_scale: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        explicit: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D), factors (2, B), factors (H) -> (B, N, D), and the attention weights where ``explicit``."""
+        attended, weights = self.attention(self.layernorm_before(x), head_mask, explicit)
+        x = x + _scaled(self.dropout(attended), residual_scale, 0)
         mixed = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + _scaled(mixed, residual_scale, 1)
+        return x + _scaled(mixed, residual_scale, 1), weights
 
 
 def _scaled(branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
     return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
-
-
-class PreTrainedModel(nn.Module):
-    """What all public models share: a configuration, fresh weights, and the way from and to a model directory."""
-
-    config_class: ClassVar[type[ViTConfig]] = ViTConfig
-
-    def __init__(self, config: ViTConfig) -> None:
-        if type(config) is not self.config_class:
-            raise UserError(f"{type(self).__name__} takes a {self.config_class.__name__}", f"not a {type(config).__name__}")
-        super().__init__()
-        self.config = config
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights: truncated normal for weights, tokens and positions, zero biases, unit norms (section 3).
-
-        Args:
-            generator: where the draws come from; torch's default one when None.
-        """
-        std = self.config.initializer_range
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif "layernorm" in name:
-                parameter.fill_(1.0)
-            else:
-                nn.init.trunc_normal_(parameter, std=std, generator=generator)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as transformers reads them."""
-        weights.write_model(Path(directory), self.config, self.state_dict(), type(self).__name__)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
-        """A model with the weights of a model directory, in evaluation mode.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, or a tensor is missing, left over or of another shape.
-            ConfigError: the configuration is none of this class.
-        """
-        directory = Path(directory)
-        model = cls(cls.config_class.from_pretrained(directory))
-        weights.load_into(model, weights.read_model(directory, model.config))
-        return model.eval()
 
 
 class ViTModel(PreTrainedModel):
@@ -249,130 +215,343 @@ class ViTModel(PreTrainedModel):
     Args:
         config: its shape.
         add_pooling_layer: a linear map and tanh on [CLS], as transformers has it; no published checkpoint holds one.
+        use_mask_token: an embedding for hidden patches, for masked image modeling.
 
     Example:
-        >>> model = ViTModel(ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3))
-        >>> model(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape
+        >>> vit = ViTModel(ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3))
+        >>> vit(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape
         torch.Size([1, 5, 48])
     """
 
-    def __init__(self, config: ViTConfig, add_pooling_layer: bool = True) -> None:
+    def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width = config.hidden_size
+        self.embeddings = Embeddings(config, use_mask_token)
+        self.layers = nn.ModuleList(Block(config, config.pruned_heads.get(n, ())) for n in range(config.num_hidden_layers))
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         if add_pooling_layer:
-            self.pooler = nn.ModuleDict(
-                {"dense": nn.Linear(config.hidden_size, config.pooler_output_size or config.hidden_size)}
-            )
+            self.pooler = nn.ModuleDict({"dense": nn.Linear(width, config.pooler_output_size or width)})
+        self.explicit_attention = False
+        self.checkpointing: dict[str, Any] = {}
+        self.checkpointed_layers = range(0)
         self.init_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The map from patches to tokens.
+
+        Example:
+            >>> model.deit.get_input_embeddings().projection.weight.shape
+            torch.Size([48, 3, 16, 16])
+        """
+        return self.embeddings.patch_embeddings
 
     def forward(
         self,
         pixel_values: Tensor,
+        *,
+        bool_masked_pos: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
     ) -> BaseModelOutput:
         """Run the transformer.
 
         Args:
-            pixel_values: (B, C, height, width), normalised.
+            pixel_values: (B, C, height, width), normalised; of any floating type.
+            bool_masked_pos: (B, P), true where a patch is hidden behind the mask token.
+            head_mask: (H) or (L, H), a factor of each attention head: 0 masks it, 1 leaves it.
+            output_attentions: answer each layer's attention too, computed step by step; the configuration's when None.
+            output_hidden_states: answer the tokens after each layer too; the configuration's when None.
+            interpolate_pos_encoding: take images of another size by resampling the position embeddings.
+            return_dict: False answers a tuple of the parts; the configuration's when None.
             residual_scale: (L, 2, B), the factor of each residual branch for each image, for stochastic depth;
                 all ones when None.
-            interpolate_pos_encoding: take images of another size by resampling the position embeddings.
 
         Raises:
-            UserError: images of another size or channel count.
+            UserError: images of another size or channel count, or a mask of another shape.
+
+        Example:
+            >>> output = model.deit(torch.zeros(1, 3, 32, 32), output_attentions=True, output_hidden_states=True)
+            >>> len(output.hidden_states), output.attentions[0].shape
+            (3, torch.Size([1, 3, 6, 6]))
         """
-        x = self.embeddings(pixel_values, interpolate_pos_encoding)  # (B, N, D)
+        config = self.config
+        with_attentions = config.output_attentions if output_attentions is None else output_attentions
+        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        masks = self._head_masks(head_mask)
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        x = self.embeddings(pixel_values, bool(interpolate_pos_encoding), bool_masked_pos)  # (B, N, D)
+        states, attentions = [x], []
         for depth, layer in enumerate(self.layers):
-            x = layer(x, None if residual_scale is None else residual_scale[depth])
+            scale = None if residual_scale is None else residual_scale[depth]
+            arguments = x, scale, masks[depth], with_attentions or self.explicit_attention
+            if depth in self.checkpointed_layers and self.training:
+                x, weights = checkpoint(layer, *arguments, **self.checkpointing)
+            else:
+                x, weights = layer(*arguments)
+            states.append(x)
+            attentions.append(weights)
         x = self.layernorm(x)
-        pooled = torch.tanh(self.pooler["dense"](x[:, 0])) if hasattr(self, "pooler") else None
-        return BaseModelOutput(x, pooled)
+        output = BaseModelOutput(
+            last_hidden_state=x,
+            pooler_output=torch.tanh(self.pooler["dense"](x[:, 0])) if hasattr(self, "pooler") else None,
+            hidden_states=tuple(states) if with_states else None,
+            attentions=tuple(attentions) if with_attentions else None,
+        )
+        return self._answer(output, config.return_dict if return_dict is None else return_dict)
+
+    def _head_masks(self, head_mask: Tensor | None) -> Sequence[Tensor | None]:
+        layers, heads = len(self.layers), self.config.num_attention_heads
+        if head_mask is None:
+            return [None] * layers
+        if head_mask.shape not in ((heads,), (layers, heads)):
+            raise UserError(f"head_mask is {tuple(head_mask.shape)}", f"pass {heads} heads, or {layers} layers x {heads} heads")
+        rows = head_mask.expand(layers, heads)
+        return [row[layer.attention.heads] for row, layer in zip(rows, self.layers, strict=True)]
 
 
 class DeiTModel(ViTModel):
-    """A :class:`ViTModel` with the distillation token at index 1."""
+    """A :class:`ViTModel` with the distillation token at index 1.
+
+    Example:
+        >>> DeiTModel(config)(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape  # [CLS], distillation token, 4 patches
+        torch.Size([1, 6, 48])
+    """
 
     config_class = DeiTConfig
+    base_model_prefix = "deit"
 
 
-class ViTForImageClassification(PreTrainedModel):
-    """A vision transformer with one head on [CLS]: the four published models that had no distillation."""
+class PreTrainedClassifier(PreTrainedModel):
+    """A transformer with one head on [CLS]."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        self.vit = ViTModel(config, add_pooling_layer=False)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        trunk = DeiTModel if self.base_model_prefix == "deit" else ViTModel
+        setattr(self, self.base_model_prefix, trunk(config, add_pooling_layer=False))
+        self.classifier = _head(config)
         self.init_weights()
 
     def forward(
         self,
         pixel_values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
     ) -> ImageClassifierOutput:
-        """Classify; the arguments are those of :meth:`ViTModel.forward`."""
-        x = self.vit(pixel_values, residual_scale, interpolate_pos_encoding).last_hidden_state  # (B, N, D)
-        return ImageClassifierOutput(self.classifier(x[:, 0]))
+        """Classify.
+
+        Args:
+            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
+            labels: for a loss, as :func:`deit.distillation.losses.labels_loss` takes them with the configuration's
+                ``problem_type``.
+
+        Example:
+            >>> plain = DeiTForImageClassification(config)
+            >>> output = plain(torch.zeros(2, 3, 32, 32), labels=torch.tensor([0, 4]))
+            >>> output.logits.shape, output.loss.ndim
+            (torch.Size([2, 5]), 0)
+        """
+        hidden = self.base_model(
+            pixel_values,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            residual_scale=residual_scale,
+        )
+        logits = self.classifier(hidden.last_hidden_state[:, 0])  # (B, K)
+        output = ImageClassifierOutput(
+            loss=None if labels is None else labels_loss(logits, labels, self.config.problem_type),
+            logits=logits,
+            hidden_states=hidden.hidden_states,
+            attentions=hidden.attentions,
+        )
+        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
 
 
-class DeiTForImageClassification(PreTrainedModel):
-    """A DeiT with one head, on the class token alone."""
+class ViTForImageClassification(PreTrainedClassifier):
+    """A vision transformer with one head on [CLS]: the four published models that had no distillation.
+
+    Example:
+        >>> vit = ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, num_labels=5)
+        >>> ViTForImageClassification(vit)(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
+
+
+class DeiTForImageClassification(PreTrainedClassifier):
+    """A DeiT with one head, on the class token alone.
+
+    Example:
+        >>> DeiTForImageClassification(config)(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
 
     config_class = DeiTConfig
-
-    def __init__(self, config: DeiTConfig) -> None:
-        super().__init__(config)
-        self.deit = DeiTModel(config, add_pooling_layer=False)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.init_weights()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        residual_scale: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> ImageClassifierOutput:
-        """Classify; the arguments are those of :meth:`ViTModel.forward`."""
-        x = self.deit(pixel_values, residual_scale, interpolate_pos_encoding).last_hidden_state  # (B, N, D)
-        return ImageClassifierOutput(self.classifier(x[:, 0]))
+    base_model_prefix = "deit"
 
 
 class DeiTForImageClassificationWithTeacher(PreTrainedModel):
     """DeiT as it is distilled: a head on the class token, another on the distillation token (section 4).
 
     Example:
-        >>> config = DeiTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, num_labels=5)
         >>> output = DeiTForImageClassificationWithTeacher(config)(torch.zeros(2, 3, 32, 32))
         >>> output.logits.shape, output.distillation_logits.shape
         (torch.Size([2, 5]), torch.Size([2, 5]))
     """
 
     config_class = DeiTConfig
+    base_model_prefix = "deit"
+    config: DeiTConfig
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
         self.deit = DeiTModel(config, add_pooling_layer=False)
-        self.cls_classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.cls_classifier = _head(config)
+        self.distillation_classifier = _head(config)
         self.init_weights()
 
     def forward(
         self,
         pixel_values: Tensor,
+        labels: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
     ) -> ImageClassifierWithTeacherOutput:
-        """Classify; the arguments are those of :meth:`ViTModel.forward`."""
-        x = self.deit(pixel_values, residual_scale, interpolate_pos_encoding).last_hidden_state  # (B, N, D)
+        """Classify.
+
+        Args:
+            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
+            labels: (B) class numbers or (B, K) soft targets. With ``teacher_logits`` the loss is the paper's, hard or soft as
+                the configuration's ``distillation_type`` says; without, each head learns the labels.
+            teacher_logits: (B, K), what a teacher says of the same images.
+
+        Example:
+            >>> images, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 4])
+            >>> output = model(images, labels=labels, teacher_logits=torch.eye(5)[:2])
+            >>> output.loss.ndim, list(output)
+            (0, ['loss', 'logits', 'cls_logits', 'distillation_logits'])
+        """
+        hidden = self.deit(
+            pixel_values,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            residual_scale=residual_scale,
+        )
+        x = hidden.last_hidden_state  # (B, N, D)
         class_logits, distillation_logits = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])
-        return ImageClassifierWithTeacherOutput(
+        output = ImageClassifierWithTeacherOutput(
+            loss=None if labels is None else self._loss(class_logits, distillation_logits, labels, teacher_logits),
             logits=(class_logits + distillation_logits) / 2,
             cls_logits=class_logits,
             distillation_logits=distillation_logits,
+            hidden_states=hidden.hidden_states,
+            attentions=hidden.attentions,
         )
+        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
+
+    def _loss(self, class_logits: Tensor, distillation_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        if teacher_logits is None:
+            losses = [labels_loss(logits, labels, self.config.problem_type) for logits in (class_logits, distillation_logits)]
+            return (losses[0] + losses[1]) / 2
+        settings = Distillation(mode=self.config.distillation_type)
+        targets = as_targets(labels.to(class_logits.device), self.num_labels)
+        return training_loss(settings, class_logits, targets, distillation_logits, teacher_logits)
+
+
+class DeiTForMaskedImageModeling(PreTrainedModel):
+    """A DeiT that fills in hidden patches: each token becomes the pixels of its patch (SimMIM, arXiv 2111.09886).
+
+    Raises:
+        UserError: ``encoder_stride`` differs from the patch size, so that the pixels would not fill the image.
+
+    Example:
+        >>> hidden = torch.tensor([[True, False, False, True]])
+        >>> output = DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32), bool_masked_pos=hidden)
+        >>> output.reconstruction.shape, output.loss.ndim
+        (torch.Size([1, 3, 32, 32]), 0)
+    """
+
+    config_class = DeiTConfig
+    base_model_prefix = "deit"
+
+    def __init__(self, config: DeiTConfig) -> None:
+        super().__init__(config)
+        stride = config.encoder_stride
+        if config.patch_hw != (stride, stride):
+            raise UserError(f"encoder_stride is {stride} and a patch {config.patch_hw}", "make them equal")
+        self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
+        pixels = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
+        self.decoder = nn.Sequential(pixels, nn.PixelShuffle(stride))
+        self.init_weights()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedImageModelingOutput:
+        """Fill in.
+
+        Args:
+            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
+            bool_masked_pos: (B, P), true where a patch is hidden; with it there is a loss.
+
+        Example:
+            >>> DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32)).loss is None
+            True
+        """
+        hidden = self.deit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+        )
+        stride = self.config.encoder_stride
+        grid = pixel_values.shape[2] // stride, pixel_values.shape[3] // stride  # rows, columns
+        patches = hidden.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :].transpose(1, 2).unflatten(2, grid)
+        reconstruction = self.decoder(patches)  # (B, C, height, width)
+        loss = None
+        if bool_masked_pos is not None:
+            mask = bool_masked_pos.view(-1, 1, *grid).repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+            difference = F.l1_loss(pixel_values.to(reconstruction.dtype), reconstruction, reduction="none") * mask
+            loss = difference.sum() / (mask.sum() + 1e-5) / self.config.num_channels
+        output = MaskedImageModelingOutput(
+            loss=loss, reconstruction=reconstruction, hidden_states=hidden.hidden_states, attentions=hidden.attentions
+        )
+        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
+
+
+def _head(config: ViTConfig) -> nn.Module:
+    """Token -> logits; a configuration without classes leaves the token as it is."""
+    return nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
 
 
 TransformerClassifier = ViTForImageClassification | DeiTForImageClassification | DeiTForImageClassificationWithTeacher
@@ -395,15 +574,41 @@ def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) 
     return model
 
 
-def load_model(name: str | Path) -> TransformerClassifier:
-    """A classifier with the weights of a model directory, in evaluation mode.
+def load_model(
+    name: str | Path,
+    *,
+    ema: bool = False,
+    distillation: Distilled | None = None,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: AttentionName = "sdpa",
+    **arguments: Any,
+) -> TransformerClassifier:
+    """A classifier with saved weights, in evaluation mode, of the class that the checkpoint is of.
+
+    Args:
+        name: a directory, a file, a name on the hub, or a variant's name, in any format that
+            :meth:`PreTrainedModel.from_pretrained` reads; the other arguments are also its.
+        distillation: ``drop`` makes a plain model of a distilled checkpoint, ``new`` a distilled one of a plain.
 
     Raises:
-        CheckpointError: there is no such directory, or it holds no classifier that is known here.
+        CheckpointError: there is no such checkpoint, or it holds no head and no ``num_labels`` asks for new ones.
+
+    Example:
+        >>> model.save_pretrained(folder)
+        >>> type(load_model(folder)).__name__
+        'DeiTForImageClassificationWithTeacher'
     """
-    directory = Path(name)
-    if not directory.is_dir():
-        known = str(name).removeprefix("facebook/") in VARIANTS
-        remedy = f"download {variant(str(name)).hub_name} and pass its folder" if known else "check the path"
-        raise CheckpointError(f"{name} is no model directory", remedy)
-    return _CLASSIFIERS[weights.architecture(directory, _CLASSIFIERS)].from_pretrained(directory)
+    checkpoint, fields = open_named(name, ema, arguments)
+    kind = _CLASSIFIERS.get(checkpoint.architecture)
+    distilled = isinstance(checkpoint.config, DeiTConfig)
+    if distillation is not None:
+        kind = ViTForImageClassification if distillation == "drop" else DeiTForImageClassificationWithTeacher
+    elif kind is None and {"num_labels", "id2label", "label2id"} & fields.keys():
+        kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
+    if kind is None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes", "pass num_labels for new heads"
+        )
+    return kind.from_checkpoint(
+        checkpoint, fields, distillation=distillation, dtype=dtype, attn_implementation=attn_implementation
+    )

@@ -6,7 +6,6 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from deit.config import DeiTConfig, ViTConfig
 from deit.errors import UserError
 
 HUB_ORGANISATION = "facebook"
@@ -37,18 +36,16 @@ class Variant:
         """Where the published weights are."""
         return f"{HUB_ORGANISATION}/{self.name}"
 
-    def config(self, **fields: Any) -> ViTConfig:
-        """The model's configuration, with 1000 classes unless ``fields`` say otherwise."""
-        shape = {
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The fields of its configuration that differ from the base model's."""
+        return {
             "hidden_size": self.width,
             "num_attention_heads": self.heads,
             "intermediate_size": 4 * self.width,
             "image_size": self.image_size,
             "layer_norm_eps": LAYER_NORM_EPS,
         }
-        if "id2label" not in fields:
-            fields = {"num_labels": 1000, **fields}
-        return (DeiTConfig if self.distilled else ViTConfig)(**{**shape, **fields})
 
 
 _ROWS = (

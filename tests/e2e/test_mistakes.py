@@ -46,6 +46,10 @@ def _photos(root: Path, *counts: int) -> Path:
         (("predict", "no such model", "good"), "does not exist"),
         (("recipe", "show", "diet"), "did you mean deit"),
         (("model", "show", "deit-small"), "did you mean deit-small-patch16-224"),
+        (("model", "push", "good", "me/good"), "config.json"),
+        (("model", "push", "no such model", "me/good"), "does not exist"),
+        (("model", "push", "good", "good"), "OWNER/NAME"),
+        (("model", "push", "good", "me/good", "--license", "none at all"), "apache-2.0"),
     ],
 )
 def test_a_mistake_is_one_sentence(deit: Deit, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:

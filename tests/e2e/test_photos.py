@@ -39,7 +39,7 @@ def test_training_leaves_a_whole_run(runs: Path) -> None:
     rows = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {path.name for path in (student / "best").iterdir()} == {
-        *("config.json", "model.safetensors", "preprocessor_config.json", "training.json")
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training.json")
     }
     result = json.loads((runs / "student.json").read_text())
     assert set(result["heads"]) == {"class", "distillation", "both"}
@@ -106,6 +106,27 @@ def test_prediction_names_files_folders_and_standard_input(deit: Deit, runs: Pat
     [answer] = json.loads(piped.stdout)
     direct = json.loads(deit("predict", runs / "student", picture, "--json").stdout)
     assert answer["predictions"] == direct[0]["predictions"]
+
+
+def test_a_push_sends_the_model_and_a_card_that_tells_of_the_run(
+    deit: Deit, runs: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = deit("model", "push", runs / "student", "me/shapes", "--license", "mit", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert set(plan["files"]) == {path.name for path in (runs / "student" / "best").iterdir()}
+    assert "url" not in plan
+    for words in ("license: mit", f"Data set: `{photos.name}`", "30 train, 6 validation", "`квадрат`", "a teacher, `teacher`"):
+        assert words in plan["card"], words
+    assert str(photos.parent) not in plan["card"]
+    assert str(runs) not in plan["card"]
+    table = deit("model", "push", runs / "teacher", "me/teacher", "--dry-run")
+    assert table.returncode == 0, table.stderr
+    assert "nothing is sent" in table.stdout
+    assert "library_name: timm" in table.stdout
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    offline = deit("model", "push", runs / "student", "me/shapes")
+    assert (offline.returncode, offline.stderr) == (2, "deit: The hub is out of reach in offline mode: unset HF_HUB_OFFLINE.\n")
 
 
 def test_one_bad_file_is_one_error_in_its_place(deit: Deit, runs: Path, photos: Path, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from torchvision.transforms import ColorJitter
 
 from deit.checkpoints.layouts import TIMM_DEIT, TIMM_VIT, Rows, from_ours, to_ours
 from deit.checkpoints.weights import load_into
+from deit.config import variant_config
 from deit.data.augment import OPERATIONS, Augmentation, RandAugment, TrainTransform, color_jitter, crop_box, erase
 from deit.data.mixing import MixDraw, Mixing, draw, mix_images, soft_targets
 from deit.draws import Stream, generator
 from deit.modeling import DeiTForImageClassificationWithTeacher, new_classifier
-from deit.variants import variant
 from tests.helpers import noise, pattern, randomised
 
 data: Any = timm.data  # untyped
@@ -31,7 +31,7 @@ MODELS = [("deit-tiny-distilled-patch16-224", TIMM_DEIT), ("deit-tiny-patch16-22
 @pytest.mark.parametrize(("name", "rows"), MODELS)
 def test_timms_weights_give_timms_logits(name: str, rows: Rows) -> None:
     theirs = randomised(timm.create_model(name.replace("-", "_")), std=0.05)
-    ours = new_classifier(variant(name).config()).eval()
+    ours = new_classifier(variant_config(name)).eval()
     load_into(ours, to_ours(theirs.state_dict(), rows))
     x = noise(2, 3, 224, 224)
     expected = theirs(x)  # for two heads their mean, as we answer
@@ -42,7 +42,7 @@ def test_timms_weights_give_timms_logits(name: str, rows: Rows) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "rows"), MODELS)
 def test_our_weights_fit_timm_to_the_last_tensor(name: str, rows: Rows) -> None:
-    ours = randomised(new_classifier(variant(name).config(num_labels=7, num_hidden_layers=2)), std=0.05)
+    ours = randomised(new_classifier(variant_config(name, num_labels=7, num_hidden_layers=2)), std=0.05)
     theirs: Any = timm.create_model(name.replace("-", "_"), num_classes=7, depth=2).eval()
     theirs.load_state_dict(from_ours(ours.state_dict(), rows), strict=True)
     x = noise(1, 3, 224, 224)
@@ -52,7 +52,7 @@ def test_our_weights_fit_timm_to_the_last_tensor(name: str, rows: Rows) -> None:
 @torch.no_grad()
 def test_the_heads_are_not_swapped() -> None:
     theirs: Any = randomised(timm.create_model("deit_tiny_distilled_patch16_224", depth=2), std=0.05)
-    ours = new_classifier(variant("deit-tiny-distilled-patch16-224").config(num_hidden_layers=2)).eval()
+    ours = new_classifier(variant_config("deit-tiny-distilled-patch16-224", num_hidden_layers=2)).eval()
     assert isinstance(ours, DeiTForImageClassificationWithTeacher)
     load_into(ours, to_ours(theirs.state_dict(), TIMM_DEIT))
     theirs.set_distilled_training(True)

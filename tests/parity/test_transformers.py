@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import deit
-from deit.config import DeiTConfig, ViTConfig
-from deit.variants import variant
-from tests.helpers import TINY, noise, randomised, tiny_deit, tiny_vit
+from deit.config import DeiTConfig, ViTConfig, variant_config
+from tests.helpers import TINY, backward, noise, randomised, tiny_deit, tiny_vit
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -26,6 +25,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
     "one channel": {"num_channels": 1, "num_labels": 2},
 }
+# Fields that they have not, or write out where ours is None.
+OURS = {"pooler_output_size", "pruned_heads", "distillation_type"}
 KINDS = ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +169,7 @@ def test_gradients_agree(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
     model = randomised(
-        deit.DeiTForImageClassificationWithTeacher(variant("deit-base-distilled-patch16-224").config(layer_norm_eps=1e-12)),  # type: ignore[arg-type]
+        deit.DeiTForImageClassificationWithTeacher(variant_config("deit-base-distilled-patch16-224", layer_norm_eps=1e-12)),  # type: ignore[arg-type]
         std=0.03,
     )
     model.save_pretrained(tmp_path / "ours")
@@ -177,6 +178,83 @@ def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
     assert_same(model(x), other(x))
     other.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
     assert_same(deit.load_model(tmp_path / "theirs")(x), other(x))
+
+
+@torch.no_grad()
+@every_kind
+@every_shape
+def test_every_layer_says_the_same(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
+    model = ours(kind, **shape)
+    model.save_pretrained(tmp_path)
+    other = loaded_whole(getattr(transformers, kind), tmp_path, attn_implementation="eager")
+    x = images(model.config)
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    one, two = model(x, **asked), other(x, **asked)
+    layers = model.config.num_hidden_layers
+    for part, count in (("hidden_states", layers + 1), ("attentions", layers)):
+        mine, yours = getattr(one, part), getattr(two, part)
+        assert len(mine) == len(yours) == count
+        for depth, (left, right) in enumerate(zip(mine, yours, strict=True)):
+            assert left.shape == right.shape
+            assert torch.allclose(left, right, atol=1e-5, rtol=1e-5), f"{part} {depth}"
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_channels": 1}], ids=["colour", "grey"])
+def test_hidden_patches_are_filled_in_alike(tmp_path: Path, shape: dict[str, Any]) -> None:
+    other = theirs("DeiTForMaskedImageModeling", encoder_stride=8, **shape)
+    other.save_pretrained(tmp_path / "theirs")
+    model = deit.DeiTForMaskedImageModeling.from_pretrained(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours")
+    back = loaded_whole(transformers.DeiTForMaskedImageModeling, tmp_path / "ours")
+    x = images(model.config)
+    hidden = torch.arange(32).reshape(2, 16) % 3 == 0
+    for network in (other, back):
+        one, two = model(x, bool_masked_pos=hidden), network(x, bool_masked_pos=hidden)
+        assert torch.allclose(one.reconstruction, two.reconstruction, atol=1e-5)
+        assert torch.allclose(one.loss, two.loss, atol=1e-6)
+        assert torch.allclose(model(x).reconstruction, network(x).reconstruction, atol=1e-5)
+
+
+LABELS = {
+    "single": (5, None, torch.tensor([0, 4])),
+    "single, as int32": (5, None, torch.tensor([0, 4], dtype=torch.int32)),
+    "several": (5, None, torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
+    "several, said": (5, "multi_label_classification", torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
+    "values": (5, "regression", torch.randn(2, 5, generator=torch.Generator().manual_seed(0))),
+    "one value": (1, None, torch.tensor([0.5, -1.0])),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("case", LABELS.values(), ids=LABELS)
+def test_labels_give_the_same_loss_and_gradients(tmp_path: Path, kind: str, case: Any) -> None:
+    classes, problem, labels = case
+    model = ours(kind, num_labels=classes, problem_type=problem)
+    model.save_pretrained(tmp_path)
+    other = loaded_whole(getattr(transformers, kind), tmp_path)
+    assert other.config.problem_type == problem
+    x = images(model.config)
+    given = labels.long() if labels.dtype == torch.int32 else labels  # torch's cross-entropy takes no int32
+    one, two = model(x, labels=labels), other(x, labels=given)
+    assert list(one) == list(two) == ["loss", "logits"]
+    assert torch.allclose(one[0], two[0], atol=1e-5)
+    backward(one.loss)
+    backward(two.loss)
+    assert torch.allclose(model.classifier.weight.grad, other.classifier.weight.grad, atol=1e-5)  # type: ignore[union-attr,arg-type]
+    assert model.config.problem_type == problem
+
+
+def test_two_heads_answer_in_the_same_order(tmp_path: Path) -> None:
+    model = ours(KINDS[2])
+    model.save_pretrained(tmp_path)
+    other = loaded_whole(getattr(transformers, KINDS[2]), tmp_path)
+    x = images(model.config)
+    asked = {"output_hidden_states": True}
+    assert list(model(x, **asked)) == list(other(x, **asked))
+    one, two = (network(x, return_dict=False) for network in (model, other))
+    assert len(one) == len(two) == 3
+    for left, right in zip(one, two, strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
 
 
 @pytest.mark.parametrize("distilled", [True, False])
@@ -194,6 +272,8 @@ def test_the_configurations_mean_the_same(tmp_path: Path, distilled: bool) -> No
     back = mine.from_pretrained(tmp_path / "theirs")
     for key in mine.model_fields:
         default = 96 if key == "pooler_output_size" else None  # theirs writes out what None stands for
+        if key in OURS - {"pooler_output_size"}:
+            continue
         assert (getattr(read, key) or default) == (getattr(mine(**fields), key) or default), key
         assert (getattr(back, key) or default) == (getattr(mine(**fields), key) or default), key
     assert read.num_labels == back.num_labels == 3
@@ -203,5 +283,5 @@ def test_the_configurations_mean_the_same(tmp_path: Path, distilled: bool) -> No
 def test_the_defaults_of_the_configurations_are_the_same() -> None:
     for mine, yours in ((DeiTConfig(), transformers.DeiTConfig()), (ViTConfig(), transformers.ViTConfig())):
         for key in type(mine).model_fields:
-            if key != "pooler_output_size":
+            if key not in OURS:
                 assert getattr(mine, key) == getattr(yours, key), key

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from deit.config import MAX_TOKENS, DeiTConfig, ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
@@ -64,9 +63,28 @@ def test_replacing_the_number_of_classes_renames_them() -> None:
     assert tiny_deit(num_labels=7).replace(num_labels=2).classes == ("LABEL_0", "LABEL_1")
 
 
-def test_a_configuration_never_changes() -> None:
-    with pytest.raises(ValidationError):
-        DeiTConfig().hidden_size = 3
+def test_assigning_checks_the_whole_again() -> None:
+    config = tiny_deit()
+    config.num_labels = 2  # type: ignore[misc]
+    config.image_size = (64, 32)
+    config.label2id = {"cat": 1, "dog": 0}  # type: ignore[misc]
+    config.note = "of a user"
+    assert (config.classes, config.grid, config.to_dict()["note"]) == (("dog", "cat"), (8, 4), "of a user")
+    with pytest.raises(ConfigError, match="does not divide"):
+        config.hidden_size = 23
+    assert config.hidden_size == 24
+
+
+def test_a_mistyped_name_is_no_field() -> None:
+    with pytest.raises(ConfigError, match="no field 'imge_size': did you mean image_size"):
+        tiny_deit().override({"imge_size": 64})
+
+
+def test_pruned_heads_leave_one_at_least() -> None:
+    assert DeiTConfig.from_dict(tiny_deit(pruned_heads={0: [1]}).to_dict()).pruned_heads == {0: [1]}
+    for heads in ({0: [0, 1, 2]}, {2: [0]}, {0: [3]}, {-1: [0]}):
+        with pytest.raises(ConfigError, match="leaves no head, or there is no such"):
+            tiny_deit(pruned_heads=heads)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import UserError
 from deit.modeling import TransformerClassifier, new_classifier
+from deit.config import variant_config
 from deit.variants import VARIANTS, variant
 
 # name: parameters, billions of multiply-adds, published top-1 (tables 5 to 7 of the paper)
@@ -26,7 +27,7 @@ PUBLISHED = {
 
 def on_meta(name: str) -> TransformerClassifier:
     with torch.device("meta"):
-        return new_classifier(variant(name).config())
+        return new_classifier(variant_config(name))
 
 
 def test_the_table_has_the_eight_published_models() -> None:
@@ -50,7 +51,7 @@ def test_a_model_costs_the_published_number_of_multiplications(name: str) -> Non
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_name_says_what_the_model_is(name: str) -> None:
-    config = variant(name).config()
+    config = variant_config(name)
     assert type(config) is (DeiTConfig if "distilled" in name else ViTConfig)
     assert config.image_size == int(name[-3:])
     assert config.hidden_size // config.num_attention_heads == 64
@@ -58,9 +59,9 @@ def test_the_name_says_what_the_model_is(name: str) -> None:
 
 
 def test_a_variant_takes_other_classes_and_sizes() -> None:
-    config = variant("deit-tiny-patch16-224").config(image_size=64, id2label={0: "a", 1: "b", 2: "c"})
+    config = variant_config("deit-tiny-patch16-224", image_size=64, id2label={0: "a", 1: "b", 2: "c"})
     assert (config.grid, config.classes, config.hidden_size) == ((4, 4), ("a", "b", "c"), 192)
-    assert variant("deit-tiny-patch16-224").config(num_labels=7).num_labels == 7
+    assert variant_config("deit-tiny-patch16-224", num_labels=7).num_labels == 7
 
 
 def test_the_hub_name_leads_to_the_same_variant() -> None:

@@ -30,6 +30,9 @@ def evaluate(
     combine: Annotated[
         Literal["mean", "softmax"], typer.Option(help="How two heads answer: mean of logits, or sum of softmaxes.")
     ] = "mean",
+    crop: Annotated[
+        Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
@@ -47,6 +50,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         combine=combine,
+        crop=crop,
         skip_unreadable=skip_unreadable,
     )
     if as_json:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deit.cli.common import JsonOption, print_json, print_table
 
-app = typer.Typer(help="The paper's models.", no_args_is_help=True)
+app = typer.Typer(help="Models: the paper's, and yours on the hub.", no_args_is_help=True)
 
 
 @app.callback()
 def model() -> None:
-    """The paper's models."""
+    """Models: the paper's, and yours on the hub."""
 
 
 @app.command("list")
@@ -35,16 +36,13 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """One model's shape."""
-    from pathlib import Path
-
-    from deit.config import config_from_dict
+    from deit.config import config_from_dict, variant_config
     from deit.files import read_json
-    from deit.variants import variant
 
     if Path(name).is_dir():
         content = config_from_dict(read_json(Path(name) / "config.json")).to_dict()
     else:
-        content = variant(name).config().to_dict()
+        content = variant_config(name).to_dict()
     if as_json:
         print_json(content)
         return
@@ -52,3 +50,33 @@ def show(
     content.pop("label2id")
     rows = [[key, str(value)] for key, value in content.items()]
     print_table(["setting", "value"], [*rows, ["classes", str(len(classes))]])
+
+
+@app.command("push")
+def push(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model or run directory.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; main by default.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
+    license: Annotated[str | None, typer.Option(help="For the model card, such as apache-2.0.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a model to the Hugging Face hub: its own files alone, with a model card. Log in first: `hf auth login`."""
+    from deit.checkpoints.publishing import plan_push, push_to_hub
+
+    plan = plan_push(model, repo, license)
+    content = {"repo": repo, "files": plan.sizes, "card": plan.card}
+    if not dry_run:
+        content["url"] = push_to_hub(
+            model, repo, private=private or None, revision=revision, commit_message=message, license=license
+        )
+    if as_json:
+        print_json(content)
+    elif dry_run:
+        rows = [[name, f"{size:,}"] for name, size in plan.sizes.items()]
+        print_table(["file", "bytes"], rows, f"For {repo}; nothing is sent.")
+        typer.echo(f"\n{plan.card}", nl=False)
+    else:
+        typer.echo(f"Sent {len(plan.files)} files: {content['url']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,9 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or run directory.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, or - for standard input.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    crop: Annotated[
+        Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -27,7 +30,7 @@ def predict(
 
     from deit.inference.predictor import Predictor
 
-    predictions = Predictor.from_pretrained(model, device)(items, top, names)
+    predictions = Predictor.from_pretrained(model, device, crop)(items, top, names)
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:

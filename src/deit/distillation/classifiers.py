@@ -21,7 +21,8 @@ from deit.config import CONFIG_NAME, MAX_CLASSES
 from deit.errors import CheckpointError, TeacherError
 from deit.files import read_json, write_json
 from deit.image_processor import PROCESSOR_NAME, DeiTImageProcessor
-from deit.modeling import ImageClassifierOutput, TransformerClassifier, load_model
+from deit.modeling import TransformerClassifier, load_model
+from deit.outputs import ImageClassifierOutput
 
 # With these, timm.create_model would fetch or unpickle weights from elsewhere.
 LOADING_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
@@ -61,7 +62,7 @@ class TimmClassifier(nn.Module):
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
         """(B, 3, height, width) -> logits (B, K). ``residual_scale`` is there for the transformers' sake."""
         assert residual_scale is None
-        return ImageClassifierOutput(self.network(pixel_values))
+        return ImageClassifierOutput(logits=self.network(pixel_values))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a directory that ``timm.create_model("local-dir:...")`` and this class read."""

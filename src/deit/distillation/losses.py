@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from deit.errors import UserError
+
 HARD_WEIGHT = 0.5
 SOFT_WEIGHT = 0.1  # lambda
 SOFT_TEMPERATURE = 3.0  # tau
@@ -108,3 +110,36 @@ def training_loss(
     else:
         taught = soft_distillation(distillation_logits, teacher_logits, settings.temperature, settings.average)
     return torch.lerp(base, taught, settings.teacher_weight)
+
+
+def labels_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """The loss that transformers has for ``labels``.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) class numbers; (B, K) 0 and 1 for several labels an image; (B,) or (B, K) values for regression.
+        problem_type: ``regression`` is the squared error, ``single_label_classification`` cross-entropy,
+            ``multi_label_classification`` binary cross-entropy. When None: regression for one class, a single label for whole
+            numbers, else several.
+
+    Raises:
+        UserError: labels of another shape.
+    """
+    labels = labels.to(logits.device)
+    if problem_type is None:
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        single = "single_label_classification" if whole else "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else single
+    expected = logits.shape[:1] if problem_type == "single_label_classification" else logits.shape
+    if labels.shape != expected and (problem_type != "regression" or labels.numel() != logits.numel()):
+        raise UserError(f"The labels are {tuple(labels.shape)}", f"{problem_type} takes {tuple(expected)}")
+    if problem_type == "regression":
+        return F.mse_loss(logits.reshape(labels.shape), labels.to(logits.dtype))
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.long())
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def as_targets(labels: Tensor, classes: int) -> Tensor:
+    """(B,) class numbers -> (B, K) ones and zeros; (B, K) as they are."""
+    return F.one_hot(labels, classes).float() if labels.ndim == 1 else labels

@@ -16,6 +16,7 @@ from PIL import Image
 from deit.devices import choose_device
 from deit.distillation.classifiers import LoadedClassifier, load_classifier
 from deit.errors import ImageError
+from deit.image_processor import Crop
 from deit.images import open_image, to_rgb
 from deit.progress import Progress
 
@@ -66,13 +67,20 @@ class Predictor:
         self._model = classifier.model.to(self.device).eval()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "auto") -> Predictor:
+    def from_pretrained(cls, directory: str | Path, device: str = "auto", crop: Crop | None = None) -> Predictor:
         """A predictor of a saved model.
+
+        Args:
+            crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
 
         Raises:
             CheckpointError: no readable model.
+            ConfigError: no such crop.
         """
-        return cls(load_classifier(directory), device)
+        predictor = cls(load_classifier(directory), device)
+        if crop is not None:
+            predictor.processor = predictor.processor.with_crop(crop)
+        return predictor
 
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
         """Classify images.
@@ -109,7 +117,7 @@ class Predictor:
         readable = [item for item in pixels if isinstance(item, np.ndarray)]
         rows: Iterator[tuple[list[float], list[int]]] = iter(())
         if readable:
-            values = torch.from_numpy(self.processor.normalise(np.stack(readable))).to(self.device)
+            values = torch.from_numpy(self.processor.normalise(readable)).to(self.device)
             logits = list(self._model(values).heads.values())[-1]
             best = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)), dim=-1)
             rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))

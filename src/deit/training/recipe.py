@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deit.config import ViTConfig
+from deit.config import ViTConfig, variant_config
 from deit.data.augment import Augmentation
 from deit.data.mixing import Mixing
 from deit.distillation.losses import Distillation
@@ -68,7 +68,7 @@ class Transformer(Section):
         fields = {name: getattr(self, name) for name in _SHAPE if getattr(self, name) is not None}
         if self.hidden_size is not None:
             fields["intermediate_size"] = 4 * self.hidden_size
-        return variant(self.variant).config(**fields, id2label=dict(enumerate(classes)))
+        return variant_config(self.variant, **fields, id2label=dict(enumerate(classes)))
 
 
 class ConvNet(Section):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deit.checkpoints.card import CARD_NAME, model_card
 from deit.data.augment import TrainTransform
 from deit.data.loader import EvaluationSamples, TrainSamples
 from deit.data.order import epoch_steps, micro_batches
@@ -30,7 +31,7 @@ from deit.distillation.teacher import Teacher
 from deit.draws import Stream, torch_seed
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
 from deit.evaluation import Evaluation, evaluate_source
-from deit.files import read_json, write_json
+from deit.files import read_json, write_json, write_text
 from deit.modeling import new_classifier
 from deit.progress import duration, say
 from deit.report import ReportData, write_report
@@ -248,8 +249,7 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: Teach
     chosen, context = training.context.recipe, training.context
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     height, width = chosen.image_hw
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    counts = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items() if part is not None)
+    counts = ", ".join(f"{count:,} {name}" for name, count in _counts(splits).items())
     shown = ", ".join(splits.classes[:5]) + (", ..." if len(splits.classes) > 5 else "")
     facts = {
         "Data": f"{run.data}: {counts} images ({splits.origin})",
@@ -265,6 +265,12 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: Teach
     if teacher is not None:
         facts["Teacher"] = f"{teacher.name}, {chosen.distillation.mode} distillation"
     return facts
+
+
+def _counts(splits: Splits) -> dict[str, int]:
+    """Images in each part that there is."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: len(part.labels) for name, part in parts.items() if part is not None}
 
 
 def _model_name(recipe: Recipe) -> str:
@@ -297,7 +303,7 @@ def _estimate(training: Training) -> float:
 
 
 def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> TrainResult:
-    """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write the report.
+    """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write model cards and report.
 
     In fp32, whatever training ran in, so that `deit evaluate` gives the same figures.
     """
@@ -313,9 +319,12 @@ def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Tea
         seen = EvaluationSamples(relabelled(source, known.classes), known.processor, run.skip_unreadable)
         taught = evaluate_source(known.model, seen, workers=training.workers)
     content: dict[str, Any] = {"part": part, "best_epoch": training.place.best["epoch"], **evaluation.to_dict()}
+    content["data"] = {"images": _counts(splits), "origin": splits.origin}
     if taught is not None:
         content["teacher"] = taught.to_dict()
     write_json(directory / EVALUATION_NAME, content)
+    for model in (directory / "best", directory / "last"):
+        write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
         title=f"{training.context.recipe.name} on {Path(run.data).name}",
         facts=account(training, splits, run, teacher),

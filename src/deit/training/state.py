@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.config import CONFIG_NAME, ViTConfig
 from deit.errors import CheckpointError
 from deit.files import new_directory, read_json, sha256, write_json
 from deit.training.optimization import MovingAverage
@@ -57,6 +58,8 @@ def save_checkpoint(
         write_tensors(draft / "model.safetensors", model.state_dict())
         if average is not None:
             write_tensors(draft / "average.safetensors", average.model.state_dict())
+        if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that it opens as a model, too
+            write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
         write_tensors(draft / "optimizer.safetensors", _moments(model, optimizer))
         write_json(draft / "place.json", asdict(place))
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}

@@ -87,5 +87,5 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
     batch = batch.to(context.device)
     with autocast(context.device, context.precision):
         answer = context.teacher(batch.pixel_values) if context.teacher is not None else None
-        heads = model(batch.pixel_values, None if scale is None else scale.to(context.device)).heads
+        heads = model(batch.pixel_values, residual_scale=None if scale is None else scale.to(context.device)).heads
     return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deit.checkpoints.card import model_card
 from deit.errors import CheckpointError, TeacherError, UserError
 from deit.training.recipe import get_recipe
 from deit.training.run import RunSettings, train, train_on
@@ -20,6 +21,13 @@ def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
     assert written["heads"]["class"]["top1"] == result.evaluation.answer.top1
     assert written["part"] == result.part == "validation"
     assert (result.directory / "report.html").is_file()
+    for name in ("best", "last"):
+        model = result.directory / name
+        assert (model / "README.md").read_text() == model_card(model)
+    card = (result.directory / "best" / "README.md").read_text()
+    assert "48 train, 9 validation" in card
+    assert "`made in memory`" in card
+    assert f"{result.evaluation.answer.top1:.2%}" in card
     again = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
     assert again.evaluation.heads == result.evaluation.heads
 

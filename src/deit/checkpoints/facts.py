@@ -1,0 +1,213 @@
+"""What is known of a model: read from its directory, and from the run that the directory is the ``best`` or ``last`` of.
+
+Files from elsewhere may hold anything. What is no JSON or TOML is an error; a value of another kind than expected is unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit.config import CONFIG_NAME, ViTConfig, config_from_dict
+from deit.errors import CheckpointError
+from deit.files import MAX_JSON_BYTES, read_json
+from deit.variants import VARIANTS
+
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+PROCESSOR_NAME, RECORD_NAME = "preprocessor_config.json", "training.json"
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # a convnet saves them, and they are no parameters
+HEADS = ("class", "distillation", "both")
+PARTS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model; a mapping is empty where its file is not there.
+
+    Attributes:
+        config: None for a network of timm.
+        content: of ``config.json``; ``record`` is that of ``training.json``, and the others are of the files of their names.
+        row: of the run's log, for the epoch that the weights are from.
+        parameters: number of parameters.
+    """
+
+    config: ViTConfig | None
+    content: dict[str, Any]
+    processor: dict[str, Any]
+    record: dict[str, Any]
+    run: dict[str, Any]
+    recipe: dict[str, Any]
+    row: dict[str, Any]
+    evaluation: dict[str, Any]
+    parameters: int
+
+    @property
+    def architecture(self) -> str:
+        """The class in transformers, or timm's name of the network; empty where it is not said."""
+        names = self.content.get("architectures")
+        name = (
+            self.content.get("architecture") if self.config is None else names[0] if isinstance(names, list) and names else ""
+        )
+        return name if isinstance(name, str) else ""
+
+    @property
+    def shape(self) -> str:
+        """The published model of this shape, or else the kind of model and its size."""
+        if (own := self.config) is None:
+            return self.architecture
+        mine = (own.hidden_size, own.num_attention_heads, own.image_size, own.model_type, own.num_hidden_layers, own.patch_size)
+        for row in VARIANTS.values():
+            if mine == (row.width, row.heads, row.image_size, "deit" if row.distilled else "vit", 12, 16):
+                return row.name
+        return f"{own.model_type}-width{own.hidden_size}-depth{own.num_hidden_layers}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the logits; none for a model that is no classifier."""
+        if self.config is not None:
+            return self.config.classes if not self.architecture or "Classification" in self.architecture else ()
+        names = at(self.content, "pretrained_cfg.label_names")
+        return tuple(str(name) if isinstance(name, str | int) else "?" for name in names) if isinstance(names, list) else ()
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it has two heads, one of which learned from a teacher."""
+        return self.config is not None and self.architecture.endswith("WithTeacher")
+
+    @property
+    def part(self) -> str:
+        """What the evaluation was on, ``test`` or ``validation``; empty without one."""
+        return next((part for part in PARTS if self.evaluation.get("part") == part), "")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """The evaluation of each head, by name; the last is the model's answer."""
+        heads = {name: at(self.evaluation, f"heads.{name}") for name in HEADS} if self.part else {}
+        return {name: head for name, head in heads.items() if isinstance(head, dict)}
+
+
+def read_facts(directory: Path) -> ModelFacts:
+    """Read what a model directory, and its run if it has one, say of a model.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+        ConfigError: a model that cannot be.
+    """
+    directory = directory.resolve()
+    content, run = read_json(directory / CONFIG_NAME), directory.parent
+    in_run = directory.name in ("best", "last") and (run / "run.json").is_file()
+    log = list(_log(run / "log.jsonl")) if in_run else []
+    row = max(log, key=_merit, default={}) if directory.name == "best" else log[-1] if log else {}
+    evaluation = _json(run / "evaluation.json") if in_run else {}
+    of_best = directory.name == "best" or count(evaluation, "best_epoch") == count(row, "epoch") > 0
+    return ModelFacts(
+        config=None if "architecture" in content else config_from_dict(content),
+        content=content,
+        processor=_json(directory / PROCESSOR_NAME),
+        record=_json(directory / RECORD_NAME),
+        run=_json(run / "run.json") if in_run else {},
+        recipe=_toml(run / "recipe.toml") if in_run else {},
+        row=row,
+        evaluation=evaluation if of_best else {},
+        parameters=sum(_sizes(directory)),
+    )
+
+
+def weight_files(directory: Path) -> tuple[str, ...]:
+    """The names of a model directory's weights: one file, or an index and the parts that it names.
+
+    Raises:
+        CheckpointError: there are none, or the index names what is no safetensors file of the directory.
+    """
+    if (directory / WEIGHTS_NAME).is_file():
+        return (WEIGHTS_NAME,)
+    if not (directory / INDEX_NAME).is_file():
+        raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
+    names = read_json(directory / INDEX_NAME).get("weight_map")
+    parts = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not parts:
+        raise CheckpointError(f"{directory / INDEX_NAME} names no files", "copy or save the model again")
+    for name in parts:
+        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name) or not (directory / name).is_file():
+            raise CheckpointError(f"{directory / INDEX_NAME} names {name[:99]!r}, which is not there", "copy the model again")
+    return (INDEX_NAME, *parts)
+
+
+def at(content: Any, place: str) -> Any:
+    """A value within mappings by its path, such as ``optimizer.lr``; None where there is none."""
+    for name in place.split("."):
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
+
+
+def number(content: Any, place: str) -> float | None:
+    """As :func:`at`, if it is a finite number."""
+    value = at(content, place)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    return float(value) if known else None
+
+
+def count(content: Any, place: str) -> int:
+    """As :func:`at`, if it is a whole number from 1 on; 0 otherwise."""
+    value = number(content, place)
+    return int(value) if value is not None and value >= 1 and value == int(value) else 0
+
+
+def _sizes(directory: Path) -> Iterator[int]:
+    """The number of values in each parameter, from the weights' headers."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in weight_files(directory):
+        if name == INDEX_NAME:
+            continue
+        try:
+            with safe_open(directory / name, framework="np") as file:
+                for tensor in file.keys():  # noqa: SIM118 - no mapping
+                    if not tensor.endswith(BUFFERS):
+                        yield math.prod(file.get_slice(tensor).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{directory / name} is no valid safetensors file", "copy or save it again") from error
+
+
+def _merit(row: dict[str, Any]) -> tuple[float, float]:
+    """By which a run chooses its best epoch."""
+    top1, loss = number(row, "validation.top1"), number(row, "validation.loss")
+    return (-math.inf, 0.0) if top1 is None or loss is None else (top1, -loss)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no valid TOML", "the file is damaged; remove it or train again") from error
+
+
+def _log(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _text(path).splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} holds no valid JSON", "the file is damaged; remove it or train again") from error
+        if isinstance(row, dict):
+            yield row
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_JSON_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read", "the file is damaged; remove it or train again") from error

@@ -1,0 +1,236 @@
+"""Files of tensors, told apart by their content and read without running anything that they hold."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import threading
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from deit.checkpoints.hub import shard_names
+from deit.checkpoints.layouts import shown
+from deit.errors import CheckpointError
+from deit.files import read_json
+
+MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousand
+MAX_PICKLE = 64 * 2**20  # bytes of a torch file that are no tensor's
+MAX_TENSORS = 20_000
+
+# Everything else in a pickle is refused, numpy's scalars too: their constructor takes any pickled object with the type "O".
+ALLOWED: list[Any] = [argparse.Namespace]
+_LOADING = threading.Lock()
+MODEL_KEYS = ("model", "state_dict")
+AVERAGE_KEYS = ("model_ema", "state_dict_ema")
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class Entry(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """One file of tensors, all of floating types, on the CPU.
+
+    Attributes:
+        entries: name in the file -> shape and type.
+        loaded: the tensors themselves where opening the file gave them: those of a torch file, mapped from disk.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    loaded: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names.
+
+        Raises:
+            CheckpointError: the file changed since it was opened.
+        """
+        if self.loaded is not None:
+            return {name: self.loaded[name] for name in names}
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path} cannot be read any more ({error})", "load the model again") from error
+        if any((tuple(tensor.shape), tensor.dtype) != self.entries[name] for name, tensor in tensors.items()):
+            raise CheckpointError(f"{self.path} changed while it was read", "load the model again")
+        return tensors
+
+
+def open_tensors(path: Path, average: bool = False) -> TensorFile:
+    """Open a file, whatever its name ends in: safetensors, or what ``torch.save`` wrote, new or old.
+
+    Args:
+        path: the file.
+        average: of a training checkpoint, take the moving average of the weights.
+
+    Raises:
+        CheckpointError: missing, neither of these, damaged, too large for what it says, no average in it, or it holds objects
+            that only running code could bring back.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist", "check the path")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if head[8:9] == b"{":
+        if average:
+            raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
+        return _open_safetensors(path, int.from_bytes(head[:8], "little"))
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path, size)
+        return _open_torch(path, size, average, mapped=True)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return _open_torch(path, size, average, mapped=False)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of git-lfs and not the file itself", "run: git lfs pull")
+    raise CheckpointError(
+        f"{path} is neither a safetensors file nor one of torch.save", "check that it was copied or downloaded whole"
+    )
+
+
+def open_index(path: Path) -> list[TensorFile]:
+    """The shards of an index such as ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: as from :func:`open_tensors`; or the index names a file outside its directory, or shards and index do
+            not name the same tensors.
+    """
+    shards, places = shard_names(path), read_json(path)["weight_map"]
+    _check_count(path, places)
+    files = []
+    for shard in shards:
+        if not (path.parent / shard).is_file():
+            raise CheckpointError(f"{path.name} names {shard}, which is missing in {path.parent}", "copy or download it too")
+        files.append(open_tensors(path.parent / shard))
+        wanted = {name for name, place in places.items() if place == shard}
+        if odd := wanted ^ files[-1].entries.keys():
+            state = "lacks" if min(odd) in wanted else "holds, and its index does not name,"
+            raise CheckpointError(f"{files[-1].path} {state} {shown(min(odd))}", "index and shards belong to different models")
+    return files
+
+
+def _open_safetensors(path: Path, header: int) -> TensorFile:
+    if header > MAX_HEADER:
+        raise CheckpointError(
+            f"{path} has a header of {header} bytes", f"at most {MAX_HEADER} are read; no model needs as many"
+        )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+    except (safetensors.SafetensorError, OSError, OverflowError) as error:
+        raise CheckpointError(f"{path} is no valid safetensors file ({error})", "copy or save it again") from error
+    _check_count(path, found)
+    return TensorFile(
+        path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in found.items()}
+    )
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """Refuse an archive that would grow on reading. torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:
+        raise CheckpointError(f"{path} is a damaged zip archive ({error})", "copy or save it again") from error
+    if any(Path(member.filename).name == "constants.pkl" for member in members):
+        raise CheckpointError(
+            f"{path} is a TorchScript program", "save the weights alone: torch.save(model.state_dict(), path)"
+        )
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(
+            f"{path} holds compressed members, which torch.save never writes", "save it again with torch.save"
+        )
+    if sum(member.file_size for member in members) > size:
+        raise CheckpointError(f"{path} claims to hold more bytes than it has", "copy or save it again")
+    if any(member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE for member in members):
+        raise CheckpointError(f"{path} holds a pickle of more than {MAX_PICKLE >> 20} MiB", "save the weights alone")
+
+
+def _open_torch(path: Path, size: int, average: bool, mapped: bool) -> TensorFile:
+    try:
+        content = _load(path, mapped)
+    except Exception as error:
+        raise _refusal(path, str(error)) from error
+    state = _find_state(path, content, average)
+    _check_count(path, state)
+    loaded, total = {}, 0
+    for name, value in state.items():
+        tensor = _plain_tensor(path, name, value)
+        total += tensor.nbytes
+        loaded[str(name)] = tensor
+    if total > size:  # a stride of 0 lets a few bytes pose as any number of values
+        raise CheckpointError(f"{path} claims to hold more values than it has bytes", "save it again with torch.save")
+    return TensorFile(path, {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}, loaded)
+
+
+def _load(path: Path, mapped: bool) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    with _LOADING:  # torch's list of what may be unpickled is one for the whole process
+        missing = [kind for kind in ALLOWED if kind not in torch.serialization.get_safe_globals()]
+        with torch.serialization.safe_globals(missing):
+            if path.name.endswith(".safetensors"):  # given this name, torch looks at nothing else
+                with path.open("rb") as file:
+                    return torch.load(file, **options)
+            return torch.load(path, mmap=mapped, **options)
+
+
+def _refusal(path: Path, reason: str) -> CheckpointError:
+    remedy = "where you trust it, load it where it was made and keep the weights alone: torch.save({'model': state_dict}, path)"
+    if match := re.search(r"GLOBAL ([\w.]+)", reason):
+        return CheckpointError(f"{path} holds an object of type {match[1]}, which may run code when it is loaded", remedy)
+    first = reason.splitlines()[-1][:200] if reason else "it ends too early"
+    return CheckpointError(f"{path} is damaged, or would run code when it is loaded ({first})", remedy)
+
+
+def _find_state(path: Path, content: object, average: bool) -> Mapping[Any, Any]:
+    """The state dict in what a file holds: that of a training checkpoint, or the whole."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}", "a state dict, or one under 'model', is read")
+    for key in AVERAGE_KEYS if average else MODEL_KEYS:
+        if isinstance(content.get(key), dict) and content[key]:
+            return content[key]  # type: ignore[no-any-return]
+    if average:
+        raise CheckpointError(f"{path} holds no average of the weights (no 'model_ema')", "load it without ema")
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    keys = ", ".join(shown(str(key)) for key in list(content)[:8])
+    raise CheckpointError(f"{path} holds no weights, only: {keys or 'nothing'}", "a state dict, or one under 'model', is read")
+
+
+def _plain_tensor(path: Path, name: object, value: object) -> Tensor:
+    if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
+        raise CheckpointError(
+            f"{path} holds an object of type {type(value).__name__} as {shown(str(name))}", "a state dict holds tensors alone"
+        )
+    assert isinstance(value, Tensor)
+    if value.layout != torch.strided or value.device.type != "cpu":
+        raise CheckpointError(f"{shown(name)} in {path} is no dense tensor with values", "save it as one")
+    _dtype(path, name, value.dtype)
+    return value.detach()
+
+
+def _dtype(path: Path, name: str, dtype: object) -> torch.dtype:
+    if dtype not in _DTYPES.values():
+        raise CheckpointError(f"{shown(name)} in {path} is of type {dtype}", "float16, bfloat16, float32 and float64 are read")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _check_count(path: Path, names: Collection[object]) -> None:
+    if not 0 < len(names) <= MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {len(names)} tensors", f"1 to {MAX_TENSORS} are read")

@@ -1,0 +1,376 @@
+"""What all public models share: their configuration, fresh weights, and the way from and to disk and hub.
+
+In the examples here and in ``modeling``, ``config`` is a small :class:`deit.DeiTConfig` with five classes, ``model`` a
+:class:`deit.DeiTForImageClassificationWithTeacher` of it, and ``folder`` an empty directory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deit.checkpoints.fitting import Distilled, LoadReport, fit
+from deit.checkpoints.hub import fetch, hub_arguments
+from deit.checkpoints.publishing import push_to_hub
+from deit.checkpoints.reading import Checkpoint, open_checkpoint
+from deit.checkpoints.writing import write_transformers
+from deit.config import ViTConfig
+from deit.errors import UserError
+from deit.outputs import ModelOutput
+
+logger = logging.getLogger("deit")
+
+AttentionName = Literal["sdpa", "eager"]
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+class PreTrainedModel(nn.Module):
+    """Base of the public models.
+
+    Example:
+        >>> model.device, model.dtype, model.base_model is model.deit
+        (device(type='cpu'), torch.float32, True)
+    """
+
+    config_class: ClassVar[type[ViTConfig]] = ViTConfig
+    base_model_prefix: ClassVar[str] = "vit"
+    main_input_name: ClassVar[str] = "pixel_values"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    # The modules that FSDP and Accelerate wrap whole.
+    _no_split_modules: ClassVar[list[str]] = ["Embeddings", "Block"]
+
+    def __init__(self, config: ViTConfig) -> None:
+        if type(config) is not self.config_class:
+            raise UserError(f"{type(self).__name__} takes a {self.config_class.__name__}", f"not a {type(config).__name__}")
+        super().__init__()
+        self.config = config
+        self.load_report = LoadReport()
+        self.num_labels = config.num_labels
+
+    @property
+    def base_model(self) -> Any:
+        """The transformer without a head: a part of this model, or itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:  # noqa: ARG002
+        """How many values the weights have.
+
+        Args:
+            only_trainable: leave out what is frozen.
+            exclude_embeddings: leave out tables of embeddings, of which a vision transformer has none; transformers' trainer
+                asks so.
+
+        Example:
+            >>> from deit.config import variant_config
+            >>> with torch.device("meta"):
+            ...     deit.ViTForImageClassification(variant_config("deit-tiny-patch16-224")).num_parameters()
+            5717416
+        """
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights: truncated normal for weights, tokens and positions, zero biases, unit norms (section 3).
+
+        Args:
+            generator: where the draws come from; torch's default one when None.
+
+        Example:
+            >>> model.init_weights(torch.Generator().manual_seed(0))
+            >>> model.cls_classifier.bias.tolist()
+            [0.0, 0.0, 0.0, 0.0, 0.0]
+        """
+        for name, parameter in self.named_parameters():
+            _init(name, parameter, self.config.initializer_range, generator)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute blocks in the backward pass in place of keeping their activations: less memory, up to a third more work.
+
+        Args:
+            activation_checkpointing_kwargs: of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` is False by default.
+            every_n_layers: of how many blocks one is recomputed.
+            offload: keep what is left in the host's memory; not offered here.
+
+        Raises:
+            UserError: ``offload``, or no whole number of layers.
+
+        Example:
+            >>> model.activation_checkpointing_enable(every_n_layers=2)
+            >>> model.is_gradient_checkpointing
+            True
+        """
+        if offload or every_n_layers < 1:
+            raise UserError("Blocks are recomputed every 1 or more layers, without offloading", "leave offload out")
+        self.base_model.checkpointing = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        self.base_model.checkpointed_layers = range(0, self.config.num_hidden_layers, every_n_layers)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """The older name of :meth:`activation_checkpointing_enable`.
+
+        Example:
+            >>> model.gradient_checkpointing_enable()
+            >>> model.is_gradient_checkpointing
+            True
+        """
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again.
+
+        Example:
+            >>> model.gradient_checkpointing_disable()
+            >>> model.is_gradient_checkpointing
+            False
+        """
+        self.base_model.checkpointed_layers = range(0)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass."""
+        return len(self.base_model.checkpointed_layers) > 0
+
+    def set_attn_implementation(self, name: AttentionName) -> None:
+        """Choose how attention is computed: ``sdpa`` fused, ``eager`` step by step.
+
+        A call that asks for attentions takes eager by itself.
+
+
+        Example:
+            >>> model.set_attn_implementation("eager")
+        """
+        if name not in ("sdpa", "eager"):
+            raise UserError(f"There is no attention called {name!r}", "take sdpa (fused) or eager (explicit)")
+        self.base_model.explicit_attention = name == "eager"
+
+    def prune_heads(self, heads: Mapping[int, list[int]]) -> None:
+        """Take attention heads out for good; the configuration keeps the record.
+
+        Args:
+            heads: layer -> numbers of heads, both from 0, as the model was made.
+
+        Raises:
+            ConfigError: no such layer or head, or none would be left.
+
+        Example:
+            >>> model.prune_heads({0: [1]})
+            >>> [layer.attention.heads for layer in model.deit.layers]
+            [[0, 2], [0, 1, 2]]
+        """
+        known = self.config.pruned_heads
+        layers = known.keys() | heads.keys()
+        self.config.pruned_heads = {layer: sorted({*known.get(layer, ()), *heads.get(layer, ())}) for layer in sorted(layers)}
+        for layer, gone in heads.items():
+            self.base_model.layers[layer].attention.prune(gone)
+
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Write ``config.json`` and ``model.safetensors`` as transformers reads them.
+
+        Args:
+            directory: made where it is missing.
+            is_main_process: False writes nothing; for the other processes of distributed training.
+            state_dict: to write in place of the model's own, under the model's own names.
+            push_to_hub: send it too; ``hub`` holds the arguments of :meth:`push_to_hub`, first of all ``repo_id``.
+
+        Example:
+            >>> model.save_pretrained(folder)
+            >>> type(model).from_pretrained(folder).num_parameters() == model.num_parameters()
+            True
+        """
+        if not is_main_process:
+            return
+        path = Path(directory)
+        state = self.state_dict() if state_dict is None else state_dict
+        write_transformers(path, self.config, self._canonical(state), type(self).__name__)
+        if push_to_hub:
+            publish(path, **{"repo_id": path.name, **hub})
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Send the model with a model card to the hub.
+
+        Args:
+            repo_id: ``name`` or ``organisation/name``.
+            arguments: as in :func:`deit.checkpoints.publishing.push_to_hub`.
+
+
+        The preprocessing and a run's card are in the run's directory: ``deit model push RUN REPO`` sends them too.
+
+        Returns:
+            The address of what was made.
+
+        Example (with a hub that takes everything):
+            >>> model.push_to_hub("me/digits", private=True)
+            'https://huggingface.co/me/digits'
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return publish(Path(folder), repo_id, **arguments)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        config: ViTConfig | None = None,
+        ema: bool = False,
+        distillation: Distilled | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        attn_implementation: AttentionName = "sdpa",
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = True,
+        **arguments: Any,
+    ) -> Any:
+        """A model with saved weights, in evaluation mode.
+
+        Reads what transformers, timm, the authors' code and this package write, and finds out which of them it is.
+
+        What the file cannot give is made anew, and said: heads for another number of classes, a pooler. Position embeddings
+        are resampled where ``image_size`` asks for another grid. A tensor of the transformer itself that is missing or left
+        over is an error.
+
+        Args:
+            name: a directory, a file, a name on the hub, or a variant's name.
+            config: the shape to build in place of the stored one.
+            ema: take the moving average of the weights, where a training checkpoint holds both.
+            distillation: ``drop`` takes a distilled checkpoint into a plain class, with its class head; ``new`` takes a plain
+                one into a distilled class, with a fresh token and head. Either is an error unless it is asked for; only
+                ``DeiTForImageClassification`` opens a distilled checkpoint without, with a new head, as transformers does.
+            dtype: of the weights: a torch dtype, its name, or ``auto`` for the file's own; float32 when None.
+            torch_dtype: the older name of ``dtype``.
+            attn_implementation: see :meth:`set_attn_implementation`.
+            output_loading_info: answer ``(model, report)``; the report is also ``model.load_report``.
+            ignore_mismatched_sizes: False makes heads of another size an error.
+            arguments: fields of the configuration (``num_labels``, ``id2label``, ``image_size``), and where on the hub:
+                ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or tensors do not fit.
+            ConfigError: the configuration cannot be built.
+
+        Example:
+            >>> model.save_pretrained(folder)
+            >>> larger = deit.DeiTForImageClassificationWithTeacher.from_pretrained(folder, num_labels=2, image_size=(64, 32))
+            >>> list(larger.load_report.resized), larger.load_report.new[0]
+            (['embeddings.position_embeddings'], 'cls_classifier.weight')
+        """
+        checkpoint, fields = open_named(name, ema, arguments)
+        model = cls.from_checkpoint(
+            checkpoint,
+            fields,
+            config=config,
+            distillation=distillation,
+            dtype=dtype or torch_dtype,
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+        return (model, model.load_report) if output_loading_info else model
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        fields: Mapping[str, Any],
+        *,
+        config: ViTConfig | None = None,
+        distillation: Distilled | None = None,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: AttentionName = "sdpa",
+        ignore_mismatched_sizes: bool = True,
+    ) -> Self:
+        """As :meth:`from_pretrained`, of a checkpoint that is open. No memory is taken before all shapes are known to fit.
+
+        Example:
+            >>> from deit.checkpoints.reading import open_checkpoint
+            >>> model.save_pretrained(folder)
+            >>> checkpoint = open_checkpoint(Path(folder))
+            >>> deit.DeiTForImageClassification.from_checkpoint(checkpoint, {}, distillation="drop").load_report.ignored
+            ('distillation_classifier.bias', 'distillation_classifier.weight')
+        """
+        kept = _dtype(dtype, checkpoint)
+        target = config or checkpoint.config.override(fields).as_class(cls.config_class)
+        with torch.device("meta"):
+            model = cls(target)
+        wanted = {name: tuple(tensor.shape) for name, tensor in model._canonical(model.state_dict()).items()}
+        plan = fit(checkpoint, target, wanted, distillation)
+        if not ignore_mismatched_sizes and plan.report.mismatched:
+            raise UserError(f"Heads of another size: {plan.report}", "pass ignore_mismatched_sizes=True for new ones")
+        tensors = plan.tensors(kept)
+        for name in plan.report.new:
+            tensors[name] = torch.empty(wanted[name], dtype=kept)
+            _init(name, tensors[name], target.initializer_range, None)
+        model.load_state_dict({model._own_name(name): tensor for name, tensor in tensors.items()}, assign=True)
+        model.load_report = plan.report
+        if plan.report:
+            logger.warning("%s from %s: %s", cls.__name__, checkpoint.path, plan.report)
+        model.set_attn_implementation(attn_implementation)
+        return model.eval()
+
+    def _canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our names -> those without the trunk's prefix, by which checkpoints are read and written."""
+        return {name.removeprefix(f"{self.base_model_prefix}."): tensor for name, tensor in state.items()}
+
+    def _own_name(self, canonical: str) -> str:
+        trunk = canonical.startswith(("embeddings.", "layers.", "layernorm.", "pooler."))
+        return f"{self.base_model_prefix}.{canonical}" if trunk and self.base_model is not self else canonical
+
+    @staticmethod
+    def _answer(output: Output, return_dict: bool) -> Output:
+        """The output, or the tuple of its parts for those who ask for that."""
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value]
+
+
+def open_named(name: str | Path, ema: bool, arguments: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint by path or name, and those of the arguments that are the configuration's."""
+    options, fields = hub_arguments(arguments)
+    return open_checkpoint(fetch(name, **options), ema=ema, fields=fields), fields
+
+
+publish = push_to_hub  # the method of this name hides the function within the class
+
+
+def _init(name: str, tensor: Tensor, std: float, generator: torch.Generator | None) -> None:
+    if name.endswith(".bias"):
+        tensor.zero_()
+    elif "layernorm" in name:
+        tensor.fill_(1.0)
+    else:
+        nn.init.trunc_normal_(tensor, std=std, generator=generator)
+
+
+def _dtype(asked: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
+    if asked == "auto":
+        return checkpoint.dtype
+    found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked or torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"{asked!r} is no type of floating-point numbers", "take float32, bfloat16, float16 or auto")
+    return found

@@ -1,0 +1,96 @@
+"""Model and run directories as training leaves them, in a few small files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from deit.training.recipe import Recipe, get_recipe
+
+CLASSES = ("red", "green", "blue")
+RECORD = {"fingerprint": "ab" * 32, "split_seed": 0, "validation_fraction": 0.2}
+CONFIG: dict[str, Any] = {
+    "model_type": "deit",
+    "architectures": ["DeiTForImageClassificationWithTeacher"],
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+}
+PROCESSOR = {
+    "do_resize": True,
+    "size": {"shortest_edge": 36},
+    "do_center_crop": True,
+    "crop_size": {"height": 32, "width": 32},
+    "image_processor_type": "DeiTImageProcessor",
+}
+
+
+def head(top1: float) -> dict[str, float]:
+    return {"top1": top1, "top5": 1.0, "loss": 0.5, "calibration_error": 0.0625}
+
+
+def evaluation() -> dict[str, Any]:
+    return {
+        "part": "test",
+        "best_epoch": 1,
+        "images": 40,
+        "heads": {"class": head(0.7), "distillation": head(0.725), "both": head(0.75)},
+        "per_class": {"red": 0.5, "green": 1.0, "blue": 0.75},
+        "data": {"images": {"train": 120, "validation": 40, "test": 40}, "origin": "the folder's own parts: train, val, test"},
+        "teacher": {"heads": {"class": head(0.8)}},
+    }
+
+
+def recipe() -> Recipe:
+    return get_recipe("small-data-distilled").tiny()
+
+
+def log() -> list[dict[str, Any]]:
+    shares = ((1, 0.9), (2, 0.6))
+    return [{"epoch": epoch, "validation": {"top1": share, "loss": 0.25}} for epoch, share in shares]
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def make_model(directory: Path, classes: tuple[str, ...] = CLASSES, **fields: Any) -> Path:
+    """A model directory; its weights are 30 numbers in two tensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", {**CONFIG, "id2label": dict(enumerate(classes)), **fields})
+    write_json(directory / "preprocessor_config.json", PROCESSOR)
+    write_json(directory / "training.json", RECORD)
+    tensors = {"deit.layernorm.weight": np.zeros(24, np.float32), "cls_classifier.weight": np.zeros((2, 3), np.float32)}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def make_run(directory: Path, data: str = "/home/alice/holiday photos", classes: tuple[str, ...] = CLASSES) -> Path:
+    """A finished run; its best epoch was the first of two."""
+    for name in ("best", "last"):
+        make_model(directory / name, classes)
+    teacher = "/home/alice/runs/a teacher"
+    write_json(
+        directory / "run.json", {"data": data, "teacher": teacher, "teacher_weights": "/home/alice/w.pt", "split_seed": 0}
+    )
+    recipe().save(directory / "recipe.toml")
+    (directory / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log()))
+    write_json(directory / "evaluation.json", evaluation())
+    return directory
+
+
+def make_network(directory: Path) -> Path:
+    """A network of timm."""
+    directory.mkdir(parents=True)
+    settings = {"input_size": [3, 32, 32], "label_names": list(CLASSES)}
+    write_json(directory / "config.json", {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": settings})
+    tensors = {"conv1.weight": np.zeros(7, np.float32), "bn1.running_mean": np.zeros(5, np.float32)}
+    save_file(tensors, directory / "model.safetensors")
+    return directory

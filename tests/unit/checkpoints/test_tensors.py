@@ -1,0 +1,418 @@
+"""Files of tensors: told apart by content, refused when they lie, and nothing in them ever runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deit.checkpoints import hub, tensors
+from deit.checkpoints.tensors import open_index, open_tensors
+from deit.errors import CheckpointError
+from tests.helpers import noise
+from tests.unit.checkpoints.samples import assert_equal
+
+fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def sample() -> dict[str, Tensor]:
+    return {"a.weight": noise(3, 4), "b": noise(2).half(), "c": noise(2).bfloat16(), "d": noise(1, 2, 2).double()}
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def contents(path: Path, average: bool = False) -> dict[str, Tensor]:
+    file = open_tensors(path, average)
+    return file.read(file.entries)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.pth", "model.pth.tar", "pytorch_model.bin", "no ending"])
+def test_the_content_decides_and_not_the_name(tmp_path: Path, name: str) -> None:
+    path, state = tmp_path / name, sample()
+    save_file(state, path)
+    assert_equal(contents(path), state)
+    for zipped in (True, False):
+        saved(path, state, _use_new_zipfile_serialization=zipped)
+        assert_equal(contents(path), state)
+        assert open_tensors(path).entries["d"] == ((1, 2, 2), torch.float64)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+@pytest.mark.parametrize("average", [None, "model_ema", "state_dict_ema"])
+def test_a_training_checkpoint_gives_its_model_or_its_average(
+    tmp_path: Path, zipped: bool, key: str | None, average: str | None
+) -> None:
+    state, mean = sample(), {"a.weight": noise(3, 4, seed=1)}
+    content: dict[str, Any] = dict(state) if key is None else {key: OrderedDict(state), "epoch": 3, "metric": 1.5}
+    content |= {average: mean} if average and key else {}
+    if key:
+        content["args"] = argparse.Namespace(lr=5e-4, output_dir="out", opt_betas=None, sizes=[1, (2, 3)])
+        content["optimizer"] = {"state": {0: {"step": torch.tensor(3), "exp_avg": noise(2)}}, "param_groups": [{"lr": 0.1}]}
+    path = saved(tmp_path / "checkpoint.pth", content, _use_new_zipfile_serialization=zipped)
+    assert_equal(contents(path), state)
+    if average and key:
+        assert_equal(contents(path, average=True), mean)
+    else:
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pth holds no average .*load it without ema"):
+            open_tensors(path, average=True)
+
+
+def test_a_safetensors_file_has_no_average(tmp_path: Path) -> None:
+    save_file(sample(), tmp_path / "a")
+    with pytest.raises(CheckpointError, match="one set of weights and no average: load it without ema"):
+        open_tensors(tmp_path / "a", average=True)
+
+
+def test_parameters_and_turned_tensors_are_read(tmp_path: Path) -> None:
+    whole = noise(4, 6)
+    path = saved(tmp_path / "a", {"p": nn.Parameter(whole), "turned": whole.T, "part": whole[1:3, ::2]})
+    assert_equal(contents(path), {"p": whole, "turned": whole.T, "part": whole[1:3, ::2]})
+    assert not contents(path)["p"].requires_grad
+
+
+class Runs:
+    """What an attacker would put into a file."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def attacks(marker: Path) -> dict[str, tuple[Any, str]]:
+    return {
+        "a shell command": (Runs(os.system, f"touch {marker}"), "system"),
+        "code": (Runs(eval, f"open({str(marker)!r}, 'w')"), "eval"),
+        "a path": (Runs(pathlib.Path.touch, marker), "pathlib|getattr"),
+        "a numpy scalar": (np.float64(1.5), r"numpy\._core\.multiarray\.scalar"),
+        "a numpy array": (np.ones(2), r"numpy\._core\.multiarray\._reconstruct"),
+        "a path of the recipe": (argparse.Namespace(output=pathlib.PurePosixPath("x")), r"pathlib\.PurePosixPath"),
+        "a class of one's own": (argparse.Namespace(x=Runs(print)), "print"),
+        "a whole model": (nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
+        "a compiled function": (torch.nn.functional.gelu, "gelu"),
+    }
+
+
+@pytest.mark.parametrize("what", attacks(Path()))
+@pytest.mark.parametrize("place", ["beside", "within", "whole"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path, what: str, place: str, zipped: bool) -> None:
+    content, named = attacks(tmp_path / "ran")[what]
+    state: dict[str, Any] = dict(sample())
+    whole = {"beside": {"model": state, "args": content}, "within": {**state, "x": content}, "whole": content}[place]
+    path = saved(tmp_path / "evil.pth", whole, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        CheckpointError, match=rf"evil\.pth (holds an object of type \S*({named})\S*, which may run code)"
+    ) as caught:
+        open_tensors(path)
+    assert "torch.save({'model': state_dict}, path)" in caught.value.remedy
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_may_be_unpickled_is_not_widened_for_others(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", {"model": sample(), "args": argparse.Namespace()})
+    before = set(torch.serialization.get_safe_globals())
+    contents(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+    assert argparse.Namespace not in before
+    with torch.serialization.safe_globals([argparse.Namespace]):  # nor narrowed
+        contents(path)
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_an_ordinary_pickle_is_refused(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {"x": Runs(os.system, "true")}}, protocol))
+    with pytest.raises(CheckpointError, match=r"a\.pkl"):
+        open_tensors(tmp_path / "a.pkl")
+
+
+def test_a_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version", "code/__torch__.py"):
+            archive.writestr(f"archive/{name}", pickle.dumps(None, 2) if name.endswith("pkl") else "3\n")
+    with pytest.raises(CheckpointError, match="TorchScript program"):
+        open_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (3, "object of type int as x"),
+        ("text", "object of type str as x"),
+        ({"y": torch.ones(1)}, "object of type dict as x"),
+        (None, "object of type NoneType as x"),
+        (torch.ones(2, dtype=torch.int64), "x in .* is of type torch.int64: float16"),
+        (torch.ones(2, dtype=torch.bool), "of type torch.bool"),
+        (torch.ones(2, dtype=torch.complex64), "of type torch.complex64"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "of type torch.float8_e4m3fn"),
+        (torch.ones(2, 2).to_sparse(), "is no dense tensor with values|sparse tensor"),
+        (torch.ones(2, device="meta"), "is no dense tensor with values"),
+        (torch.ones(1).expand(10**12), "claims to hold more values than it has bytes"),
+        (torch.ones(1).as_strided((10**6, 10**6), (0, 0)), "claims to hold more values than it has bytes"),
+    ],
+)
+def test_a_value_that_is_no_plain_tensor_is_named(tmp_path: Path, value: object, problem: str) -> None:
+    for content in ({**sample(), "x": value}, {"model": {**sample(), "x": value}}):
+        with pytest.raises(CheckpointError, match=problem):
+            open_tensors(saved(tmp_path / "a.pth", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ([1, 2], "a.pth holds a list"),
+        (torch.ones(2), "a.pth holds a Tensor"),
+        ({}, "a.pth holds no weights, only: nothing"),
+        ({"epoch": 3, "model": None}, "a.pth holds no weights, only: epoch, model"),
+        ({"model": {}}, "holds no weights, only: model"),
+        ({3: torch.ones(1)}, "as 3"),
+        (argparse.Namespace(model={}), "holds a Namespace"),
+    ],
+)
+def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: object, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        open_tensors(saved(tmp_path / "a.pth", content))
+
+
+def test_compressed_members_are_refused(tmp_path: Path) -> None:
+    plain = saved(tmp_path / "plain", {"x": torch.zeros(10**6)})
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    with pytest.raises(CheckpointError, match="bomb holds compressed members"):
+        open_tensors(tmp_path / "bomb")
+
+
+def test_members_that_overlap_or_lie_about_their_size_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", {"x": noise(1000)})
+    content = path.read_bytes()
+    place = content.index(b"PK\x01\x02")
+    sizes = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(content[: place + 20] + sizes + content[place + 28 :])  # both sizes of the first member
+    with pytest.raises(CheckpointError, match="a claims to hold more bytes than it has|a is a damaged zip"):
+        open_tensors(path)
+
+
+def test_a_pickle_of_great_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a", {"model": sample(), "x": "y" * 10_000})
+    contents(path)
+    monkeypatch.setattr(tensors, "MAX_PICKLE", 9_000)
+    with pytest.raises(CheckpointError, match="holds a pickle of more than"):
+        open_tensors(path)
+
+
+def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_TENSORS", 3)
+    save_file(sample(), tmp_path / "a")
+    saved(tmp_path / "b", sample())
+    save_file({}, tmp_path / "c")
+    for name, count in (("a", 4), ("b", 4), ("c", 0)):
+        with pytest.raises(CheckpointError, match=f"{name} holds {count} tensors: 1 to 3 are read"):
+            open_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "neither a safetensors file nor one of torch.save"),
+        (b"<!DOCTYPE html><html>not found</html>", "neither a safetensors file nor"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "pointer of git-lfs .*git lfs pull"),
+        (b'{"weight_map": {}}', "neither a safetensors file nor"),
+        (struct.pack("<Q", 2**40) + b"{}", "has a header of 1099511627776 bytes"),
+        (struct.pack("<Q", 17 * 2**20) + b"{}", "has a header of 17825792 bytes"),
+        (struct.pack("<Q", 100) + b"{}", "is no valid safetensors file"),
+        (struct.pack("<Q", 2) + b"{}", "holds 0 tensors"),
+        (b"PK\x03\x04", "damaged zip archive"),
+        (b"\x80\x02.", "damaged, or would run code"),
+        (b"\x80\x02", "damaged, or would run code"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.bin {problem}|model\.bin is (a )?{problem}"):
+        open_tensors(tmp_path / "model.bin")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CheckpointError, match=f"{path.name} does not exist"):
+            open_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_a_safetensors_file_of_no_floats_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"x": torch.ones(2).to(dtype)}, tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"x in .*a is of type \w+: float16, bfloat16, float32 and float64 are read"):
+        open_tensors(tmp_path / "a")
+
+
+def test_a_file_that_changes_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.ones(2)}, path)
+    file = open_tensors(path)
+    for other in ({"x": torch.ones(3)}, {"y": torch.ones(2)}, {"x": torch.ones(2).half()}):
+        path.unlink()
+        save_file(other, path)
+        with pytest.raises(CheckpointError, match="changed while it was read|cannot be read any more"):
+            file.read(["x"])
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read any more"):
+        file.read(["x"])
+
+
+header = st.dictionaries(
+    st.text(max_size=4) | st.just("__metadata__"),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "F16", "I64", "BOOL", "F8_E4M3", "F4", "X"]),
+            "shape": st.lists(st.integers(-1, 2**63) | st.integers(0, 3), max_size=3),
+            "data_offsets": st.lists(st.integers(-1, 2**63) | st.integers(0, 16), max_size=3),
+        }
+    )
+    | st.none(),
+    max_size=3,
+).map(lambda content: json.dumps(content).encode())
+
+
+@given(header | st.binary(max_size=40), st.binary(max_size=16), st.none() | st.integers(0, 2**64 - 1))
+@fuzz
+def test_any_bytes_are_tensors_or_a_clear_error(tmp_path: Path, head: bytes, body: bytes, length: int | None) -> None:
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head) if length is None else length) + head + body)
+    try:
+        found = contents(path)
+    except CheckpointError as error:
+        assert "any.safetensors" in str(error)
+    else:
+        assert sum(tensor.nbytes for tensor in found.values()) <= len(body)
+
+
+@given(st.booleans(), st.data())
+@fuzz
+def test_a_damaged_torch_file_is_tensors_or_a_clear_error(tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
+    path = saved(tmp_path / "any.pth", {"model": {"x": torch.ones(5)}, "e": 1}, _use_new_zipfile_serialization=zipped)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.none() | st.integers(0, len(content)))])
+    try:
+        found = contents(path)
+    except CheckpointError as error:
+        assert "any.pth" in str(error)
+    else:
+        assert sum(tensor.nbytes for tensor in found.values()) <= len(content)
+
+
+def sharded(folder: Path, parts: dict[str, dict[str, Tensor]], index: str = "model.safetensors.index.json") -> Path:
+    for name, part in parts.items():
+        if name.endswith("safetensors"):
+            save_file(part, folder / name)
+        else:
+            torch.save(part, folder / name)
+    places = {tensor: name for name, part in parts.items() for tensor in part}
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return folder / index
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_shards_make_one_model(tmp_path: Path, ending: str) -> None:
+    state = sample()
+    parts = {f"model-{place}-of-00004.{ending}": {name: tensor} for place, (name, tensor) in enumerate(state.items())}
+    files = open_index(sharded(tmp_path, parts))
+    assert_equal({name: tensor for file in files for name, tensor in file.read(file.entries).items()}, state)
+
+
+OUTSIDE = [
+    "../x.safetensors",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".",
+    "",
+    "a\\b",
+    "C:x",
+    "\0",
+    ".hidden",
+    "é",
+    "x" * 300,
+    3,
+    None,
+    ["a"],
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_shard_outside_its_directory_is_refused(tmp_path: Path, name: object) -> None:
+    save_file(sample(), tmp_path / "x.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": name}}))
+    with pytest.raises(CheckpointError, match="names the shard|is missing in"):
+        open_index(folder / "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": 3}', "[]", "{", "[" * 10**5]
+)
+def test_an_index_of_another_form_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "i.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"i\.index\.json"):
+        open_index(tmp_path / "i.index.json")
+
+
+def test_shards_and_index_name_the_same_tensors(tmp_path: Path) -> None:
+    index = sharded(tmp_path, {"a.safetensors": {"x": torch.ones(1)}, "b.safetensors": {"y": torch.ones(1)}})
+    save_file({"x": torch.ones(1), "z": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors holds, and its index does not name, z"):
+        open_index(index)
+    save_file({"y": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors lacks x"):
+        open_index(index)
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"index\.json names a\.safetensors, which is missing in {tmp_path}"):
+        open_index(index)
+
+
+def test_too_many_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = sharded(tmp_path, {f"{n}.safetensors": {f"x{n}": torch.ones(1)} for n in range(3)})
+    monkeypatch.setattr(hub, "MAX_SHARDS", 2)
+    with pytest.raises(CheckpointError, match="names 3 files: at most 2 are read"):
+        open_index(index)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text(max_size=8), json_values, max_size=4) | json_values)
+@fuzz
+def test_any_index_is_shards_or_a_clear_error(tmp_path: Path, places: object) -> None:
+    (tmp_path / "any.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(CheckpointError, match=r"any\.index\.json"):
+        open_index(tmp_path / "any.index.json")
