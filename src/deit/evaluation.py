@@ -25,7 +25,7 @@ from deit.data.sources import (
     relabelled,
 )
 from deit.devices import Precision, autocast, choose_device
-from deit.distillation.classifiers import load_classifier, model_directory
+from deit.distillation.classifiers import load_classifier
 from deit.errors import DataError
 from deit.files import read_json
 from deit.image_processor import Crop
@@ -210,6 +210,8 @@ def evaluate(
     combine: Combine = "mean",
     skip_unreadable: bool = False,
     crop: Crop | None = None,
+    ema: bool = False,
+    revision: str | None = None,
 ) -> Evaluation:
     """Evaluate a saved model on a data set.
 
@@ -218,19 +220,21 @@ def evaluate(
     that were set aside from training.
 
     Args:
-        model: a model directory, of ours or of a teacher.
+        model: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
         data: a folder, or ``digits``.
         device: ``auto``, ``cpu``, ``cuda``, ...
         crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
+        ema: take the average of the weights of a training checkpoint.
 
     Raises:
         CheckpointError: no readable model.
         ConfigError: no such crop.
         DataError: no usable data, or classes that the model does not know.
     """
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, ema=ema, revision=revision)
     classifier.model.to(choose_device(device))
-    source = relabelled(evaluation_part(data, part, read_record(model_directory(model))), classifier.classes)
+    record = read_record(classifier.path) if classifier.path else None
+    source = relabelled(evaluation_part(data, part, record), classifier.classes)
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
     return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine)

@@ -11,7 +11,7 @@ depth arrives as a tensor of factors, so that the same inputs always give the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deit.checkpoints.fitting import Distilled
+from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig
 from deit.distillation.losses import Distillation, as_targets, labels_loss, training_loss
 from deit.errors import CheckpointError, UserError
@@ -156,7 +157,8 @@ class Attention(nn.Module):
         rows = rows.to(self.qkv.weight.device)
         old_qkv, old_out = self.qkv, self.o_proj
         self.heads = [self.heads[place] for place in kept]
-        width, options = old_out.out_features, {"device": old_out.weight.device, "dtype": old_out.weight.dtype}
+        width = old_out.out_features
+        options: dict[str, Any] = {"device": old_out.weight.device, "dtype": old_out.weight.dtype}
         self.qkv = nn.Linear(width, 3 * len(rows), bias=old_qkv.bias is not None, **options)
         self.qkv.weight.copy_(old_qkv.weight.view(3, -1, width)[:, rows].flatten(0, 1))
         if old_qkv.bias is not None:
@@ -310,7 +312,8 @@ class ViTModel(PreTrainedModel):
         if head_mask.shape not in ((heads,), (layers, heads)):
             raise UserError(f"head_mask is {tuple(head_mask.shape)}", f"pass {heads} heads, or {layers} layers x {heads} heads")
         rows = head_mask.expand(layers, heads)
-        return [row[layer.attention.heads] for row, layer in zip(rows, self.layers, strict=True)]
+        attentions = [layer.attention for layer in self.layers if isinstance(layer, Block)]
+        return [row[attention.heads] for row, attention in zip(rows, attentions, strict=True)]
 
 
 class DeiTModel(ViTModel):
@@ -327,6 +330,8 @@ class DeiTModel(ViTModel):
 
 class PreTrainedClassifier(PreTrainedModel):
     """A transformer with one head on [CLS]."""
+
+    classifier: nn.Linear
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -388,6 +393,8 @@ class ViTForImageClassification(PreTrainedClassifier):
         torch.Size([1, 5])
     """
 
+    vit: ViTModel
+
 
 class DeiTForImageClassification(PreTrainedClassifier):
     """A DeiT with one head, on the class token alone.
@@ -399,6 +406,7 @@ class DeiTForImageClassification(PreTrainedClassifier):
 
     config_class = DeiTConfig
     base_model_prefix = "deit"
+    deit: DeiTModel
 
 
 class DeiTForImageClassificationWithTeacher(PreTrainedModel):
@@ -549,9 +557,11 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
 
 
-def _head(config: ViTConfig) -> nn.Module:
+def _head(config: ViTConfig) -> nn.Linear:
     """Token -> logits; a configuration without classes leaves the token as it is."""
-    return nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+    if not config.num_labels:
+        return nn.Identity()  # type: ignore[return-value]
+    return nn.Linear(config.hidden_size, config.num_labels)
 
 
 TransformerClassifier = ViTForImageClassification | DeiTForImageClassification | DeiTForImageClassificationWithTeacher
@@ -599,16 +609,28 @@ def load_model(
         'DeiTForImageClassificationWithTeacher'
     """
     checkpoint, fields = open_named(name, ema, arguments)
+    return classifier_of(checkpoint, fields, distillation=distillation, dtype=dtype, attn_implementation=attn_implementation)
+
+
+def classifier_of(
+    checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: Distilled | None = None, **choices: Any
+) -> TransformerClassifier:
+    """As :func:`load_model`, of a checkpoint that is open.
+
+    Example:
+        >>> from deit.checkpoints.reading import open_checkpoint
+        >>> model.save_pretrained(folder)
+        >>> classifier_of(open_checkpoint(folder), {"num_labels": 2}).num_labels
+        2
+    """
     kind = _CLASSIFIERS.get(checkpoint.architecture)
-    distilled = isinstance(checkpoint.config, DeiTConfig)
     if distillation is not None:
         kind = ViTForImageClassification if distillation == "drop" else DeiTForImageClassificationWithTeacher
     elif kind is None and {"num_labels", "id2label", "label2id"} & fields.keys():
+        distilled = isinstance(checkpoint.config, DeiTConfig)
         kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
     if kind is None:
         raise CheckpointError(
             f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes", "pass num_labels for new heads"
         )
-    return kind.from_checkpoint(
-        checkpoint, fields, distillation=distillation, dtype=dtype, attn_implementation=attn_implementation
-    )
+    return kind.from_checkpoint(checkpoint, fields, distillation=distillation, **choices)

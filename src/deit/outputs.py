@@ -39,7 +39,7 @@ class ModelOutput(dict[str, Any]):
         given = {**(parts or {}), **named}
         super().__init__({name: value for name, value in given.items() if value is not None})
 
-    def __getitem__(self, key: str | int | slice) -> Any:  # type: ignore[override]
+    def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __getattr__(self, name: str) -> Any:

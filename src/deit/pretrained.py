@@ -44,6 +44,10 @@ class PreTrainedModel(nn.Module):
     # The modules that FSDP and Accelerate wrap whole.
     _no_split_modules: ClassVar[list[str]] = ["Embeddings", "Block"]
 
+    config: ViTConfig
+    load_report: LoadReport
+    num_labels: int
+
     def __init__(self, config: ViTConfig) -> None:
         if type(config) is not self.config_class:
             raise UserError(f"{type(self).__name__} takes a {self.config_class.__name__}", f"not a {type(config).__name__}")
@@ -320,7 +324,7 @@ class PreTrainedModel(nn.Module):
         target = config or checkpoint.config.override(fields).as_class(cls.config_class)
         with torch.device("meta"):
             model = cls(target)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model._canonical(model.state_dict()).items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
         plan = fit(checkpoint, target, wanted, distillation)
         if not ignore_mismatched_sizes and plan.report.mismatched:
             raise UserError(f"Heads of another size: {plan.report}", "pass ignore_mismatched_sizes=True for new ones")
@@ -334,6 +338,15 @@ class PreTrainedModel(nn.Module):
             logger.warning("%s from %s: %s", cls.__name__, checkpoint.path, plan.report)
         model.set_attn_implementation(attn_implementation)
         return model.eval()
+
+    def canonical_state(self) -> dict[str, Tensor]:
+        """The tensors without the trunk's prefix, by the names that checkpoints are read and written with.
+
+        Example:
+            >>> list(model.canonical_state())[:2]
+            ['embeddings.cls_token', 'embeddings.distillation_token']
+        """
+        return self._canonical(self.state_dict())
 
     def _canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our names -> those without the trunk's prefix, by which checkpoints are read and written."""

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from deit.image_arrays import _order_is_known, fitted
 from deit.image_processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
 from deit.images import open_image
 from tests.helpers import pattern
@@ -28,38 +32,45 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no crop": {"do_center_crop": False},
     "crop alone": {"do_resize": False},
     "bilinear": {"resample": 2},
+    "longest edge": {"size": {"shortest_edge": 200, "longest_edge": 260}},
+    "pad": {
+        "size": {"max_height": 224, "max_width": 224},
+        "do_center_crop": False,
+        "do_pad": True,
+        "pad_size": {"height": 224, "width": 224},
+    },
 }
-every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 
 
 @every_setting
 @every_size
-def test_the_pixels_are_those_of_transformers(size: tuple[int, int], settings: dict[str, Any]) -> None:
+def test_the_pixels_are_those_of_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
     image = pattern(*size)
-    ours, theirs = DeiTImageProcessor(**settings), DeiTImageProcessorPil(**settings)
-    raw = theirs(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+    ours, theirs = DeiTImageProcessor(**setting), DeiTImageProcessorPil(**setting)
+    raw = theirs(image, do_rescale=False, do_normalize=False, do_pad=False, return_tensors="np")["pixel_values"]
     assert np.array_equal(ours.pixels(image), raw[0].transpose(1, 2, 0))
 
 
 @every_setting
 @pytest.mark.parametrize("size", SIZES[2:5], ids=str)
-def test_the_values_are_those_of_transformers(size: tuple[int, int], settings: dict[str, Any]) -> None:
+def test_the_values_are_those_of_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
     images = [pattern(*size, seed=seed) for seed in range(2)]
-    theirs = DeiTImageProcessorPil(**settings)(images, return_tensors="pt")["pixel_values"]
-    ours = DeiTImageProcessor(**settings)(images)["pixel_values"]
+    theirs = DeiTImageProcessorPil(**setting)(images, return_tensors="pt")["pixel_values"]
+    ours = DeiTImageProcessor(**setting)(images)["pixel_values"]
     assert ours.dtype == theirs.dtype
-    assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
+    assert torch.equal(ours, theirs)
 
 
 def test_each_side_reads_the_others_file(tmp_path: Path) -> None:
     image = pattern(300, 200)
-    for settings in SETTINGS.values():
-        DeiTImageProcessor(**settings).save_pretrained(tmp_path / "ours")
-        DeiTImageProcessorPil(**settings).save_pretrained(tmp_path / "theirs")
-        expected = DeiTImageProcessor(**settings)(image).pixel_values
+    for setting in SETTINGS.values():
+        DeiTImageProcessor(**setting).save_pretrained(tmp_path / "ours")
+        DeiTImageProcessorPil(**setting).save_pretrained(tmp_path / "theirs")
+        expected = DeiTImageProcessor(**setting)(image).pixel_values
         read = DeiTImageProcessorPil.from_pretrained(tmp_path / "ours")(image, return_tensors="pt")["pixel_values"]
         back = DeiTImageProcessor.from_pretrained(tmp_path / "theirs")(image).pixel_values
-        assert torch.allclose(read, expected, atol=1e-6)
+        assert torch.equal(read, expected)
         assert torch.equal(back, expected)
 
 
@@ -126,4 +137,193 @@ def test_files_of_every_kind_come_out_as_in_transformers(photo_folder: Path) -> 
         if exif == 6:
             plain = plain.transpose(Image.Transpose.ROTATE_270)  # transformers does not turn by itself
         theirs = DeiTImageProcessorPil()(plain, return_tensors="pt")["pixel_values"]
-        assert torch.allclose(DeiTImageProcessor()(open_image(path)).pixel_values, theirs, atol=1e-6)
+        assert torch.equal(DeiTImageProcessor()(open_image(path)).pixel_values, theirs)
+
+
+def same(image: Any, ours: DeiTImageProcessor, theirs: Any, **call: Any) -> bool:
+    """Whether both give the same bits and types, or theirs gives nothing."""
+    convert = {"do_convert_rgb": True, **call}
+    try:
+        expected = theirs(image, return_tensors="np", **convert)["pixel_values"]
+    except (ValueError, TypeError, OSError):
+        return True
+    answer = ours(image, return_tensors="np", **convert)["pixel_values"]
+    return answer.dtype == expected.dtype and np.array_equal(answer, expected)
+
+
+def of_mode(mode: str, image: Image.Image) -> Image.Image:
+    """The image in another mode, with something transparent where the mode has a place for it."""
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
+    if mode in ("P, clear", "RGB, clear", "L, clear"):
+        plain = image.quantize(9) if mode[0] == "P" else image.convert(mode.split(",")[0])
+        plain.info["transparency"] = {"P": 3, "R": (0, 0, 0), "L": 0}[mode[0]]
+        return plain
+    if mode in ("RGBA", "LA", "RGBa", "PA"):
+        layered = image.convert("RGBA")
+        layered.putalpha(image.convert("L"))
+        return layered.convert("LA").convert(mode) if mode == "PA" else layered.convert(mode)
+    return image.convert("RGB").convert(mode)
+
+
+MODES = [
+    "RGB",
+    "L",
+    "1",
+    "P",
+    "P, clear",
+    "RGB, clear",
+    "L, clear",
+    "RGBA",
+    "LA",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+]
+
+
+@pytest.mark.parametrize("convert", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_pillow_comes_out_as_in_transformers(mode: str, convert: bool) -> None:
+    image = of_mode(mode, pattern(61, 47))
+    channels = 3 if convert else np.atleast_3d(np.asarray(image)).shape[-1]
+    statistics: dict[str, Any] = {"image_mean": [0.4] * channels, "image_std": [0.3] * channels}
+    ours, theirs = DeiTImageProcessor(**statistics), DeiTImageProcessorPil(**statistics)
+    for call in ({}, {"do_resize": False}, {"do_rescale": False}, {"do_normalize": False}, {"crop_size": 33}):
+        assert same(image, ours, theirs, **call, do_convert_rgb=convert), call
+    theirs(image, do_convert_rgb=convert, do_resize=False)  # gives an answer: the comparison above was one
+
+
+ARRAYS: dict[str, np.ndarray] = {
+    "fractions": np.asarray(pattern(40, 30)) / 255,
+    "fractions of 32 bits": np.asarray(pattern(40, 30)).astype(np.float32) / np.float32(255),
+    "fractions of 16 bits": (np.asarray(pattern(40, 30)) / 255).astype(np.float16),
+    "floats": np.asarray(pattern(40, 30)).astype(np.float32),
+    "integers": np.asarray(pattern(40, 30)).astype(np.int64),
+    "16 bits": np.asarray(pattern(40, 30)).astype(np.uint16) * 257,
+    "truth": np.asarray(pattern(40, 30)) > 99,
+    "zeros and ones": (np.asarray(pattern(40, 30)) > 99).astype(np.float64),
+    "channels first": np.asarray(pattern(40, 30)).transpose(2, 0, 1),
+    "grey": np.asarray(pattern(40, 30))[..., :1],
+    "transparent": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., :1]]),
+    "transparent fractions": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., 0]]) / 255,
+    "either end": np.asarray(pattern(3, 3)),
+    "a batch": np.stack([np.asarray(pattern(40, 30, seed)) for seed in range(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:An image of floats")
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_and_tensors_come_out_as_in_transformers(kind: str) -> None:
+    array = ARRAYS[kind]
+    for call in ({}, {"do_resize": False}, {"do_rescale": False}, {"do_normalize": False}, {"crop_size": 301}):
+        for convert in (True, False):
+            assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, do_convert_rgb=convert), call
+        assert same(torch.tensor(array), DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
+        several = [array, array] if array.ndim == 4 else [[array, array], [array]]
+        assert same(several, DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
+    bare = {"do_rescale": False, "do_normalize": False}
+    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **bare)
+    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **bare, do_resize=False)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_stated_layout_is_followed_as_in_transformers(channels: int, layout: str) -> None:
+    array = np.random.default_rng(channels).integers(0, 256, (3, 4, 5), dtype=np.uint8)
+    array = array[:channels] if layout == "channels_first" else array[..., :channels]
+    count = array.shape[0 if layout == "channels_first" else -1]
+    call: dict[str, Any] = {"image_mean": [0.5] * count, "image_std": [0.2] * count, "do_convert_rgb": False}
+    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, input_data_format=layout)
+
+
+def test_a_list_without_tensors_is_that_of_transformers() -> None:
+    images = [pattern(40, 30), pattern(20, 31)]
+    settings: dict[str, Any] = {"do_resize": False, "do_center_crop": False}
+    others: list[dict[str, Any]] = [{}, {"do_pad": True}]
+    for more in others:
+        theirs = DeiTImageProcessorPil()(images, **settings, **more)["pixel_values"]
+        ours = DeiTImageProcessor()(images, return_tensors=None, **settings, **more)["pixel_values"]
+        assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+SIDES = st.integers(1, 90) | st.sampled_from([1, 2, 128, 223, 225, 256, 375, 500, 512, 640, 1500])
+TARGETS = st.integers(1, 70) | st.sampled_from([64, 128, 256])
+
+
+@st.composite
+def every_setting_of(draw: st.DrawFn) -> dict[str, Any]:
+    edge, other = draw(TARGETS), draw(TARGETS)
+    sizes: list[dict[str, int]] = [
+        {"height": edge, "width": other},
+        {"height": edge, "width": edge},
+        {"shortest_edge": edge},
+        {"shortest_edge": edge, "longest_edge": edge + other},
+        {"max_height": edge, "max_width": other},
+    ]
+    crop = draw(st.integers(1, 80) | st.just(max(edge * 7 // 8, 1)))
+    chosen: dict[str, Any] = {"size": draw(st.sampled_from(sizes)), "crop_size": {"height": crop, "width": draw(TARGETS)}}
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"):
+        chosen[name] = draw(st.sampled_from([True, True, True, False]) if name != "do_pad" else st.booleans())
+    chosen["pad_size"] = {"height": draw(st.integers(1, 200)), "width": 200}
+    chosen["resample"] = draw(st.integers(0, 5))
+    chosen["rescale_factor"] = draw(st.sampled_from([1 / 255, 1 / 127.5, 0.1]))
+    chosen["image_mean"] = draw(st.sampled_from([0.5, list(IMAGENET_MEAN), [0.0, 0.1, 0.7]]))
+    chosen["image_std"] = draw(st.sampled_from([0.5, list(IMAGENET_STD), [1.0, 0.3, 2.0]]))
+    return chosen
+
+
+@given(SIDES, SIDES, st.sampled_from(MODES), every_setting_of())
+@settings(max_examples=500, deadline=None)
+def test_any_image_and_settings_give_the_bits_of_transformers(
+    width: int, height: int, mode: str, chosen: dict[str, Any]
+) -> None:
+    if width * height > 250_000:
+        height = max(250_000 // width, 1)
+    if max(width, height) * 256 > 16_384 * min(width, height) and "shortest_edge" in chosen["size"]:
+        height = width  # beyond, ours is bounded
+    image = of_mode(mode, pattern(width, height))
+    assert same(image, DeiTImageProcessor(**chosen), DeiTImageProcessorPil(**chosen))
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([64, 96, 128, 256, 341, 438]), st.integers(1, 5))
+@settings(max_examples=120, deadline=None)
+def test_only_what_the_crop_needs_is_what_all_would_give(width: int, height: int, edge: int, resample: int) -> None:
+    """The shortcut of resizing little more than the crop, at the order of Pillow's passes and at steps that are exact."""
+    image = pattern(width, height)
+    crop = int(edge * 0.875)
+    for target in ((edge, edge), (edge, edge * 4 // 3), (edge * 4 // 3, edge)):
+        whole = image.resize(target[::-1], resample)
+        top, left = (target[0] - crop) // 2, (target[1] - crop) // 2
+        expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
+        assert np.array_equal(fitted(image, target, (crop, crop), resample), expected)
+
+
+def test_the_order_of_pillows_passes_is_known() -> None:
+    assert _order_is_known()  # if not, all is still right, and slower
+
+
+@pytest.mark.parametrize("crop", ["keep", "squash", "pad"])
+def test_transformers_reads_each_crop_and_gives_the_same(tmp_path: Path, crop: Any) -> None:
+    DeiTImageProcessor.for_size(224, 224, crop=crop).save_pretrained(tmp_path)
+    for size in SIZES[2:5]:
+        ours = DeiTImageProcessor.from_pretrained(tmp_path)(pattern(*size)).pixel_values
+        theirs = DeiTImageProcessorPil.from_pretrained(tmp_path)(pattern(*size), return_tensors="pt")["pixel_values"]
+        assert torch.equal(ours, theirs)
+    automatic = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")  # type: ignore[no-untyped-call]
+    assert type(automatic) is DeiTImageProcessorPil
+
+
+def test_a_file_of_vit_gives_what_vit_gives(tmp_path: Path) -> None:
+    ViTImageProcessorPil(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
+    ours, theirs = DeiTImageProcessor.from_pretrained(tmp_path), ViTImageProcessorPil.from_pretrained(tmp_path)
+    assert same(pattern(50, 40), ours, theirs)
+    ours.save_pretrained(tmp_path / "again")
+    automatic = AutoImageProcessor.from_pretrained(tmp_path / "again", backend="pil")  # type: ignore[no-untyped-call]
+    assert type(automatic) is ViTImageProcessorPil
+    assert same(pattern(50, 40), ours, automatic)
+    assert same(pattern(50, 40), DeiTImageProcessor(image_processor_type="ViTImageProcessor"), ViTImageProcessorPil())

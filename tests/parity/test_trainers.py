@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
@@ -101,7 +103,7 @@ def test_accelerate_trains_two_steps() -> None:
 @pytest.fixture
 def one_process() -> Iterator[None]:
     os.environ.setdefault("MASTER_ADDR", "localhost")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -111,7 +113,7 @@ def test_fsdp_wraps_it_block_by_block() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
     images, labels = noise(2, 3, 32, 32), torch.tensor([0, 1])
     expected = model(images, labels=labels).loss
-    mesh = dist.init_device_mesh("cpu", (1,))
+    mesh = init_device_mesh("cpu", (1,))
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)

@@ -21,12 +21,12 @@ from deit.modeling import (
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
     DeiTModel,
-    PreTrainedModel,
     ViTForImageClassification,
     ViTModel,
     load_model,
     new_classifier,
 )
+from deit.pretrained import PreTrainedModel
 from tests.helpers import backward, noise, randomised, tiny_deit, tiny_vit
 
 MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -385,7 +385,7 @@ def test_recomputing_blocks_changes_no_gradient() -> None:
 
 
 def test_recomputed_blocks_really_run_twice() -> None:
-    model = DeiTModel(tiny_deit()).train()
+    model: Any = DeiTModel(tiny_deit()).train()
     model.gradient_checkpointing_enable()
     runs: list[int] = []
     model.layers[0].attention.register_forward_pre_hook(lambda *_: runs.append(1))
@@ -432,7 +432,7 @@ def test_it_is_exported_with_a_free_batch(name: str, tmp_path: Path) -> None:
 
 
 def test_a_copy_is_another_model() -> None:
-    model = randomised(DeiTForImageClassification(tiny_deit()))
+    model: Any = randomised(DeiTForImageClassification(tiny_deit()))
     other = copy.deepcopy(model)
     other.config.num_labels = 2
     with torch.no_grad():

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CARD_NAME = "README.md"
 LONGEST = 80  # characters of a name
-MAX_SENTENCE = 1000  # of which more than what is shown may be folders
 NAMED_CLASSES, WORST_CLASSES = 10, 3
 TOP5_CLASSES = 6  # from here on, the first five answers are not all there are
 PIPE = r"\|"  # what divides a table's cells, even within code
@@ -141,7 +140,7 @@ def _data(facts: ModelFacts) -> str:
     if shown := [f"{images:,} {name}" for name, images in counts.items() if images]:
         lines.append(f"- Images: {', '.join(shown)}")
     if isinstance(origin, str):
-        lines.append(f"- Parts: {_code(_without_folders(origin[:MAX_SENTENCE]), 2 * LONGEST)}")
+        lines.append(f"- Parts: {_code(_without_folders(origin[: 9 * LONGEST]), 2 * LONGEST)}")
     if isinstance(mark, str) and re.fullmatch("[0-9a-f]{64}", mark):
         lines.append(f"- Fingerprint of its classes, labels and file names (SHA-256): `{mark}`")
     return "\n".join(lines)
@@ -230,24 +229,25 @@ def _limits(facts: ModelFacts, license: str | None) -> str:
 
 def _view(facts: ModelFacts) -> Iterator[str]:
     """What the preprocessing keeps of an image."""
-    edge, height, width = (count(facts.processor, f"size.{name}") for name in ("shortest_edge", "height", "width"))
+    names = ("shortest_edge", "height", "width", "max_height", "max_width")
+    edge, height, width, tallest, widest = (count(facts.processor, f"size.{name}") for name in names)
     if edge:
         yield f"An image is resized until its shorter side has {edge} pixels; its aspect is kept."
     elif height and width:
         yield f"An image is squashed to {height} x {width} pixels; its aspect is not kept."
+    elif tallest and widest:
+        yield f"An image is resized until the whole of it fits into {tallest} x {widest} pixels; the rest is filled up."
     rows, columns = (count(facts.processor, f"crop_size.{name}") for name in ("height", "width"))
     if rows and columns and facts.processor.get("do_center_crop") is True:
-        yield f"Of that the model sees the middle, {rows} x {columns} pixels: what lies further out plays no part."
+        yield f"The model sees the middle, {rows} x {columns} pixels of that: what lies further out plays no part."
 
 
 def _usage(facts: ModelFacts, repo_id: str | None) -> str:
     where = json.dumps(repo_id or ".")
     blocks = []
     if facts.classes:
-        fetched = f"snapshot_download({where})" if repo_id else where
-        lines = ["import deit", *(["from huggingface_hub import snapshot_download"] if repo_id else []), ""]
-        lines += [f"predictor = deit.Predictor.from_pretrained({fetched})", 'print(predictor(["photo.jpg"])[0].labels[0])']
-        blocks.append(lines)
+        call = f"predictor = deit.Predictor.from_pretrained({where})"
+        blocks.append(["import deit", "", call, 'print(predictor(["photo.jpg"])[0].labels[0])'])
     if facts.config is None:
         place = json.dumps(f"hf-hub:{repo_id}" if repo_id else "local-dir:.")
         blocks.append(["import timm", "", f"model = timm.create_model({place}, pretrained=True)"])

@@ -1,4 +1,4 @@
-"""Saved tensors into a model of another shape: what is taken, made anew, resampled or left out, decided before anything is read.
+"""Saved tensors into a model of another shape: what is taken, made anew, resampled or left out, known before any is read.
 
 The rules: a transformer's own tensors must all be there and none left over. Heads may be new or left out, as whole heads. The
 step between plain and distilled models is taken only when it is asked for.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deit.checkpoints.layouts import shown
 from deit.errors import CheckpointError
 from deit.variants import LAYER_NORM_EPS
 
@@ -94,7 +95,7 @@ def read_timm_config(content: Mapping[str, Any], where: str) -> TimmConfig:
     settings = content.get("pretrained_cfg", content)  # older files hold everything on one level
     plain = _PLAIN.fullmatch(architecture)
     if plain is None:
-        raise CheckpointError(f"{where} names timm's {architecture[:100]}", "only plain DeiT and ViT are read as such")
+        raise CheckpointError(f"{where} names timm's {shown(architecture)}", "only plain DeiT and ViT are read as such")
     if not isinstance(arguments, dict) or not isinstance(settings, dict):
         raise CheckpointError(f"model_args or pretrained_cfg in {where} is no object", "save the model again")
     fields: dict[str, Any] = {"num_attention_heads": _HEADS[plain[1]], "layer_norm_eps": LAYER_NORM_EPS}
@@ -120,14 +121,14 @@ def read_timm_config(content: Mapping[str, Any], where: str) -> TimmConfig:
 
 def _check_argument(name: str, value: object, where: str) -> None:
     if not any(value is allowed or (value == allowed and type(value) is type(allowed)) for allowed in _FIXED.get(name, ())):
-        raise CheckpointError(f"{where} gives timm's model {name[:100]} = {str(value)[:100]}", "our models have no such part")
+        raise CheckpointError(f"{where} gives timm's model {shown(name)} = {shown(str(value))}", "our models have no such part")
 
 
 def _activation(value: object, where: str) -> str:
     if value is None:
         return "gelu"
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise CheckpointError(f"{where} names the activation {str(value)[:100]}", f"known are {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"{where} names the activation {shown(str(value))}", f"known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[value]
 
 
@@ -137,7 +138,7 @@ def _fixed_size(settings: Mapping[str, Any], where: str) -> list[int] | None:
     if size is None or not settings.get("fixed_input_size"):
         return None
     if not isinstance(size, list) or len(size) != 3:
-        raise CheckpointError(f"input_size in {where} is {str(size)[:100]}", "it is [channels, height, width]")
+        raise CheckpointError(f"input_size in {where} is {shown(str(size))}", "it is [channels, height, width]")
     return size[1:] if size[1] != size[2] else size[1]
 
 
@@ -148,7 +149,7 @@ def _preprocessing(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         text = name in ("interpolation", "crop_mode")
         fits = isinstance(value, str) if text else all(_is_finite(number) for number in numbers) and len(numbers) <= 1024
         if not fits:
-            raise CheckpointError(f"{name} in {where} is {str(value)[:100]}", "save the model again")
+            raise CheckpointError(f"{name} in {where} is {shown(str(value))}", "save the model again")
     return found
 
 

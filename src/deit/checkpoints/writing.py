@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deit.checkpoints.layouts import to_layout
-from deit.checkpoints.shapes import CLASS_HEADS, check_shapes
+from deit.checkpoints.shapes import CLASS_HEADS, check_shapes, find_architecture
 from deit.checkpoints.timm_config import PREPROCESSING
 from deit.checkpoints.weights import WEIGHTS_NAME, write_tensors
 from deit.config import CONFIG_NAME, DeiTConfig, ViTConfig
@@ -168,6 +168,7 @@ def _timm_state(config: ViTConfig, state: State) -> dict[str, Tensor]:
             "timm's distilled models have two heads, and this one has a single `classifier`", "choose another format"
         )
     check_shapes(_shapes(state), config, "The model")
+    find_architecture(state.keys(), config, None, "The model")
     return to_layout(state, "timm-distilled" if distilled else "timm")
 
 

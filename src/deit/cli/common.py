@@ -25,6 +25,11 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALU
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that make batches; by the cores by default.")]
 SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave unreadable images out and count them.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a model directory or file of any format, a hub name, or a variant.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the weights of a training checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 

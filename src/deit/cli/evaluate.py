@@ -9,7 +9,10 @@ import typer
 from deit.cli.common import (
     DataArgument,
     DeviceOption,
+    EmaOption,
     JsonOption,
+    ModelArgument,
+    RevisionOption,
     SkipOption,
     WorkersOption,
     print_heads,
@@ -21,7 +24,7 @@ CONFUSIONS_SHOWN = 5
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or run directory.")],
+    model: ModelArgument,
     data: DataArgument,
     part: Annotated[
         Literal["auto", "all", "train", "validation", "test"],
@@ -34,6 +37,8 @@ def evaluate(
         Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    ema: EmaOption = False,
+    revision: RevisionOption = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     skip_unreadable: SkipOption = False,
@@ -52,6 +57,8 @@ def evaluate(
         combine=combine,
         crop=crop,
         skip_unreadable=skip_unreadable,
+        ema=ema,
+        revision=revision,
     )
     if as_json:
         print_json(result.to_dict())

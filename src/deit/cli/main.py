@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from deit.cli import data, evaluate, model, predict, quickstart, recipe, teacher, train
+from deit.cli import convert, data, evaluate, model, predict, quickstart, recipe, teacher, train
 from deit.errors import DeiTError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")

@@ -9,19 +9,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from deit.cli.common import DeviceOption, JsonOption, print_json, print_table
+from deit.cli.common import DeviceOption, EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
 from deit.errors import UserError
 
 STANDARD_INPUT = "-"
 
 
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or run directory.")],
+    model: ModelArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, or - for standard input.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     crop: Annotated[
         Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
     ] = None,
+    ema: EmaOption = False,
+    revision: RevisionOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -30,7 +32,7 @@ def predict(
 
     from deit.inference.predictor import Predictor
 
-    predictions = Predictor.from_pretrained(model, device, crop)(items, top, names)
+    predictions = Predictor.from_pretrained(model, device, crop, ema=ema, revision=revision)(items, top, names)
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:

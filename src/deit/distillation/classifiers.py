@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from deit.checkpoints.hub import fetch, hub_arguments
+from deit.checkpoints.reading import Checkpoint, open_checkpoint
+from deit.checkpoints.timm_config import is_transformer
 from deit.checkpoints.weights import WEIGHTS_NAME, load_into, read_tensors, write_tensors
-from deit.config import CONFIG_NAME, MAX_CLASSES
+from deit.config import CONFIG_NAME, MAX_CLASSES, ViTConfig
 from deit.errors import CheckpointError, TeacherError
 from deit.files import read_json, write_json
-from deit.image_processor import PROCESSOR_NAME, DeiTImageProcessor
-from deit.modeling import TransformerClassifier, load_model
+from deit.image_processor import NESTED_NAME, PROCESSOR_NAME, Crop, DeiTImageProcessor
+from deit.modeling import TransformerClassifier, classifier_of
 from deit.outputs import ImageClassifierOutput
 
 # With these, timm.create_model would fetch or unpickle weights from elsewhere.
@@ -69,18 +73,13 @@ class TimmClassifier(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_tensors(directory / WEIGHTS_NAME, self.network.state_dict())
-        height, width = self.processor.crop_size["height"], self.processor.crop_size["width"]
         content = {
             "architecture": self.architecture,
             "num_classes": len(self.classes),
             "model_args": self.arguments,
             "pretrained_cfg": {
-                "input_size": [3, height, width],
+                **settings_of(self.processor),
                 "fixed_input_size": False,
-                "interpolation": "bicubic",
-                "crop_pct": _crop_ratio(self.processor),
-                "mean": list(self.processor.image_mean),
-                "std": list(self.processor.image_std),
                 "num_classes": len(self.classes),
                 "label_names": list(self.classes),
             },
@@ -97,15 +96,13 @@ class TimmClassifier(nn.Module):
         """
         directory = Path(directory)
         content = read_json(directory / CONFIG_NAME)
-        settings = content.get("pretrained_cfg", {})
+        settings = content.get("pretrained_cfg")
+        processor = processor_of(settings if isinstance(settings, dict) else {})
         try:
-            _, height, width = (int(side) for side in settings["input_size"])
+            assert isinstance(settings, dict)  # or processor_of has refused it
             names = settings.get("label_names") or range(int(content["num_classes"]))
             if not 0 < len(names) <= MAX_CLASSES:
                 raise ValueError("the number of classes")
-            processor = DeiTImageProcessor.for_size(
-                height, width, float(settings["crop_pct"]), settings["mean"], settings["std"]
-            )
             arguments = dict(content.get("model_args") or {})
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{directory / CONFIG_NAME} lacks or garbles {error}", "save the model again") from error
@@ -114,48 +111,92 @@ class TimmClassifier(nn.Module):
         return model.eval()
 
 
+INTERPOLATIONS = {
+    "nearest": 0,
+    "lanczos": 1,
+    "bilinear": 2,
+    "bicubic": 3,
+    "box": 4,
+    "hamming": 5,
+}
+CROP_MODES: dict[str, Crop] = {"center": "keep", "squash": "squash", "border": "pad"}
+
 Classifier = TransformerClassifier | TimmClassifier
 
 
 @dataclass
 class LoadedClassifier:
-    """A model that answers ``model(pixel_values).heads``, with what it needs to be asked."""
+    """A model that answers ``model(pixel_values).heads``, with what it needs to be asked.
+
+    Attributes:
+        path: where it was read; None for one that was not.
+    """
 
     model: Classifier
     processor: DeiTImageProcessor
     classes: tuple[str, ...]
+    path: Path | None = None
 
 
-def load_classifier(directory: str | Path) -> LoadedClassifier:
-    """A saved classifier, in evaluation mode. A run's directory stands for its best model.
+def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) -> LoadedClassifier:
+    """A saved classifier, in evaluation mode.
+
+    Args:
+        name: a directory or file in any format that :func:`deit.load_model` reads, a directory of timm, a name on the hub, or a
+            variant's name. A run's directory stands for its best model.
+        ema: take the moving average of the weights, where a training checkpoint holds both.
+        arguments: where on the hub, and fields of the configuration, as in :func:`deit.load_model`.
 
     Raises:
-        CheckpointError: no such directory, or no classifier in it.
+        CheckpointError: there is no such checkpoint, or no classifier in it.
     """
-    path = model_directory(directory)
-    if "architecture" in read_json(path / CONFIG_NAME):
+    options, fields = hub_arguments(arguments)
+    path = model_directory(fetch(name, **options))
+    if is_convolutional(path):
         network = TimmClassifier.from_pretrained(path)
-        return LoadedClassifier(network, network.processor, network.classes)
-    model = load_model(path)
-    if not (path / PROCESSOR_NAME).is_file():
-        height, width = model.config.image_hw
-        return LoadedClassifier(model, DeiTImageProcessor.for_size(height, width), model.config.classes)
-    return LoadedClassifier(model, DeiTImageProcessor.from_pretrained(path), model.config.classes)
+        return LoadedClassifier(network, network.processor, network.classes, path)
+    checkpoint = open_checkpoint(path, ema=ema, fields=fields)
+    model = classifier_of(checkpoint, fields)
+    return LoadedClassifier(model, processor_beside(checkpoint, model.config), model.config.classes, path)
 
 
-def model_directory(directory: str | Path) -> Path:
-    """The model directory that a user means: itself, or a run's ``best``.
+def processor_beside(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProcessor:
+    """How images become a checkpoint's input: as it says itself, or the authors' evaluation where it says nothing."""
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if checkpoint.preprocessing:
+        processor = processor_of(checkpoint.preprocessing)
+    elif (folder / PROCESSOR_NAME).is_file() or (folder / NESTED_NAME).is_file():
+        processor = DeiTImageProcessor.from_pretrained(folder)
+    else:
+        return DeiTImageProcessor.for_size(*config.image_hw)
+    if checkpoint.config.image_hw == config.image_hw:
+        return processor
+    return processor_of({**settings_of(processor), "input_size": [config.num_channels, *config.image_hw]})
+
+
+def model_directory(path: Path) -> Path:
+    """The model that a path stands for: itself, or a run's ``best``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it does not exist, or is a run without a finished epoch.
     """
-    path = Path(directory)
-    for candidate in (path, path / "best"):
-        if (candidate / CONFIG_NAME).is_file():
-            return candidate
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "check the path of the model or run directory")
-    raise CheckpointError(f"{path} holds no {CONFIG_NAME}", "pass a model directory, or a run directory with a finished epoch")
+    if not path.is_dir() or (path / CONFIG_NAME).is_file():
+        return path
+    if (path / "best" / CONFIG_NAME).is_file():
+        return path / "best"
+    if (path / "recipe.toml").is_file():
+        raise CheckpointError(f"The run {path} has no finished epoch", "go on with it: deit train --resume")
+    return path
+
+
+def is_convolutional(path: Path) -> bool:
+    """Whether a directory holds a network that only timm can build."""
+    if not path.is_dir() or not (path / CONFIG_NAME).is_file():
+        return False
+    architecture = read_json(path / CONFIG_NAME).get("architecture")
+    return architecture is not None and not is_transformer(str(architecture))
 
 
 def check_architecture(name: str) -> None:
@@ -182,7 +223,51 @@ def fresh_network(
         return TimmClassifier(architecture, classes, processor, arguments)
 
 
+def processor_of(settings: Mapping[str, Any]) -> DeiTImageProcessor:
+    """timm's ``pretrained_cfg`` -> preprocessing.
+
+    Raises:
+        CheckpointError: a value is missing or garbled, or a way to crop or resample that we do not have.
+    """
+    interpolation, mode = settings.get("interpolation", "bicubic"), settings.get("crop_mode") or "center"
+    if interpolation not in INTERPOLATIONS or mode not in CROP_MODES:
+        raise CheckpointError(f"timm's preprocessing {interpolation}, {mode} is not known here", "save the model with another")
+    try:
+        _, height, width = (int(side) for side in settings["input_size"])
+        processor = DeiTImageProcessor.for_size(
+            height, width, float(settings["crop_pct"]), settings["mean"], settings["std"], CROP_MODES[mode]
+        )
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"timm's preprocessing lacks or garbles {error}", "save the model again") from error
+    processor.resample = INTERPOLATIONS[interpolation]
+    return processor
+
+
+def settings_of(processor: DeiTImageProcessor) -> dict[str, Any]:
+    """The inverse of :func:`processor_of`."""
+    height, width = processor.input_hw
+    channels = len(processor.image_mean) if isinstance(processor.image_mean, tuple) else 3
+    mean, std = (
+        value if isinstance(value, tuple) else (value,) * channels for value in (processor.image_mean, processor.image_std)
+    )
+    mode = "border" if processor.do_pad else "center" if "shortest_edge" in processor.size or height != width else "squash"
+    return {
+        "input_size": [channels, height, width],
+        "interpolation": next((name for name, value in INTERPOLATIONS.items() if value == processor.resample), "bicubic"),
+        "crop_pct": _crop_ratio(processor),
+        "crop_mode": mode,
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
 def _crop_ratio(processor: DeiTImageProcessor) -> float:
-    height, edge = processor.crop_size["height"], processor.size.get("shortest_edge", processor.size.get("height", 1))
-    ratio = height / edge
-    return ratio if int(height / ratio) == edge else math.nextafter(ratio, 0)  # rounding must not lose a pixel on the way back
+    """The ratio by which :meth:`DeiTImageProcessor.for_size` finds the sides before the crop again."""
+    height, width = processor.input_hw
+    if processor.do_pad:
+        return 1.0
+    edge = processor.size.get("shortest_edge")
+    edges = processor.size.get("height", edge or height), processor.size.get("width", edge or width)
+    ratio = min(height / edges[0], width / edges[1])
+    # Rounding must not lose a pixel on the way back.
+    return ratio if int(height / ratio) >= edges[0] and int(width / ratio) >= edges[1] else math.nextafter(ratio, 0)

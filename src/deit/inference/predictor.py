@@ -67,17 +67,27 @@ class Predictor:
         self._model = classifier.model.to(self.device).eval()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "auto", crop: Crop | None = None) -> Predictor:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str = "auto",
+        crop: Crop | None = None,
+        *,
+        ema: bool = False,
+        revision: str | None = None,
+    ) -> Predictor:
         """A predictor of a saved model.
 
         Args:
+            name: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
+            ema: take the average of the weights of a training checkpoint.
             crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
 
         Raises:
             CheckpointError: no readable model.
             ConfigError: no such crop.
         """
-        predictor = cls(load_classifier(directory), device)
+        predictor = cls(load_classifier(name, ema=ema, revision=revision), device)
         if crop is not None:
             predictor.processor = predictor.processor.with_crop(crop)
         return predictor

@@ -70,7 +70,7 @@ def test_the_best_model_of_a_run_tells_data_recipe_and_metrics(run: Path) -> Non
         "| its teacher | 80.00% |",
         "Least often right: `red` (50.0%), `blue` (75.0%).",
         "shorter side has 36 pixels",
-        "32 x 32 pixels: what lies further out plays no part",
+        "32 x 32 pixels of that: what lies further out plays no part",
         "Licence: `apache-2.0`.",
     ):
         assert words in card, words
@@ -142,6 +142,21 @@ def test_a_model_without_a_head_is_no_classifier(tmp_path: Path) -> None:
     card = model_card(make_model(tmp_path / "trunk", architectures=["DeiTModel"]))
     assert metadata(card).pipeline_tag == "image-feature-extraction"
     assert "classes" not in card.partition("## Data")[0]
+
+
+@pytest.mark.parametrize(
+    ("processor", "seen", "unseen"),
+    [
+        ({"size": {"height": 36, "width": 72}, "do_center_crop": False}, "squashed to 36 x 72 pixels", "the middle"),
+        ({"size": {"max_height": 32, "max_width": 32}, "do_center_crop": False}, "fits into 32 x 32 pixels", "the middle"),
+        ({"crop_size": {"height": 32, "width": 16}, "do_center_crop": True}, "the middle, 32 x 16 pixels", "resized"),
+    ],
+)
+def test_what_the_model_sees_of_an_image_is_said(tmp_path: Path, processor: dict[str, Any], seen: str, unseen: str) -> None:
+    write_json(make_model(tmp_path) / "preprocessor_config.json", processor)
+    card = model_card(tmp_path)
+    assert seen in card
+    assert unseen not in card
 
 
 def test_a_published_shape_is_called_by_its_name(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_card_of_training_is_written_anew_and_one_of_the_user_is_kept(hub: Hub
     card = run / "best" / "README.md"
     card.write_text(model_card(run / "best"))
     push_to_hub(run, "me/photos")
-    assert b'snapshot_download("me/photos")' in hub.files["README.md"]
+    assert b'Predictor.from_pretrained("me/photos")' in hub.files["README.md"]
     own = "---\ntags:\n- mine\n---\n\n# My own words\n"
     card.write_text(own)
     push_to_hub(run, "me/photos")

@@ -23,6 +23,7 @@ VERBS = {
     "recipe show": "--set --json",
     "model list": "--json",
     "model show": "--json",
+    "model push": "--private --revision --message --license --dry-run --json",
 }
 
 

@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deit.distillation.classifiers import (
+    INTERPOLATIONS,
     TimmClassifier,
     _crop_ratio,
     check_architecture,
     fresh_network,
     load_classifier,
     model_directory,
+    processor_of,
+    settings_of,
 )
 from deit.errors import CheckpointError, TeacherError
 from deit.image_processor import DeiTImageProcessor
@@ -112,10 +115,45 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_missing_or_holds_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+    with pytest.raises(CheckpointError, match="nowhere' is no path"):
         load_classifier(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"holds no weights: looked for model\.safetensors, .*, found nothing"):
         load_classifier(tmp_path)
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(CheckpointError, match="no finished epoch: go on with it: deit train --resume"):
+        load_classifier(tmp_path)
+
+
+PROCESSORS = {
+    "the authors'": DeiTImageProcessor.for_size(224, 224),
+    "squash": DeiTImageProcessor.for_size(224, 224, 0.9, crop="squash"),
+    "pad": DeiTImageProcessor.for_size(224, 224, crop="pad"),
+    "not square": DeiTImageProcessor.for_size(96, 160),
+    "other statistics": DeiTImageProcessor.for_size(384, 384, 1.0, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    "grey": DeiTImageProcessor.for_size(64, 64, mean=(0.5,), std=(0.25,)),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+@pytest.mark.parametrize("filter_", INTERPOLATIONS.values(), ids=INTERPOLATIONS)
+def test_preprocessing_survives_the_way_through_timms_words(processor: DeiTImageProcessor, filter_: int) -> None:
+    one = processor.model_copy(update={"resample": filter_})
+    assert processor_of(settings_of(one)) == one
+
+
+@pytest.mark.parametrize("setting", [{"interpolation": "random"}, {"crop_mode": "middle"}])
+def test_a_way_to_prepare_images_that_is_not_known_is_named(setting: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match=f"preprocessing .*{next(iter(setting.values()))}.* is not known here"):
+        processor_of({**settings_of(PROCESSORS["squash"]), **setting})
+
+
+def test_another_input_size_keeps_the_way_to_crop(tmp_path: Path) -> None:
+    DeiTForImageClassificationWithTeacher(tiny_deit()).save_pretrained(tmp_path)
+    DeiTImageProcessor.for_size(32, 32, 0.5, crop="squash").save_pretrained(tmp_path)
+    loaded = load_classifier(tmp_path, image_size=64)
+    assert loaded.processor == DeiTImageProcessor.for_size(64, 64, 0.5, crop="squash")
+    assert loaded.processor.input_hw == (64, 64)
+    assert loaded.path == tmp_path
 
 
 def test_a_misspelt_architecture_is_answered_with_the_nearest() -> None:
@@ -163,7 +201,7 @@ def test_a_directory_cannot_make_timm_load_anything_else(saved: Path, argument: 
     ],
 )
 def test_a_garbled_configuration_is_named(saved: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json lacks or garbles"):
+    with pytest.raises(CheckpointError, match=r"lacks or garbles"):
         load_classifier(edited(saved, **changes))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deit.checkpoints.reading import open_checkpoint
 from deit.errors import CheckpointError
 from deit.modeling import ViTForImageClassification
 from deit.training.optimization import MovingAverage, make_optimizer
@@ -52,6 +53,26 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
         assert torch.equal(value, actual[name]), name
+
+
+def test_a_checkpoint_opens_as_a_model_and_so_does_its_average(tmp_path: Path) -> None:
+    model, average, optimizer = _trained()
+    path = save_checkpoint(tmp_path, Place(), model, average, optimizer)
+    for ema, expected in ((False, model), (True, average.model)):
+        found = open_checkpoint(path, ema=ema)
+        assert found.architecture == "ViTForImageClassification"
+        assert found.config.num_labels == model.config.num_labels
+        assert torch.equal(found.read()["classifier.weight"], expected.state_dict()["classifier.weight"])
+    (path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or damaged"):
+        read_place(path)
+
+
+def test_a_model_of_another_kind_is_saved_without_a_configuration(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path, Place(), model, None, torch.optim.SGD(model.parameters()))
+    assert not (path / "config.json").exists()
+    assert read_place(path) == Place()
 
 
 def test_the_place_comes_back(tmp_path: Path) -> None:

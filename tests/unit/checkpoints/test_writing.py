@@ -1,0 +1,259 @@
+"""What we write opens in transformers, in timm and in the authors' way, to the last bit; what they lack is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+
+from deit.checkpoints.layouts import locate
+from deit.checkpoints.reading import open_checkpoint
+from deit.checkpoints.timm_config import PREPROCESSING
+from deit.checkpoints.writing import timm_architecture, write_authors, write_timm, write_transformers
+from deit.config import DeiTConfig, ViTConfig, variant_config
+from deit.errors import CheckpointError
+from deit.variants import VARIANTS
+from tests.helpers import tiny_deit, tiny_vit
+from tests.unit.checkpoints.samples import WITH_TEACHER, assert_equal, canonical_state, heads_of
+
+KINDS = {
+    "DeiTModel": ("pooler.dense",),
+    "DeiTForImageClassification": ("classifier",),
+    "DeiTForImageClassificationWithTeacher": WITH_TEACHER,
+    "DeiTForMaskedImageModeling": ("decoder.0", "embeddings.mask_token"),
+    "ViTModel": ("pooler.dense",),
+    "ViTForImageClassification": ("classifier",),
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no bias, one channel": {"qkv_bias": False, "num_channels": 1},
+    "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
+    "another activation": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12},
+    "relu": {"hidden_act": "relu", "num_attention_heads": 4},
+}
+
+
+def write_vit(directory: Path, config: ViTConfig, state: dict[str, Tensor]) -> None:
+    write_transformers(directory, config, state, "ViTForImageClassification")
+
+
+def by_canonical_name(model: Any) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {ours: torch.cat([state[name] for name in names]) for ours, names in locate(state)[1].items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_every_class(tmp_path: Path, kind: str) -> None:
+    config = (tiny_deit if kind.startswith("DeiT") else tiny_vit)(encoder_stride=8)
+    state = canonical_state(config, KINDS[kind])
+    write_transformers(tmp_path, config, state, kind)
+    library: Any = transformers
+    model, report = getattr(library, kind).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    assert_equal(by_canonical_name(model), state)
+    found = open_checkpoint(tmp_path)
+    assert (found.architecture, found.config.to_dict()) == (kind, {**config.to_dict(), "architectures": [kind]})
+    assert_equal(found.read(), state)
+
+
+def test_the_names_on_disk_are_those_of_transformers_4(tmp_path: Path) -> None:
+    for kind, first in (("DeiTModel", "embeddings.cls_token"), ("DeiTForImageClassification", "deit.embeddings.cls_token")):
+        write_transformers(tmp_path, tiny_deit(), canonical_state(tiny_deit(), KINDS[kind]), kind)
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt"}  # transformers refuses a file without this
+            assert first in file.keys()  # noqa: SIM118
+            assert not any("qkv" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_other_files_of_the_directory_stay(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{}")
+    write_transformers(tmp_path, tiny_vit(), canonical_state(tiny_vit()), "ViTForImageClassification")
+    write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training.json"]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("make", [tiny_deit, tiny_vit])
+@pytest.mark.parametrize("headless", [False, True])
+def test_timm_opens_our_directory_in_both_ways(tmp_path: Path, shape: dict[str, Any], make: Any, headless: bool) -> None:
+    config = make(**{"layer_norm_eps": 1e-6, **shape})
+    state = canonical_state(config, () if headless else None)
+    write_timm(tmp_path, config, state)
+    architecture, arguments = timm_architecture(config)
+    classes = 0 if headless else 5
+    for model in (
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
+        timm.create_model(architecture, checkpoint_path=tmp_path / "model.safetensors", num_classes=classes, **arguments),
+    ):
+        whole: Any = model
+        assert_equal(by_canonical_name(whole), state)
+        assert whole.blocks[0].attn.num_heads == config.num_attention_heads
+        assert whole.patch_embed.img_size == config.image_hw
+    found = open_checkpoint(tmp_path)
+    assert_equal(found.read(), state)
+    activation = "gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act
+    expected = config.replace(layer_norm_eps=1e-6, hidden_act=activation, num_labels=classes)
+    assert {**found.config.to_dict(), "id2label": 0, "label2id": 0} == {**expected.to_dict(), "id2label": 0, "label2id": 0}
+
+
+def test_classes_and_preprocessing_go_along(tmp_path: Path) -> None:
+    config = tiny_deit().with_classes(["golden retriever", "кошка", "鳥"])
+    own = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": [0.4, 0.5, 0.6],
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "input_size": [3, 9, 9],
+    }
+    write_timm(tmp_path, config, canonical_state(config), own)
+    found = open_checkpoint(tmp_path)
+    assert found.config.classes == config.classes
+    assert found.preprocessing == {**own, "mean": [0.1, 0.2, 0.3], "input_size": [3, 32, 32]}
+    model: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    data: Any = timm.data
+    resolved = data.resolve_data_config(model.pretrained_cfg)
+    assert (resolved["input_size"], resolved["mean"], resolved["crop_pct"]) == ((3, 32, 32), (0.1, 0.2, 0.3), 1.0)
+    assert model.pretrained_cfg["label_names"] == list(config.classes)
+
+
+def test_without_preprocessing_it_is_that_of_imagenets_evaluation(tmp_path: Path) -> None:
+    write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
+    preprocessing = open_checkpoint(tmp_path).preprocessing
+    assert preprocessing["crop_pct"] == 0.875
+    assert preprocessing["mean"] == [0.485, 0.456, 0.406]
+    assert preprocessing.keys() <= set(PREPROCESSING)
+    with pytest.raises(CheckpointError, match="preprocessing has no 'size': known are input_size"):
+        write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()), {"size": 3})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_published_shapes_have_timms_own_names(name: str) -> None:
+    assert timm_architecture(variant_config(name)) == (name.replace("-", "_"), {})
+    shape = variant_config(name, num_labels=3, num_hidden_layers=2)
+    assert timm_architecture(shape) == (name.replace("-", "_"), {"depth": 2})
+
+
+@given(st.integers(1, 400), st.integers(1, 3000))
+@settings(max_examples=100)
+def test_no_neuron_is_lost_to_rounding(width: int, inner: int) -> None:
+    config = ViTConfig(hidden_size=width, num_attention_heads=1, intermediate_size=inner)
+    _, arguments = timm_architecture(config)
+    assert int(width * arguments.get("mlp_ratio", 4.0)) == inner
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_the_authors_file_is_a_model_below_its_key(tmp_path: Path, distilled: bool) -> None:
+    config = (tiny_deit if distilled else tiny_vit)(layer_norm_eps=1e-6)
+    state = canonical_state(config)
+    turned = {name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in state.items()}
+    write_authors(tmp_path / "new" / "a.pth", config, turned)
+    content = torch.load(tmp_path / "new" / "a.pth", weights_only=True)
+    assert list(content) == ["model"]
+    architecture, arguments = timm_architecture(config)
+    model: Any = timm.create_model(architecture, num_classes=5, **arguments)
+    model.load_state_dict(content["model"], strict=True)
+    assert_equal(by_canonical_name(model), state)
+    found = open_checkpoint(tmp_path / "new" / "a.pth", fields={"num_attention_heads": 3})
+    assert found.config == config
+    assert_equal(found.read(), state)
+
+
+REFUSED: list[tuple[ViTConfig, tuple[str, ...] | None, str]] = [
+    (tiny_vit(layer_norm_eps=1e-5), None, "no argument for layer_norm_eps, here 1e-05"),
+    (tiny_vit(pruned_heads={0: [1]}), None, "pruned attention heads"),
+    (tiny_deit(), ("classifier",), "a single `classifier`"),
+    (tiny_deit(), ("cls_classifier",), "The model has a trunk of DeiT and the heads cls_classifier"),
+    (tiny_vit(), ("pooler.dense",), "pooler.dense.weight has no name in that format"),
+    (tiny_vit(), ("decoder.0", "embeddings.mask_token"), "has no name in that format"),
+]
+
+
+@pytest.mark.parametrize(("config", "heads", "problem"), REFUSED)
+def test_what_timm_cannot_say_is_refused_before_anything_is_written(
+    tmp_path: Path, config: ViTConfig, heads: tuple[str, ...] | None, problem: str
+) -> None:
+    state = canonical_state(config, heads)
+    with pytest.raises(CheckpointError, match=problem):
+        write_timm(tmp_path / "t", config, state)
+    with pytest.raises(CheckpointError, match=problem):
+        write_authors(tmp_path / "a.pth", config, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_authors_know_one_activation(tmp_path: Path) -> None:
+    config = tiny_vit(hidden_act="relu")
+    with pytest.raises(CheckpointError, match="cannot say that the activation is relu"):
+        write_authors(tmp_path / "a.pth", config, canonical_state(config))
+
+
+def test_tensors_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
+    state = canonical_state(tiny_vit())
+    del state["layernorm.bias"]
+    for write in (write_timm, write_authors, write_vit):
+        with pytest.raises(CheckpointError, match=r"The model lacks layernorm\.bias"):
+            write(tmp_path / "x", tiny_vit(), state)
+
+
+def test_a_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: object) -> None:
+        assert (tmp_path / "model.safetensors").is_file()
+        raise OSError(f"No space left for {path.name}")
+
+    monkeypatch.setattr("deit.checkpoints.writing.write_json", full)
+    for write in (write_timm, write_vit):
+        with pytest.raises(OSError, match=r"config\.json"):
+            write(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
+        (tmp_path / "model.safetensors").unlink()
+
+
+def test_types_are_kept_and_written_as_they_are(tmp_path: Path) -> None:
+    config = tiny_vit()
+    state = {name: tensor.half() for name, tensor in canonical_state(config).items()}
+    write_timm(tmp_path / "t", config, state)
+    write_transformers(tmp_path / "h", config, state, "ViTForImageClassification")
+    write_authors(tmp_path / "a", config, state)
+    for name in ("t", "h", "a"):
+        assert_equal(open_checkpoint(tmp_path / name, fields={"num_attention_heads": 3}).read(), state)
+
+
+@given(
+    st.sampled_from([DeiTConfig, ViTConfig]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.sampled_from([(1, 1), (2, 3)]),
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_format_gives_back_what_it_was_given(
+    tmp_path: Path, kind: type[ViTConfig], heads: int, layers: int, inner: int, grid: tuple[int, int]
+) -> None:
+    config = kind(
+        hidden_size=4 * heads,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
+        intermediate_size=inner,
+        image_size=(4 * grid[0], 4 * grid[1]),
+        patch_size=4,
+        num_labels=inner,
+        layer_norm_eps=1e-6,
+    )
+    state = canonical_state(config)
+    name = f"{kind.__name__.removesuffix('Config')}ForImageClassification" + ("WithTeacher" if heads_of(config)[1:] else "")
+    write_transformers(tmp_path / "h", config, state, name)
+    write_timm(tmp_path / "t", config, state)
+    write_authors(tmp_path / "a", config, state)
+    hints = {"num_attention_heads": heads, "image_size": config.image_size}
+    for place in ("h", "t", "a"):
+        found = open_checkpoint(tmp_path / place, fields=hints)
+        assert (found.architecture, found.config.image_hw, found.config.num_attention_heads) == (name, config.image_hw, heads)
+        assert_equal(found.read(), state)
+    assert json.loads((tmp_path / "h" / "config.json").read_text())["architectures"] == [name]
