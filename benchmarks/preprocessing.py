@@ -42,7 +42,7 @@ CROPS: dict[str, dict[str, Any]] = {
 }
 OURS, PILLOW, TORCHVISION, FLOOR = "ours", "transformers, Pillow", "transformers, torchvision", "Pillow's resize alone"
 
-Job = Callable[[list[Any]], object]
+Job = Callable[[list[Any]], Any]
 
 
 def photos() -> list[bytes]:
@@ -101,8 +101,8 @@ def main() -> None:
     results = []
     for crop, settings in CROPS.items():
         jobs = contenders(settings)
-        same = [np.asarray(job(images)["pixel_values"]) for job in (jobs[OURS], jobs[PILLOW])]  # type: ignore[index]
-        assert np.array_equal(*same)
+        ours, theirs = (jobs[name](images) for name in (OURS, PILLOW))
+        assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
         for source, items, prepare in (("decoded", images, lambda image: image), ("from JPEG", files, decode)):
             for size in (1, IMAGES):
                 batches = [list(items[start : start + size]) for start in range(0, IMAGES, size)]
@@ -134,8 +134,8 @@ def table(result: dict[str, Any]) -> str:
         "# Preprocessing",
         "",
         f"{result['date']}, {result['hardware']}, one thread, {result['software']}.",
-        f"Images a second, 500 x 375, median of {result['repeats']} interleaved repeats and the quartiles; ours gives the bits of",
-        "the Pillow backend of transformers. Made by "
+        f"Images a second, 500 x 375, median of {result['repeats']} interleaved repeats and the quartiles; ours gives the",
+        "bits of the Pillow backend of transformers. Made by "
         f"`OMP_NUM_THREADS=1 python benchmarks/preprocessing.py --repeats {result['repeats']} --write`.",
         "",
         f"| crop | images | batch | {' | '.join(names)} | ours to {PILLOW} |",

@@ -15,6 +15,7 @@ from typing import Any
 from deit.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_DEPTH = 64
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -60,6 +61,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no valid JSON", "the file is damaged; copy or save it again") from error
+    if _depth(content) > MAX_JSON_DEPTH:
+        raise CheckpointError(f"{path} is nested deeper than {MAX_JSON_DEPTH} levels", "it is no configuration file")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object", "the file is damaged; copy or save it again")
     return content
@@ -92,6 +95,15 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _depth(content: Any) -> int:
+    """How many lists and objects stand inside each other; without recursion, since the content may be hostile."""
+    depth, level = 0, [content]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _umask() -> int:

@@ -5,10 +5,8 @@ H height, W width, C channels. Nothing here knows of settings: :mod:`deit.image_
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import ConfigError, ImageError
+from deit.image_settings import Sides, Statistic
 from deit.images import DECODING_ERRORS, open_image
+from deit.resampling import middle, resized
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 CHANNELS = frozenset({1, 3, 4})  # what the channels' axis is told by
-MAX_SIDE = 16_384
-
-Size = dict[str, int]
-Sides = tuple[int, int]
-Statistic = float | tuple[float, ...]
-EDGES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
 
 def flattened(images: Any) -> list[Any]:
@@ -42,53 +36,6 @@ def flattened(images: Any) -> list[Any]:
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return [image for item in images for image in flattened(item)]
     return list(images) if getattr(images, "ndim", 3) == 4 else [images]
-
-
-def size_of(value: Any, square: bool = True) -> Any:
-    """A size as people and old files write it -> a dictionary.
-
-    Args:
-        value: an integer, a pair (height, width), a dictionary, or the ``SizeDict`` of transformers.
-        square: whether an integer means both sides; the shorter one if not.
-
-    Example:
-        >>> size_of(224), size_of(224, square=False), size_of([224, 448])
-        ({'height': 224, 'width': 224}, {'shortest_edge': 224}, {'height': 224, 'width': 448})
-    """
-    if isinstance(value, int | np.integer):
-        return {"height": int(value), "width": int(value)} if square else {"shortest_edge": int(value)}
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return {"height": value[0], "width": value[1]}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return {name: side for name, side in value.items() if side is not None} if isinstance(value, Mapping) else value
-
-
-def target_size(size: Size, height: int, width: int) -> Sides:
-    """The (height, width) that an image of ``height`` and ``width`` is resized to.
-
-    A side that rounds to nothing becomes 1, and one beyond ``MAX_SIDE`` is cut to it: a sliver of an image must not take
-    all memory.
-
-    Example:
-        >>> target_size({"shortest_edge": 256}, 375, 500), target_size({"max_height": 224, "max_width": 224}, 375, 500)
-        ((256, 341), (168, 224))
-    """
-    if "height" in size:
-        return size["height"], size["width"]
-    if "max_height" in size:
-        scale = min(size["max_height"] / height, size["max_width"] / width)
-        return _bounded(height * scale), _bounded(width * scale)
-    short: float = size["shortest_edge"]
-    low, high = min(height, width), max(height, width)
-    edge = size["shortest_edge"]
-    if high / low * edge > size.get("longest_edge", math.inf):
-        short = size["longest_edge"] * low / high
-        edge = round(short)
-    if "longest_edge" in size and edge == low:
-        return height, width
-    longer = _bounded(short * high / low)
-    return (_bounded(edge), longer) if height <= width else (longer, _bounded(edge))
 
 
 def channels_last(image: ImageInput, rgb: bool, layout: str | None, known: Collection[int]) -> Image.Image | np.ndarray:
@@ -213,10 +160,6 @@ def _per_channel(statistic: Statistic, channels: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(statistic, np.float64), (channels,))
 
 
-def _bounded(side: float) -> int:
-    return min(max(int(side), 1), MAX_SIDE)
-
-
 def _from_pillow(image: Image.Image, rgb: bool) -> Image.Image | np.ndarray:
     if not image.width * image.height:
         raise ImageError("An image without pixels is no image", "leave it out")
@@ -274,82 +217,16 @@ def _eight_bits(array: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def _fitted_image(image: Image.Image, target: Sides | None, crop: Sides | None, resample: int) -> np.ndarray:
     if target is not None:
-        image = _resized(image, target, crop or target, resample)
+        image = resized(image, target, crop or target, resample)
     if crop is not None:
-        image = _middle(image, *crop)
+        image = middle(image, *crop)
     return _planes(image) if image.mode == "RGB" else _with_channels(np.asarray(image))
-
-
-def _middle(image: Image.Image, height: int, width: int) -> Image.Image:
-    if image.size == (width, height):
-        return image
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _planes(image: Image.Image) -> np.ndarray:
     """(H, W, 3) with each channel's values side by side in memory, where what follows reads them fastest."""
     planes = b"".join(image.tobytes("raw", band) for band in "RGB")
     return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
-
-
-def _resized(image: Image.Image, target: Sides, crop: Sides, resample: int) -> Image.Image:
-    """Resized to ``target``, but of what lies outside the middle ``crop`` no more than exactness asks for.
-
-    Pillow resizes one side after the other and rounds to 8 bits in between. Here are the same two passes in the same order,
-    and what the crop leaves out is dropped before the second.
-    """
-    (height, width), smaller = target, crop[0] < target[0] or crop[1] < target[1]
-    if resample == Image.Resampling.NEAREST or image.mode not in ("RGB", "L") or not smaller or not _order_is_known():
-        return image.resize((width, height), resample)
-    vertical = functools.partial(_pass, target=height, crop=min(crop[0], height), resample=resample, upright=True)
-    horizontal = functools.partial(_pass, target=width, crop=min(crop[1], width), resample=resample, upright=False)
-    if _vertical_first(image.height, image.width, height, width):
-        return horizontal(vertical(image))
-    return vertical(horizontal(image))
-
-
-def _pass(image: Image.Image, target: int, crop: int, resample: int, upright: bool) -> Image.Image:
-    """One side resized to ``target``, of which the middle ``crop`` is left."""
-    start, stop, made = _window(image.height if upright else image.width, target, crop)
-    if upright:
-        image = image.resize((image.width, made), resample, box=(0, start, image.width, stop))
-        return _middle(image, crop, image.width) if made == target else image
-    image = image.resize((made, image.height), resample, box=(start, 0, stop, image.height))
-    return _middle(image, image.height, crop) if made == target else image
-
-
-def _vertical_first(height: int, width: int, to_height: int, to_width: int) -> bool:
-    """Pillow 13's order of the two passes, which it does not document."""
-    return height - to_height > max(2 * (width - to_width), 0)
-
-
-@functools.cache
-def _order_is_known() -> bool:
-    """Whether this Pillow resizes in the order that we think, tried on both sides of where it changes."""
-    noise = (np.arange(20 * 29, dtype=np.uint32).reshape(29, 20) * 2654435761 >> 24).astype(np.uint8)
-    for height in (28, 29):
-        image = Image.fromarray(noise[:height])
-        whole = image.resize((12, 12), Image.Resampling.BICUBIC)
-        step = (20, 12) if _vertical_first(height, 20, 12, 12) else (12, height)
-        halfway = image.resize(step, Image.Resampling.BICUBIC)
-        if halfway.resize((12, 12), Image.Resampling.BICUBIC).tobytes() != whole.tobytes():
-            return False
-    return True
-
-
-def _window(length: int, target: int, crop: int) -> tuple[float, float, int]:
-    """Where to start and stop reading a side, and the pixels to make of that.
-
-    Pillow finds each pixel's weights from ``start + (i + 0.5) * step`` in float64, with start and stop in float32. If the
-    step is a fraction with a power of two below, and start and stop fit float32, all of this is exact, and the pixels of a
-    window are those of the whole. If not, or if there is nothing to gain, the whole side is made.
-    """
-    below = target // math.gcd(length, target)
-    first = (target - crop) // 2
-    start, stop = first * length / target, (first + crop) * length / target
-    exact = below & (below - 1) == 0 and all(float(np.float32(edge)) == edge for edge in (start, stop, stop - start))
-    return (start, stop, crop) if exact and crop < target != length else (0, length, target)
 
 
 def _cropped(array: np.ndarray, height: int, width: int) -> np.ndarray:

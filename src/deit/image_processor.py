@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,36 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 
 import numpy as np
 from PIL import Image
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from deit.batch_feature import BatchFeature
 from deit.checkpoints.hub import CONFIG, fetch, hub_arguments
 from deit.errors import ConfigError, ImageError, validation_problem
 from deit.files import read_json, write_text
-from deit.image_arrays import (
-    CHANNELS,
-    EDGES,
-    MAX_SIDE,
-    Sides,
-    Size,
-    Statistic,
-    channels_last,
-    fitted,
-    flattened,
-    scale_into,
-    scaled,
-    size_of,
-    target_size,
-)
+from deit.image_arrays import CHANNELS, channels_last, fitted, flattened, scale_into, scaled
+from deit.image_settings import AnySize, Box, LayoutField, PerChannel, Sides, Size, Statistic, plain, target_size
 
 if TYPE_CHECKING:
     from deit.image_arrays import ImageInput
@@ -52,109 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875  # the authors resize the shorter side to int(size / 0.875) before the centre crop
 
 Crop = Literal["keep", "squash", "pad"]
-Layout = Literal["channels_first", "channels_last"]
 
 DEIT, VIT = "DeiTImageProcessor", "ViTImageProcessor"
 VIT_DEFAULTS = {"size": 224, "resample": int(Image.Resampling.BILINEAR), "do_center_crop": False}
-CALL_ALONE = ("return_tensors", "device", "disable_grouping")
-
-
-class BatchFeature(dict[str, Any]):
-    """The processor's answer: a mapping whose keys can be read as attributes too.
-
-    Args:
-        data: names to tensors, arrays or lists of them.
-        tensor_type: as of :meth:`convert_to_tensors`.
-
-    Example:
-        >>> BatchFeature({"pixel_values": [np.zeros((3, 2, 2))]}, "np").pixel_values.shape
-        (1, 3, 2, 2)
-    """
-
-    def __init__(self, data: Mapping[str, Any] | None = None, tensor_type: str | None = None) -> None:
-        super().__init__(data or {})
-        self.convert_to_tensors(tensor_type)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError as error:
-            raise AttributeError(name) from error
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The mapping itself."""
-        return self
-
-    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Stack lists of arrays, in place: "np" to arrays, "pt" to tensors, None leaves all as it is.
-
-        Raises:
-            ImageError: arrays of different shapes.
-        """
-        for name, value in self.items():
-            if tensor_type and isinstance(value, list | tuple):
-                if len({np.shape(item) for item in value}) > 1:
-                    raise ImageError("The images come out in different sizes", "switch do_resize and do_center_crop on")
-                self[name] = np.stack([np.asarray(item) for item in value])
-            if tensor_type == "pt":
-                import torch
-
-                self[name] = torch.as_tensor(self[name])
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device or cast to a type, in place; what is no floating-point tensor keeps its type.
-
-        Example:
-            >>> import torch
-            >>> BatchFeature({"pixel_values": torch.zeros(1, 3, 2, 2)}).to(torch.float16).pixel_values.dtype
-            torch.float16
-        """
-        import torch
-
-        device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
-        for name, value in self.items():
-            if isinstance(value, torch.Tensor):
-                floating = value.is_floating_point()
-                self[name] = value.to(*args, **kwargs) if floating else value.to(device=device or value.device)
-        return self
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)  # members of transformers' enumerations
-
-
-def _size(value: Any, info: ValidationInfo) -> Any:
-    return size_of(value, info.data.get("default_to_square", True) or info.field_name != "size")
-
-
-def _both_sides(size: Size) -> Size:
-    if set(size) != {"height", "width"}:
-        raise ValueError("takes height and width")
-    return size
-
-
-def _known_edges(size: Size) -> Size:
-    if set(size) not in EDGES:
-        raise ValueError("size takes height and width, or shortest_edge (and longest_edge), or max_height and max_width")
-    return size
-
-
-def _statistic(value: Any, info: ValidationInfo) -> Statistic:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    numbers = value if isinstance(value, list | tuple) else [value]
-    if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("takes a number, or one for each channel")
-    if info.field_name == "image_std" and min(numbers) <= 0:
-        raise ValueError("takes numbers above 0")
-    return tuple(float(number) for number in value) if isinstance(value, list | tuple) else float(value)
-
-
-Edges = Annotated[dict[str, Annotated[int, Field(ge=1, le=MAX_SIDE)]], BeforeValidator(_size)]
-Box = Annotated[Edges, AfterValidator(_both_sides)]
-PerChannel = Annotated[Statistic, PlainValidator(_statistic)]
-LayoutField = Annotated[Layout | None, BeforeValidator(_plain)]
 
 
 class DeiTImageProcessor(BaseModel):
@@ -188,7 +65,7 @@ class DeiTImageProcessor(BaseModel):
     do_convert_rgb: bool = True
     do_resize: bool = True
     default_to_square: bool = True  # before the sizes, which are read by it
-    size: Annotated[Edges, AfterValidator(_known_edges)] = {"height": 256, "width": 256}
+    size: AnySize = {"height": 256, "width": 256}
     resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
     crop_size: Box = {"height": 224, "width": 224}
@@ -363,7 +240,7 @@ class DeiTImageProcessor(BaseModel):
             >>> DeiTImageProcessor()([image, image], return_tensors="np", crop_size=32).pixel_values.shape
             (2, 3, 32, 32)
         """
-        form = _plain(return_tensors)
+        form = plain(return_tensors)
         if form not in ("pt", "np", None):
             raise ConfigError(f"return_tensors cannot be {form!r}", 'pass "pt", "np" or None')
         device = overrides.pop("device", None)
@@ -469,7 +346,9 @@ class DeiTImageProcessor(BaseModel):
     def _for_call(self, overrides: dict[str, Any]) -> Self:
         _check_names(overrides, type(self).model_fields)
         given = {name: _off(name) if value is None else value for name, value in overrides.items()}
-        return type(self)(**{**self.model_dump(), **{name: value for name, value in given.items() if value is not None}})
+        optional = ("pad_size", "data_format", "input_data_format")  # None is a value of these
+        kept = {name: value for name, value in given.items() if value is not None or name in optional}
+        return type(self)(**{**self.model_dump(), **kept})
 
     def _sides(self, arrays: Sequence[np.ndarray]) -> Sides:
         """What the arrays are padded to; the sides of the largest where nothing is said."""
@@ -485,7 +364,8 @@ class DeiTImageProcessor(BaseModel):
         changed = self.do_rescale or self.do_normalize
         channels = arrays[0].shape[-1]
         kinds = {np.float32 if self.do_rescale or (changed and array.dtype.kind != "f") else array.dtype for array in arrays}
-        batch = np.zeros((len(arrays), channels, *sides), np.result_type(*kinds))
+        fresh = np.zeros if self.do_pad else np.empty
+        batch: np.ndarray = fresh((len(arrays), channels, *sides), np.result_type(*kinds))
         for place, array in zip(batch, arrays, strict=True):
             inner = place[:, : array.shape[0], : array.shape[1]]
             if changed and array.dtype == np.uint8 and batch.dtype == np.float32:

@@ -225,6 +225,8 @@ class ViTModel(PreTrainedModel):
         torch.Size([1, 5, 48])
     """
 
+    _options = frozenset({"add_pooling_layer", "use_mask_token"})
+
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
         width = config.hidden_size

@@ -20,11 +20,14 @@ from deit.checkpoints.publishing import push_to_hub
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.writing import write_transformers
 from deit.config import ViTConfig
+from deit.devices import choose_device
 from deit.errors import UserError
 from deit.outputs import ModelOutput
 
 logger = logging.getLogger("deit")
 
+# Arguments of transformers that ask for what is always so here, or that only its own classes can do.
+NOTHING_TO_DO = frozenset({"low_cpu_mem_usage", "use_safetensors", "trust_remote_code"})
 AttentionName = Literal["sdpa", "eager"]
 Output = TypeVar("Output", bound=ModelOutput)
 
@@ -43,6 +46,8 @@ class PreTrainedModel(nn.Module):
     supports_gradient_checkpointing: ClassVar[bool] = True
     # The modules that FSDP and Accelerate wrap whole.
     _no_split_modules: ClassVar[list[str]] = ["Embeddings", "Block"]
+    # The constructor's arguments besides the configuration.
+    _options: ClassVar[frozenset[str]] = frozenset()
 
     config: ViTConfig
     load_report: LoadReport
@@ -252,6 +257,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: AttentionName = "sdpa",
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = True,
+        device_map: str | int | torch.device | None = None,
         **arguments: Any,
     ) -> Any:
         """A model with saved weights, in evaluation mode.
@@ -274,8 +280,10 @@ class PreTrainedModel(nn.Module):
             attn_implementation: see :meth:`set_attn_implementation`.
             output_loading_info: answer ``(model, report)``; the report is also ``model.load_report``.
             ignore_mismatched_sizes: False makes heads of another size an error.
-            arguments: fields of the configuration (``num_labels``, ``id2label``, ``image_size``), and where on the hub:
-                ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+            device_map: where the whole model goes: a device, or ``auto``; it is never split.
+            arguments: those of the constructor; fields of the configuration (``num_labels``, ``id2label``, ``image_size``), and where on the hub:
+                ``revision``, ``cache_dir``, ``local_files_only``, ``token``. Those of transformers that have nothing to do
+                here are taken too: ``low_cpu_mem_usage``, ``use_safetensors``, ``trust_remote_code``.
 
         Raises:
             CheckpointError: a file is missing or damaged, or tensors do not fit.
@@ -297,6 +305,8 @@ class PreTrainedModel(nn.Module):
             attn_implementation=attn_implementation,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
+        if device_map is not None:
+            model.to(choose_device(device_map) if isinstance(device_map, str) else torch.device(device_map))
         return (model, model.load_report) if output_loading_info else model
 
     @classmethod
@@ -321,9 +331,11 @@ class PreTrainedModel(nn.Module):
             ('distillation_classifier.bias', 'distillation_classifier.weight')
         """
         kept = _dtype(dtype, checkpoint)
+        options = {name: value for name, value in fields.items() if name in cls._options}
+        fields = {name: value for name, value in fields.items() if name not in cls._options}
         target = config or checkpoint.config.override(fields).as_class(cls.config_class)
         with torch.device("meta"):
-            model = cls(target)
+            model = cls(target, **options)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
         plan = fit(checkpoint, target, wanted, distillation)
         if not ignore_mismatched_sizes and plan.report.mismatched:
@@ -364,7 +376,7 @@ class PreTrainedModel(nn.Module):
 
 def open_named(name: str | Path, ema: bool, arguments: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     """A checkpoint by path or name, and those of the arguments that are the configuration's."""
-    options, fields = hub_arguments(arguments)
+    options, fields = hub_arguments({name: value for name, value in arguments.items() if name not in NOTHING_TO_DO})
     return open_checkpoint(fetch(name, **options), ema=ema, fields=fields), fields
 
 

@@ -17,9 +17,10 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from deit.image_arrays import _order_is_known, fitted
+from deit.image_arrays import fitted
 from deit.image_processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
 from deit.images import open_image
+from deit.resampling import _order_is_known
 from tests.helpers import pattern
 
 # Beyond an aspect of 16384 / 438 the longer side is bounded, and ours is its own.

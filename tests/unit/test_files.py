@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError
-from deit.files import MAX_JSON_BYTES, new_directory, read_json, sha256, write_bytes, write_json, write_text
+from deit.files import MAX_JSON_BYTES, MAX_JSON_DEPTH, new_directory, read_json, sha256, write_bytes, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -75,6 +75,17 @@ def test_a_huge_json_file_is_refused(tmp_path: Path) -> None:
         file.truncate(MAX_JSON_BYTES + 1)
     with pytest.raises(CheckpointError, match=r"config\.json is larger than 16 MiB"):
         read_json(path)
+
+
+def test_json_nested_deeper_than_any_configuration_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for opening, closing in (('{"a":', "}"), ("[", "]")):
+        inner = opening * (MAX_JSON_DEPTH - 1) + "1" + closing * (MAX_JSON_DEPTH - 1)
+        path.write_text(f'{{"a": {inner}}}')
+        assert read_json(path)
+        path.write_text(f'{{"a": [{inner}]}}')
+        with pytest.raises(CheckpointError, match="nested deeper than 64 levels"):
+            read_json(path)
 
 
 def test_a_missing_json_file_and_a_folder_in_its_place_are_told_apart(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     layout, places, shapes = _tensors(files, path)
     preprocessing: Mapping[str, Any] = {}
     if content is None:
-        known = {} if layout == "transformers" else {"layer_norm_eps": LAYER_NORM_EPS}
-        config = infer_config(shapes, known, fields, str(path))
+        default = {} if layout == "transformers" else {"layer_norm_eps": LAYER_NORM_EPS}
+        config = infer_config(shapes, {}, {**default, **fields}, str(path))
     elif "architecture" in content and "model_type" not in content:
         timm = read_timm_config(content, str(config_file))
         preprocessing = timm.preprocessing
@@ -140,6 +140,8 @@ def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
 def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path]:
     """A file, and the configuration beside it, which belongs to it where its name is that of a model directory's weights."""
     if path.name in WEIGHTS and path.name.endswith(".index.json"):
+        if ema:
+            raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
         return open_index(path), path.with_name(CONFIG_NAME)
     beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, AVERAGE) else path / CONFIG_NAME
     return [open_tensors(path, ema)], beside

@@ -162,8 +162,8 @@ def infer_config(found: Shapes, known: Mapping[str, Any], hints: Mapping[str, An
         "intermediate_size": inner,
         "num_hidden_layers": len({name.split(".")[1] for name in found if name.startswith("layers.")}),
         "qkv_bias": "layers.0.attention.qkv.bias" in found,
-        **known,
         **{name: hints[name] for name in _UNTOLD & hints.keys()},
+        **known,
     }
     if "num_attention_heads" not in fields:
         fields["num_attention_heads"] = _heads(width, where)

@@ -7,10 +7,10 @@ import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import safetensors
 import torch
@@ -22,11 +22,26 @@ from deit.errors import CheckpointError
 from deit.files import read_json
 
 MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousand
-MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's; one can make an object of 64
+MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's
+MAX_OPCODES = 1_000_000  # of a pickle; each may make an object. A model with its optimizer has 20 thousand
 MAX_TENSORS = 20_000
 
-# Everything else in a pickle is refused, numpy's scalars too: their constructor takes any pickled object with the type "O".
+# What a pickle may name. numpy's scalars are not among it: their constructor takes any pickled object with the type "O".
 ALLOWED: list[Any] = [argparse.Namespace]
+_NUMBERS = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+_STORAGES = ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
+_NAMED = {
+    "argparse Namespace",
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch.storage UntypedStorage",
+    *(f"torch {name}" for name in _NUMBERS),
+    *(f"torch {name}Storage" for name in _STORAGES),
+}
 _LOADING = threading.Lock()
 MODEL_KEYS = ("model", "state_dict")
 AVERAGE_KEYS = ("model_ema", "state_dict_ema")
@@ -95,7 +110,9 @@ def open_tensors(path: Path, average: bool = False) -> TensorFile:
         _check_zip(path, size)
         return _open_torch(path, size, average, mapped=True)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        _check_pickles(path)
+        with path.open("rb") as stream:
+            for _ in range(5):  # marks, contents, and which values follow
+                _check_pickle(path, stream)
         return _open_torch(path, size, average, mapped=False)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a pointer of git-lfs and not the file itself", "run: git lfs pull")
@@ -147,8 +164,18 @@ def _check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            _check_members(path, members, size)
+            for member in members:
+                if member.filename.endswith(".pkl"):
+                    with archive.open(member) as stream:
+                        _check_pickle(path, stream)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{path} is a damaged zip archive ({error})", "copy or save it again") from error
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], size: int) -> None:
     if any(Path(member.filename).name == "constants.pkl" for member in members):
         raise CheckpointError(
             f"{path} is a TorchScript program", "save the weights alone: torch.save(model.state_dict(), path)"
@@ -159,31 +186,35 @@ def _check_zip(path: Path, size: int) -> None:
         )
     if sum(member.file_size for member in members) > size:
         raise CheckpointError(f"{path} claims to hold more bytes than it has", "copy or save it again")
-    if any(member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE for member in members):
-        raise CheckpointError(f"{path} holds a pickle of more than {MAX_PICKLE >> 20} MiB", "save the weights alone")
 
 
-def _check_pickles(path: Path) -> None:
-    """Refuse an old torch file, which begins with five pickles, where these are large. They are walked over, not loaded."""
+def _check_pickle(path: Path, file: IO[bytes]) -> None:
+    """Walk over one pickle without loading it. Refused is what is large, or names anything but tensors and plain containers.
+
+    torch's own list of what may be unpickled is longer: with it a few bytes can ask for any amount of memory.
+    """
     try:
-        with path.open("rb") as file:
-            for _ in range(5):
-                for _, _, place in pickletools.genops(file):
-                    if place is not None and place > MAX_PICKLE:
-                        raise CheckpointError(
-                            f"{path} holds a pickle of more than {MAX_PICKLE >> 20} MiB", "save the weights alone"
-                        )
+        for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
+            if count > MAX_OPCODES or (place or 0) > MAX_PICKLE:
+                raise CheckpointError(f"{path} holds more besides tensors than a checkpoint does", "save the weights alone")
+            if opcode.name == "GLOBAL" and argument not in _NAMED:
+                raise _foreign(path, str(argument).replace(" ", "."))
+            if opcode.name == "STACK_GLOBAL":
+                raise CheckpointError(
+                    f"{path} is in a newer pickle protocol than torch.save's", "save it with torch.save alone"
+                )
     except CheckpointError:
         raise
     except Exception as error:
-        raise _refusal(path, str(error)) from error
+        raise _damaged(path, str(error)) from error
 
 
 def _open_torch(path: Path, size: int, average: bool, mapped: bool) -> TensorFile:
     try:
         content = _load(path, mapped)
     except Exception as error:
-        raise _refusal(path, str(error)) from error
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise (_foreign(path, refused[1]) if refused else _damaged(path, str(error))) from error
     state = _find_state(path, content, average)
     _check_count(path, state)
     loaded, total = {}, 0
@@ -207,12 +238,16 @@ def _load(path: Path, mapped: bool) -> Any:
             return torch.load(path, mmap=mapped, **options)
 
 
-def _refusal(path: Path, reason: str) -> CheckpointError:
-    remedy = "where you trust it, load it where it was made and keep the weights alone: torch.save({'model': state_dict}, path)"
-    if match := re.search(r"GLOBAL ([\w.]+)", reason):
-        return CheckpointError(f"{path} holds an object of type {match[1]}, which may run code when it is loaded", remedy)
-    first = reason.splitlines()[-1][:200] if reason else "it ends too early"
-    return CheckpointError(f"{path} is damaged, or would run code when it is loaded ({first})", remedy)
+def _foreign(path: Path, kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds an object of type {shown(kind)}, which is no tensor and may run code when it is loaded",
+        "where you trust it, load it where it was made and keep the weights alone: torch.save({'model': state_dict}, path)",
+    )
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    first = reason.strip().splitlines()[0][:200] if reason.strip() else "it ends too early"
+    return CheckpointError(f"{path} is damaged ({first})", "copy or save it again")
 
 
 def _find_state(path: Path, content: object, average: bool) -> Mapping[Any, Any]:

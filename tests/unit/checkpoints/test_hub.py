@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit.checkpoints.hub import fetch, hub_arguments, shard_names
+from deit.checkpoints.hub import fetch
 from deit.errors import CheckpointError
 from deit.variants import VARIANTS
 
@@ -391,16 +391,6 @@ def test_any_name_is_a_path_or_a_clear_error(name: str, subfolder: str) -> None:
         assert error.remedy
     else:
         assert path.exists()
-
-
-def test_arguments_are_told_apart() -> None:
-    given_ = {"revision": "v1", "num_labels": 3, "token": None, "image_size": 4}
-    assert hub_arguments(given_) == ({"revision": "v1", "token": None}, {"num_labels": 3, "image_size": 4})
-
-
-def test_the_shards_of_an_index(tmp_path: Path) -> None:
-    (tmp_path / "i.json").write_text('{"weight_map": {"x": "b.bin", "y": "a.bin", "z": "b.bin"}}')
-    assert shard_names(tmp_path / "i.json") == ["a.bin", "b.bin"]
 
 
 def test_a_path_needs_no_library_of_the_hub() -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit.checkpoints import hub, tensors
-from deit.checkpoints.tensors import open_index, open_tensors
+from deit.checkpoints import tensors
+from deit.checkpoints.tensors import open_tensors
 from deit.errors import CheckpointError
 from tests.helpers import noise
 from tests.unit.checkpoints.samples import assert_equal
@@ -109,6 +109,8 @@ def attacks(marker: Path) -> dict[str, tuple[Any, str]]:
         "a path of the recipe": (argparse.Namespace(output=pathlib.PurePosixPath("x")), r"pathlib\.PurePosixPath"),
         "a class of one's own": (argparse.Namespace(x=Runs(print)), "print"),
         "a whole model": (nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
+        "memory": (Runs(bytearray, 2**40), "bytearray"),
+        "an empty tensor of any size": (Runs(torch.Tensor, 2**40), r"torch\._tensor\.Tensor|torch\.Tensor"),
         "a compiled function": (torch.nn.functional.gelu, "gelu"),
     }
 
@@ -122,7 +124,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path, what: str, place: str,
     whole = {"beside": {"model": state, "args": content}, "within": {**state, "x": content}, "whole": content}[place]
     path = saved(tmp_path / "evil.pth", whole, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        CheckpointError, match=rf"evil\.pth (holds an object of type \S*({named})\S*, which may run code)"
+        CheckpointError, match=rf"evil\.pth (holds an object of type \S*({named})\S*, which is no tensor and may run code)"
     ) as caught:
         open_tensors(path)
     assert "torch.save({'model': state_dict}, path)" in caught.value.remedy
@@ -165,10 +167,10 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
         (None, "object of type NoneType as x"),
         (torch.ones(2, dtype=torch.int64), "x in .* is of type torch.int64: float16"),
         (torch.ones(2, dtype=torch.bool), "of type torch.bool"),
-        (torch.ones(2, dtype=torch.complex64), "of type torch.complex64"),
-        (torch.ones(2).to(torch.float8_e4m3fn), "of type torch.float8_e4m3fn"),
-        (torch.ones(2, 2).to_sparse(), "is no dense tensor with values|sparse tensor"),
-        (torch.ones(2, device="meta"), "is no dense tensor with values"),
+        (torch.ones(2, dtype=torch.complex64), r"of type torch\.(complex64|ComplexFloatStorage)"),
+        (torch.ones(2).to(torch.float8_e4m3fn), r"of type torch\.(float8_e4m3fn|_utils\._rebuild_tensor_v3)"),
+        (torch.ones(2, 2).to_sparse(), r"object of type torch\._utils\._rebuild_sparse_tensor"),
+        (torch.ones(2, device="meta"), r"object of type torch\._utils\._rebuild_meta_tensor_no_storage"),
         (torch.ones(1).expand(10**12), "claims to hold more values than it has bytes"),
         (torch.ones(1).as_strided((10**6, 10**6), (0, 0)), "claims to hold more values than it has bytes"),
     ],
@@ -215,15 +217,22 @@ def test_members_that_overlap_or_lie_about_their_size_are_refused(tmp_path: Path
         open_tensors(path)
 
 
-def test_a_pickle_of_great_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"model": sample(), "x": "y" * 10_000}
-    paths = [saved(tmp_path / f"{zipped}", content, _use_new_zipfile_serialization=zipped) for zipped in (True, False)]
-    for path in paths:
-        contents(path)
-    monkeypatch.setattr(tensors, "MAX_PICKLE", 9_000)
-    for path in paths:
-        with pytest.raises(CheckpointError, match="holds a pickle of more than"):
-            open_tensors(path)
+@pytest.mark.parametrize(("limit", "value"), [("MAX_PICKLE", 9_000), ("MAX_OPCODES", 300)])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_great_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, limit: str, value: int
+) -> None:
+    content = {"model": sample(), "x": "y" * 10_000, "z": [{} for _ in range(200)]}
+    path = saved(tmp_path / "a", content, _use_new_zipfile_serialization=zipped)
+    contents(path)
+    monkeypatch.setattr(tensors, limit, value)
+    with pytest.raises(CheckpointError, match="holds more besides tensors than a checkpoint does"):
+        open_tensors(path)
+
+
+def test_a_newer_pickle_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="newer pickle protocol"):
+        open_tensors(saved(tmp_path / "a", sample(), pickle_protocol=4))
 
 
 def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,8 +257,8 @@ def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         (struct.pack("<Q", 100) + b"{}", "is no valid safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "holds 0 tensors"),
         (b"PK\x03\x04", "damaged zip archive"),
-        (b"\x80\x02.", "damaged, or would run code"),
-        (b"\x80\x02", "damaged, or would run code"),
+        (b"\x80\x02.", "damaged"),
+        (b"\x80\x02", "damaged"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -332,95 +341,3 @@ def test_a_damaged_torch_file_is_tensors_or_a_clear_error(
         assert "any.pth" in str(error)
     else:
         assert sum(tensor.nbytes for tensor in found.values()) <= len(content)
-
-
-def sharded(folder: Path, parts: dict[str, dict[str, Tensor]], index: str = "model.safetensors.index.json") -> Path:
-    for name, part in parts.items():
-        if name.endswith("safetensors"):
-            save_file(part, folder / name)
-        else:
-            torch.save(part, folder / name)
-    places = {tensor: name for name, part in parts.items() for tensor in part}
-    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
-    return folder / index
-
-
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_shards_make_one_model(tmp_path: Path, ending: str) -> None:
-    state = sample()
-    parts = {f"model-{place}-of-00004.{ending}": {name: tensor} for place, (name, tensor) in enumerate(state.items())}
-    files = open_index(sharded(tmp_path, parts))
-    assert_equal({name: tensor for file in files for name, tensor in file.read(file.entries).items()}, state)
-
-
-OUTSIDE = [
-    "../x.safetensors",
-    "/etc/passwd",
-    "a/b",
-    "..",
-    ".",
-    "",
-    "a\\b",
-    "C:x",
-    "\0",
-    ".hidden",
-    "é",
-    "x" * 300,
-    3,
-    None,
-    ["a"],
-]
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_a_shard_outside_its_directory_is_refused(tmp_path: Path, name: object) -> None:
-    save_file(sample(), tmp_path / "x.safetensors")
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": name}}))
-    with pytest.raises(CheckpointError, match=r"names the shard|is missing in"):
-        open_index(folder / "model.safetensors.index.json")
-
-
-@pytest.mark.parametrize(
-    "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": 3}', "[]", "{", "[" * 10**5]
-)
-def test_an_index_of_another_form_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "i.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"i\.index\.json"):
-        open_index(tmp_path / "i.index.json")
-
-
-def test_shards_and_index_name_the_same_tensors(tmp_path: Path) -> None:
-    index = sharded(tmp_path, {"a.safetensors": {"x": torch.ones(1)}, "b.safetensors": {"y": torch.ones(1)}})
-    save_file({"x": torch.ones(1), "z": torch.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors holds, and its index does not name, z"):
-        open_index(index)
-    save_file({"y": torch.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors lacks x"):
-        open_index(index)
-    (tmp_path / "a.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=rf"index\.json names a\.safetensors, which is missing in {tmp_path}"):
-        open_index(index)
-
-
-def test_too_many_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = sharded(tmp_path, {f"{n}.safetensors": {f"x{n}": torch.ones(1)} for n in range(3)})
-    monkeypatch.setattr(hub, "MAX_SHARDS", 2)
-    with pytest.raises(CheckpointError, match="names 3 files: at most 2 are read"):
-        open_index(index)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(st.dictionaries(st.text(max_size=8), json_values, max_size=4) | json_values)
-@fuzz
-def test_any_index_is_shards_or_a_clear_error(tmp_path: Path, places: object) -> None:
-    (tmp_path / "any.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(CheckpointError, match=r"any\.index\.json"):
-        open_index(tmp_path / "any.index.json")

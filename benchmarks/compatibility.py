@@ -1,0 +1,270 @@
+"""The table of docs/compatibility.md: every format that is read, and how far our logits are from its own program's.
+
+    python benchmarks/compatibility.py [--sizes tiny base] [--write]
+
+For each published shape (tiny and base, plain and distilled, 224 and 384 pixels) a model with random weights is made by the
+installed transformers and by the installed timm, saved in each format, opened by this package, and asked the same two images of
+noise in float32 as the program that saved it. The figure is the largest difference of a logit.
+
+``--write`` puts the table into ``docs/compatibility.md``; the last line printed is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import Tensor
+
+from deit.config import variant_config
+from deit.devices import describe
+from deit.modeling import load_model, new_classifier
+from deit.progress import say
+from deit.training.optimization import MovingAverage
+from deit.training.recipe import Average
+from deit.training.state import Place, save_checkpoint
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+SIZES = ("tiny", "base")
+PIXELS = (224, 384)
+BATCH = 2
+START, END = "<!-- table -->", "<!-- end of table -->"
+
+# format -> how a network is saved in it; what comes back is to be opened
+Writers = dict[str, Callable[[Any, Path], Path]]
+
+
+def images(pixels: int) -> Tensor:
+    """The same noise for every program."""
+    return torch.randn(BATCH, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def randomised(network: Any) -> Any:
+    """No weight stays at a special value, so that none can be lost unseen."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.03
+        norm = "norm" in name and name.endswith("weight")
+        parameter.copy_(noise + 1 if norm else noise)
+    return network.eval()
+
+
+def _four(network: Any, folder: Path) -> Path:
+    network.save_pretrained(folder)
+    return folder
+
+
+def _five(network: Any, folder: Path) -> Path:
+    network.save_pretrained(folder, save_original_format=False)
+    return folder
+
+
+def _sharded(network: Any, folder: Path) -> Path:
+    network.save_pretrained(folder, max_shard_size="10MB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    return folder
+
+
+def _binary(network: Any, folder: Path) -> Path:
+    from safetensors.torch import load_file
+
+    network.save_pretrained(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def _timm_hub(network: Any, folder: Path) -> Path:
+    save_for_hf(network, folder)
+    return folder
+
+
+def _timm_file(network: Any, folder: Path) -> Path:
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def _timm_pickle(network: Any, folder: Path) -> Path:
+    folder.mkdir()
+    torch.save(network.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def _authors(network: Any, folder: Path) -> Path:
+    folder.mkdir()
+    options = argparse.Namespace(model="deit", lr=5e-4, output_dir="")
+    torch.save({"model": network.state_dict(), "epoch": 299, "args": options}, folder / "checkpoint.pth")
+    return folder / "checkpoint.pth"
+
+
+def _run_weights(network: Any, folder: Path) -> Path:
+    return _run(network, _other(network), folder)
+
+
+def _run_average(network: Any, folder: Path) -> Path:
+    return _run(_other(network), network, folder)
+
+
+def _other(network: Any) -> Any:
+    """The same shape with other weights: taking one for the other must show."""
+    other = copy.deepcopy(network)
+    torch.nn.init.normal_(other.get_parameter(f"{network.base_model_prefix}.layernorm.weight"))
+    return other
+
+
+def _run(model: Any, average: Any, folder: Path) -> Path:
+    optimizer = torch.optim.SGD(model.parameters())
+    return save_checkpoint(folder, Place(), model, MovingAverage(average, Average(decay=0.5)), optimizer)
+
+
+TRANSFORMERS: Writers = {
+    "transformers 4 names": _four,
+    "transformers 5 names": _five,
+    "shards with an index": _sharded,
+    "pytorch_model.bin": _binary,
+}
+TIMM: Writers = {
+    "timm's directory for the hub": _timm_hub,
+    "timm state dict, safetensors": _timm_file,
+    "timm state dict, torch.save": _timm_pickle,
+    "the authors' .pth": _authors,
+}
+
+
+def cases(size: str, pixels: int, distilled: bool) -> Iterator[tuple[Any, Writers]]:
+    """The programs' models of one published shape, and how each is saved."""
+    name = f"deit-{size}-{'distilled-' if distilled else ''}patch16-224"
+    shape = variant_config(name, image_size=pixels)
+    given = {key: getattr(shape, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    if distilled:
+        config = transformers.DeiTConfig(image_size=pixels, num_labels=1000, **given)
+        yield transformers.DeiTForImageClassification(config), {"transformers 4 names": _four}
+        yield transformers.DeiTForImageClassificationWithTeacher(config), TRANSFORMERS
+    else:
+        plain = transformers.ViTConfig(image_size=pixels, num_labels=1000, **given)
+        yield transformers.ViTForImageClassification(plain), TRANSFORMERS
+    yield timm.create_model(name.replace("-", "_"), img_size=pixels), TIMM
+    yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, average": _run_average}
+
+
+@torch.inference_mode()
+def difference(network: Any, write: Callable[[Any, Path], Path], pixels: int, ema: bool) -> tuple[str, float]:
+    """Our class, and its largest difference from the program's own logits."""
+    batch = images(pixels)
+    answer = network(batch)
+    expected = answer if isinstance(answer, Tensor) else answer.logits
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_model(write(network, Path(folder) / "saved"), ema=ema)
+    got = model(batch).logits
+    assert got.std() > 0.01
+    return type(model).__name__, (got - expected).abs().max().item()
+
+
+@torch.inference_mode()
+def layers(size: str, distilled: bool) -> dict[str, float]:
+    """Largest differences of any layer's tokens and attentions from transformers' explicit attention, at 224 pixels."""
+    both = [network for network, _ in cases(size, 224, distilled) if isinstance(network, transformers.PreTrainedModel)]
+    network: Any = both[-1]
+    randomised(network).set_attn_implementation("eager")
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_model(_four(network, Path(folder) / "saved"))
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    ours, theirs = model(images(224), **asked), network(images(224), **asked)
+    return {
+        part: max((one - two).abs().max().item() for one, two in zip(ours[part], theirs[part], strict=True))
+        for part in ("hidden_states", "attentions")
+    }
+
+
+def measure(sizes: tuple[str, ...]) -> dict[str, Any]:
+    """All figures: format -> class -> shape -> difference."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for size in sizes:
+        for pixels in PIXELS:
+            for distilled in (False, True):
+                for network, writers in cases(size, pixels, distilled):
+                    randomised(network)
+                    for name, write in writers.items():
+                        kind, largest = difference(network, write, pixels, ema=name.endswith("average"))
+                        found.setdefault(name, {}).setdefault(kind, {})[f"{size} {pixels}"] = largest
+                        say(f"{size} {pixels}: {name} -> {kind}: {largest:.1e}")
+    inner = {
+        f"{size}{' distilled' if distilled else ''}": layers(size, distilled) for size in sizes for distilled in (False, True)
+    }
+    return {
+        "date": date.today().isoformat(),
+        "hardware": describe(torch.device("cpu")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "timm": timm.__version__,
+        "logits": found,
+        "layers": inner,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    shapes = sorted({shape for kinds in result["logits"].values() for row in kinds.values() for shape in row}, key=_order)
+    lines = [
+        f"{result['date']}, {result['hardware']}, torch {result['torch']}, transformers {result['transformers']}, "
+        f"timm {result['timm']}; float32, two images of noise, random weights.",
+        "",
+        f"| source | our class | {' | '.join(shapes)} |",
+        f"|---|---|{'---|' * len(shapes)}",
+    ]
+    for name, kinds in result["logits"].items():
+        for kind, row in kinds.items():
+            cells = [_figure(row[shape]) if shape in row else "" for shape in shapes]
+            lines.append(f"| {name} | `{kind}` | {' | '.join(cells)} |")
+    lines += ["", "| at 224, every layer, explicit attention | hidden states | attentions |", "|---|---|---|"]
+    for name, row in result["layers"].items():
+        lines.append(f"| {name} | {_figure(row['hidden_states'])} | {_figure(row['attentions'])} |")
+    return "\n".join(lines)
+
+
+def _order(shape: str) -> tuple[int, str]:
+    return SIZES.index(shape.split()[0]), shape
+
+
+def _figure(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def main() -> None:
+    """Measure, print, and write if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/compatibility.md")
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    result = measure(tuple(options.sizes))
+    text = table(result)
+    print(text)
+    if options.write:
+        page = PAGE.read_text(encoding="utf-8")
+        block = f"{START}\n{text}\n{END}"
+        PAGE.write_text(re.sub(f"{START}.*{END}", lambda _: block, page, flags=re.DOTALL), encoding="utf-8")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
