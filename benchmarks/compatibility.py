@@ -92,7 +92,7 @@ def _binary(network: Any, folder: Path) -> Path:
 
 
 def _timm_hub(network: Any, folder: Path) -> Path:
-    save_for_hf(network, folder)
+    save_for_hf(network, str(folder))
     return folder
 
 
@@ -153,13 +153,14 @@ def cases(size: str, pixels: int, distilled: bool) -> Iterator[tuple[Any, Writer
     """The programs' models of one published shape, and how each is saved."""
     name = f"deit-{size}-{'distilled-' if distilled else ''}patch16-224"
     shape = variant_config(name, image_size=pixels)
-    given = {key: getattr(shape, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    given: dict[str, Any] = {key: getattr(shape, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    given |= {"image_size": pixels, "num_labels": 1000}
     if distilled:
-        config = transformers.DeiTConfig(image_size=pixels, num_labels=1000, **given)
+        config = transformers.DeiTConfig(**given)
         yield transformers.DeiTForImageClassification(config), {"transformers 4 names": _four}
         yield transformers.DeiTForImageClassificationWithTeacher(config), TRANSFORMERS
     else:
-        plain = transformers.ViTConfig(image_size=pixels, num_labels=1000, **given)
+        plain = transformers.ViTConfig(**given)
         yield transformers.ViTForImageClassification(plain), TRANSFORMERS
     yield timm.create_model(name.replace("-", "_"), img_size=pixels), TIMM
     yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, average": _run_average}
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--write", action="store_true", help="put the table into docs/compatibility.md")
     options = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     result = measure(tuple(options.sizes))
     text = table(result)
     print(text)

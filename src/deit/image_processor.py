@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -29,6 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875  # the authors resize the shorter side to int(size / 0.875) before the centre crop
 
 Crop = Literal["keep", "squash", "pad"]
+Triple = tuple[float, float, float]
 
 DEIT, VIT = "DeiTImageProcessor", "ViTImageProcessor"
 VIT_DEFAULTS = {"size": 224, "resample": int(Image.Resampling.BILINEAR), "do_center_crop": False}
@@ -97,7 +101,7 @@ class DeiTImageProcessor(BaseModel):
         try:
             super().__setattr__(name, _off(name) if value is None else value)
         except ValidationError as error:
-            raise ConfigError(f"Image processor: {name}: {validation_problem(error)}", "pass another value") from error
+            raise ConfigError(f"Image processor: {validation_problem(error)}", "pass another value") from error
 
     @field_validator("image_processor_type")
     @classmethod
@@ -169,6 +173,24 @@ class DeiTImageProcessor(BaseModel):
         if self.do_resize and "height" in self.size:
             return _hw(self.size)
         raise ConfigError("The image processor gives each image a size of its own", "switch do_center_crop or do_pad on")
+
+    @property
+    def rgb_statistics(self) -> tuple[Triple, Triple]:
+        """Mean and standard deviation of three channels, such that values * std + mean undoes the normalisation.
+
+        Raises:
+            ConfigError: the statistics are for another number of channels.
+
+        Example:
+            >>> DeiTImageProcessor(image_mean=0.25).rgb_statistics
+            ((0.25, 0.25, 0.25), (0.5, 0.5, 0.5))
+        """
+        if self._channels not in (None, 3):
+            raise ConfigError(
+                f"The image processor is for {self._channels} channels", "images of three channels are needed here"
+            )
+        mean, std = (np.broadcast_to(values, 3).tolist() for values in self._statistics or (0.0, 1.0))
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
     def pixels(self, image: ImageInput) -> np.ndarray:
         """Convert, resize and crop one image -> (height, width, C); the half of the work that is done image by image.
@@ -246,7 +268,7 @@ class DeiTImageProcessor(BaseModel):
         device = overrides.pop("device", None)
         overrides.pop("disable_grouping", None)
         call = self._for_call(overrides) if overrides else self
-        arrays = [call.pixels(image) for image in flattened(images)]
+        arrays = _on_threads(call.pixels, flattened(images))
         if not arrays:
             raise ImageError("An empty list is no image", "pass at least one")
         if form is None:
@@ -324,7 +346,12 @@ class DeiTImageProcessor(BaseModel):
             ConfigError: a setting in it that cannot be, or an override that is none.
 
         Example:
-            ``DeiTImageProcessor.from_pretrained("facebook/deit-base-distilled-patch16-224")``
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:  # or "facebook/deit-base-distilled-patch16-224"
+            ...     file = Path(folder) / "preprocessor_config.json"
+            ...     size = file.write_text('{"feature_extractor_type": "DeiTFeatureExtractor", "size": 438}')
+            ...     DeiTImageProcessor.from_pretrained(file, crop_size=384).size
+            {'height': 438, 'width': 438}
         """
         options, overrides = hub_arguments(overrides)
         path, content = _read(name, options)
@@ -366,12 +393,16 @@ class DeiTImageProcessor(BaseModel):
         kinds = {np.float32 if self.do_rescale or (changed and array.dtype.kind != "f") else array.dtype for array in arrays}
         fresh = np.zeros if self.do_pad else np.empty
         batch: np.ndarray = fresh((len(arrays), channels, *sides), np.result_type(*kinds))
-        for place, array in zip(batch, arrays, strict=True):
-            inner = place[:, : array.shape[0], : array.shape[1]]
+
+        def fill(place: int) -> None:
+            array = arrays[place]
+            inner = batch[place, :, : array.shape[0], : array.shape[1]]
             if changed and array.dtype == np.uint8 and batch.dtype == np.float32:
                 scale_into(inner, array, factor, self._statistics)
             else:
                 inner[...] = np.moveaxis(scaled(array, factor, self._statistics), -1, 0)
+
+        _on_threads(fill, range(len(arrays)))
         return batch
 
     def _each(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -432,3 +463,20 @@ def _read(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, An
     if unnamed and (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == "vit":
         content["image_processor_type"] = VIT  # old files of ViT name no class
     return path / PROCESSOR_NAME, content
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """The function of each item, in their order, on as many threads as there are cores: Pillow and NumPy work in parallel.
+
+    Child processes, as a loader's workers are, take one: their parent has made as many of them as there are cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, len(items)) if multiprocessing.parent_process() is None else 1
+    if threads < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 
+from deit.images import MAX_PIXELS
+
 MAX_SIDE = 16_384
 
 Size = dict[str, int]
@@ -79,16 +81,22 @@ def _size(value: Any, info: ValidationInfo) -> Any:
     return size_of(value, info.data.get("default_to_square", True) or info.field_name != "size")
 
 
+def _bearable(size: Size) -> Size:
+    if len(size) == 2 and math.prod(size.values()) > MAX_PIXELS:
+        raise ValueError(f"asks for more than {MAX_PIXELS:,} pixels")
+    return size
+
+
 def _both_sides(size: Size) -> Size:
     if set(size) != {"height", "width"}:
         raise ValueError("takes height and width")
-    return size
+    return _bearable(size)
 
 
 def _known_edges(size: Size) -> Size:
     if set(size) not in EDGES:
-        raise ValueError("size takes height and width, or shortest_edge (and longest_edge), or max_height and max_width")
-    return size
+        raise ValueError("takes height and width, or shortest_edge (and longest_edge), or max_height and max_width")
+    return _bearable(size)
 
 
 def _statistic(value: Any, info: ValidationInfo) -> Statistic:

@@ -281,9 +281,9 @@ class PreTrainedModel(nn.Module):
             output_loading_info: answer ``(model, report)``; the report is also ``model.load_report``.
             ignore_mismatched_sizes: False makes heads of another size an error.
             device_map: where the whole model goes: a device, or ``auto``; it is never split.
-            arguments: those of the constructor; fields of the configuration (``num_labels``, ``id2label``, ``image_size``), and where on the hub:
-                ``revision``, ``cache_dir``, ``local_files_only``, ``token``. Those of transformers that have nothing to do
-                here are taken too: ``low_cpu_mem_usage``, ``use_safetensors``, ``trust_remote_code``.
+            arguments: those of the constructor; fields of the configuration (``num_labels``, ``id2label``, ``image_size``);
+                and where on the hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``. Those of transformers that
+                have nothing to do here are taken too: ``low_cpu_mem_usage``, ``use_safetensors``, ``trust_remote_code``.
 
         Raises:
             CheckpointError: a file is missing or damaged, or tensors do not fit.

@@ -135,9 +135,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit = "0" * 40
     repository = root / "hub" / f"models--{NAME.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
-    config = transformers.DeiTConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, num_labels=1000
-    )
+    shape: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+    config = transformers.DeiTConfig(**shape, num_labels=1000)  # type: ignore[call-arg]
     randomised(transformers.DeiTForImageClassificationWithTeacher(config), std=0.1).save_pretrained(snapshot)
     (snapshot / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     (repository / "refs").mkdir()

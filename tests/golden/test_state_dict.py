@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import deit
-from deit.checkpoints.layouts import TRANSFORMERS, from_ours
+from deit.checkpoints.layouts import to_layout
 from tests.helpers import tiny_deit, tiny_vit
 
 PINNED: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "state_dict.json").read_text())
@@ -19,17 +19,19 @@ KINDS = [
     "ViTForImageClassification",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
+    "DeiTForMaskedImageModeling",
 ]
 
 
 def keys(kind: str) -> dict[str, list[str]]:
     """Our names, and those on disk, of a model of one layer, with the shapes that a small one has."""
-    config = (tiny_vit if kind.startswith("ViT") else tiny_deit)(num_hidden_layers=1)
+    config = (tiny_vit if kind.startswith("ViT") else tiny_deit)(num_hidden_layers=1, encoder_stride=8)
     with torch.device("meta"):
-        state = getattr(deit, kind)(config).state_dict()
-    on_disk = from_ours(state, TRANSFORMERS)
+        model = getattr(deit, kind)(config)
+    trunk = "" if kind.endswith("Model") else f"{config.model_type}."
+    on_disk = to_layout(model.canonical_state(), "transformers-4", trunk)
     return {
-        "in memory": [f"{name} {list(tensor.shape)}" for name, tensor in state.items()],
+        "in memory": [f"{name} {list(tensor.shape)}" for name, tensor in model.state_dict().items()],
         "on disk": sorted(f"{name} {list(tensor.shape)}" for name, tensor in on_disk.items()),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,26 +14,25 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import ColorJitter
 
-from deit.checkpoints.layouts import TIMM_DEIT, TIMM_VIT, Rows, from_ours, to_ours
-from deit.checkpoints.weights import load_into
+from deit.checkpoints.layouts import to_layout
 from deit.config import variant_config
 from deit.data.augment import OPERATIONS, Augmentation, RandAugment, TrainTransform, color_jitter, crop_box, erase
 from deit.data.mixing import MixDraw, Mixing, draw, mix_images, soft_targets
 from deit.draws import Stream, generator
-from deit.modeling import DeiTForImageClassificationWithTeacher, new_classifier
+from deit.modeling import DeiTForImageClassificationWithTeacher, load_model, new_classifier
 from tests.helpers import noise, pattern, randomised
 
 data: Any = timm.data  # untyped
 timms_crop = data.transforms.RandomResizedCropAndInterpolation.get_params
-MODELS = [("deit-tiny-distilled-patch16-224", TIMM_DEIT), ("deit-tiny-patch16-224", TIMM_VIT)]
+MODELS = [("deit-tiny-distilled-patch16-224", "timm-distilled"), ("deit-tiny-patch16-224", "timm")]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "rows"), MODELS)
-def test_timms_weights_give_timms_logits(name: str, rows: Rows) -> None:
+@pytest.mark.parametrize("name", [name for name, _ in MODELS])
+def test_timms_weights_give_timms_logits(name: str, tmp_path: Path) -> None:
     theirs = randomised(timm.create_model(name.replace("-", "_")), std=0.05)
-    ours = new_classifier(variant_config(name)).eval()
-    load_into(ours, to_ours(theirs.state_dict(), rows))
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = load_model(tmp_path / "weights.pth")
     x = noise(2, 3, 224, 224)
     expected = theirs(x)  # for two heads their mean, as we answer
     assert expected.std() > 0.01
@@ -40,21 +40,21 @@ def test_timms_weights_give_timms_logits(name: str, rows: Rows) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "rows"), MODELS)
-def test_our_weights_fit_timm_to_the_last_tensor(name: str, rows: Rows) -> None:
+@pytest.mark.parametrize(("name", "layout"), MODELS)
+def test_our_weights_fit_timm_to_the_last_tensor(name: str, layout: str) -> None:
     ours = randomised(new_classifier(variant_config(name, num_labels=7, num_hidden_layers=2)), std=0.05)
     theirs: Any = timm.create_model(name.replace("-", "_"), num_classes=7, depth=2).eval()
-    theirs.load_state_dict(from_ours(ours.state_dict(), rows), strict=True)
+    theirs.load_state_dict(to_layout(ours.canonical_state(), layout), strict=True)
     x = noise(1, 3, 224, 224)
     assert torch.allclose(ours(x).logits, theirs(x), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_the_heads_are_not_swapped() -> None:
+def test_the_heads_are_not_swapped(tmp_path: Path) -> None:
     theirs: Any = randomised(timm.create_model("deit_tiny_distilled_patch16_224", depth=2), std=0.05)
-    ours = new_classifier(variant_config("deit-tiny-distilled-patch16-224", num_hidden_layers=2)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = load_model(tmp_path / "weights.pth")
     assert isinstance(ours, DeiTForImageClassificationWithTeacher)
-    load_into(ours, to_ours(theirs.state_dict(), TIMM_DEIT))
     theirs.set_distilled_training(True)
     x = noise(1, 3, 224, 224)
     head, head_dist = theirs.train()(x)

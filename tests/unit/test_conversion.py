@@ -25,7 +25,7 @@ from deit.modeling import (
 from tests.helpers import noise, randomised, tiny_deit, tiny_vit
 
 FORMATS = ["transformers", "timm", "authors"]
-MAKERS = {
+MAKERS: dict[str, Any] = {
     "plain": lambda **fields: ViTForImageClassification(tiny_vit(layer_norm_eps=1e-6, **fields)),
     "distilled": lambda **fields: DeiTForImageClassificationWithTeacher(tiny_deit(layer_norm_eps=1e-6, **fields)),
 }

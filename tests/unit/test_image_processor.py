@@ -196,15 +196,17 @@ def test_the_published_checkpoints_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"size": {"height": 3}}, "size takes"),
-        ({"size": {"longest_edge": 3}}, "size takes"),
+        ({"size": {"height": 3}}, "size: takes"),
+        ({"size": {"longest_edge": 3}}, "size: takes"),
         ({"size": 0}, "size"),
         ({"size": "large"}, "size"),
         ({"crop_size": {"shortest_edge": 3}}, "crop_size: takes"),
         ({"pad_size": {"shortest_edge": 3}}, "pad_size: takes"),
         ({"pad_size": 10**9}, "pad_size"),
+        ({"pad_size": 16_384}, "more than"),
+        ({"size": (16_384, 16_000)}, "more than"),
         ({"size": [3, 4, 5]}, "size"),
-        ({"size": {"min_pixels": 3, "max_pixels": 9}}, "size takes"),
+        ({"size": {"min_pixels": 3, "max_pixels": 9}}, "size: takes"),
         ({"data_format": "last"}, "data_format"),
         ({"do_resize": "perhaps"}, "do_resize"),
         ({"image_mean": []}, "image_mean"),
@@ -361,6 +363,18 @@ def test_other_numbers_of_channels_go_with_their_statistics() -> None:
         DeiTImageProcessor(do_convert_rgb=False)(Image.new("L", (3, 3)))
     with pytest.raises(ImageError, match="input_data_format"):
         DeiTImageProcessor()(np.zeros((6, 7, 2), np.uint8))
+
+
+def test_statistics_of_three_channels_are_told_to_those_who_undo_them() -> None:
+    image = pattern(5, 4)
+    several: list[dict[str, Any]] = [{}, {"image_mean": 0.2, "image_std": [0.1, 0.2, 0.3]}, {"do_normalize": False}]
+    for fields in several:
+        processor = DeiTImageProcessor(**fields)
+        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in processor.rgb_statistics)
+        undone = processor(image).pixel_values * std + mean
+        assert torch.allclose(undone, processor(image, do_normalize=False).pixel_values, atol=1e-6)
+    with pytest.raises(ConfigError, match="1 channels"):
+        _ = DeiTImageProcessor(image_mean=[0.5]).rgb_statistics
 
 
 def test_a_path_is_opened(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MAX_SHARDS = 1024
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".json", ".tar")  # of no repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
@@ -215,6 +216,8 @@ def _repository(text: str, revision: str | None) -> tuple[str, str | None]:
     short = re.sub(r"\.fb_in1k$", "", name).replace("_", "-") if "/" not in name else name
     if short in VARIANTS:
         return f"{HUB_ORGANISATION}/{short}", revision
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).suffix in FILE_ENDINGS:
+        raise CheckpointError(f"{text[:200]} does not exist", "check the path")
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
         raise CheckpointError(
             f"{text[:200]!r} is no path from {Path.cwd()}, no variant's name and no organisation/name of the hub",
@@ -233,7 +236,7 @@ def _exists(path: Path) -> bool:
 def _near(name: str) -> str:
     """A hint at the variant that was likely meant."""
     short = name.rpartition("/")[2].replace("_", "-")
-    near = difflib.get_close_matches(short, VARIANTS, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(short, VARIANTS, n=1, cutoff=0.6)
     return f", or did you mean {near[0]}" if near and near[0] != short else ""
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from deit.errors import CheckpointError
@@ -200,83 +199,3 @@ def _key(name: str) -> tuple[str, str]:
         name = name.partition(".")[2]
     match = LAYER.fullmatch(name)
     return (f"{match[1]}{{n}}{match[3]}", match[2]) if match else (name, "")
-
-
-# --- until modeling.py reads through deit.checkpoints.reading -------------------------------------------------------
-
-
-def _below(prefix: str, rows: Rows, same: bool) -> Rows:
-    """The trunk's rows as they stand inside a classifier, on our side or on both."""
-    return tuple(
-        (prefix + ours, "|".join(prefix + part for part in theirs.split("|")) if same else theirs) for ours, theirs in rows
-    )
-
-
-_BOTH = (*_TRANSFORMERS_4, *_TRANSFORMERS_5)
-TRANSFORMERS: Rows = (*_BOTH, *_below("deit.", _BOTH, same=True), *_below("vit.", _BOTH, same=True), *_HEADS)
-TIMM_VIT: Rows = (*_below("vit.", _TIMM, same=False), *_HEAD_TIMM)
-TIMM_DEIT: Rows = (*_below("deit.", _TIMM, same=False), *_HEADS_TIMM)
-
-
-def to_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Their tensors under our names.
-
-    Raises:
-        CheckpointError: a tensor that the table does not know or that stands there twice, or a part of a joined one that is
-            missing or does not fit.
-    """
-    parts: dict[str, dict[int, Tensor]] = {}
-    wanted: dict[str, int] = {}
-    for name, tensor in state.items():
-        ours, place, count = _find_theirs(name, rows)
-        if place in parts.setdefault(ours, {}):
-            raise CheckpointError(f"The checkpoint holds {ours} twice, once as {name}", "remove one of the two")
-        parts[ours][place] = tensor
-        wanted[ours] = count
-    return {name: _joined(name, parts[name], count) for name, count in wanted.items()}
-
-
-def from_ours(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Our tensors under their names; the inverse of :func:`to_ours`."""
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for ours, pattern in rows:
-            match = _match(ours, name)
-            if match:
-                names = [_fill(part, match) for part in pattern.split("|")]
-                theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
-                break
-        else:
-            raise CheckpointError(f"The tensor {name} has no name in that format", "choose another format")
-    return theirs
-
-
-def _joined(name: str, parts: Mapping[int, Tensor], count: int) -> Tensor:
-    if len(parts) != count:
-        raise CheckpointError(f"A part of {name} is missing", "the checkpoint is incomplete")
-    if count == 1:
-        return parts[0]
-    if len({part.shape for part in parts.values()}) > 1 or not parts[0].ndim:
-        raise CheckpointError(f"The parts of {name} do not fit together", "the checkpoint is damaged")
-    return torch.cat([parts[place] for place in range(count)])
-
-
-def _find_theirs(name: str, rows: Rows) -> tuple[str, int, int]:
-    for ours, pattern in rows:
-        names = pattern.split("|")
-        for place, part in enumerate(names):
-            match = _match(part, name)
-            if match:
-                return _fill(ours, match), place, len(names)
-    raise CheckpointError(f"The checkpoint holds an unknown tensor, {name}", "it is none of a DeiT or ViT classifier")
-
-
-def _match(pattern: str, name: str) -> re.Match[str] | None:
-    expression = re.escape(pattern).replace(r"\{n\}", r"(?P<n>\d{1,4})").replace(r"\{p\}", "(?P<p>weight|bias)")
-    return re.fullmatch(expression, name)
-
-
-def _fill(pattern: str, match: re.Match[str]) -> str:
-    for key, value in match.groupdict().items():
-        pattern = pattern.replace(f"{{{key}}}", value)
-    return pattern

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.common import JsonOption, print_json, print_table
+from deit.cli.common import JsonOption, RevisionOption, print_json, print_table
 
 app = typer.Typer(help="Models: the paper's, and yours on the hub.", no_args_is_help=True)
 
@@ -32,23 +32,29 @@ def show_all(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A name of `deit model list`, or a model directory.")],
+    name: Annotated[str, typer.Argument(help="A name of `deit model list`, or a saved model of any format.")],
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One model's shape."""
-    from deit.config import config_from_dict, variant_config
-    from deit.files import read_json
+    """One model's shape; of a saved one also whose format it is."""
+    from deit.config import variant_config
+    from deit.variants import VARIANTS
 
-    if Path(name).is_dir():
-        content = config_from_dict(read_json(Path(name) / "config.json")).to_dict()
+    if name in VARIANTS:
+        content, facts = variant_config(name).to_dict(), {}
     else:
-        content = variant_config(name).to_dict()
+        from deit.checkpoints.hub import fetch
+        from deit.checkpoints.reading import open_checkpoint
+
+        checkpoint = open_checkpoint(fetch(name, revision=revision))
+        content = checkpoint.config.to_dict()
+        facts = {"format": checkpoint.layout, "class": checkpoint.architecture, "path": str(checkpoint.path)}
     if as_json:
-        print_json(content)
+        print_json({**content, **facts})
         return
     classes = content.pop("id2label")
     content.pop("label2id")
-    rows = [[key, str(value)] for key, value in content.items()]
+    rows = [[key, str(value)] for key, value in {**facts, **content}.items()]
     print_table(["setting", "value"], [*rows, ["classes", str(len(classes))]])
 
 

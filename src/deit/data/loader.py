@@ -126,12 +126,10 @@ class EvaluationSamples:
             except ImageError:
                 if not self.skip_unreadable:
                     raise
-        size = self.processor.crop_size
-        stacked = np.stack(pixels) if pixels else np.zeros((0, size["height"], size["width"], 3), np.uint8)
         samples = plan.samples[kept]
         labels = torch.from_numpy(self.source.labels[samples[:, 0]])
         targets = torch.nn.functional.one_hot(labels, len(self.source.classes)).float()
-        values = torch.from_numpy(self.processor.normalise(stacked))
+        values = torch.from_numpy(self.processor.normalise(pixels))
         return Batch(values, labels, targets, torch.from_numpy(samples), skipped=len(plan.samples) - len(kept))
 
     def plans(self, batch_size: int) -> list[Plan]:

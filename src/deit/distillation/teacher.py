@@ -44,11 +44,10 @@ class Teacher:
         self.classifier = classifier
         self._model = classifier.model.eval().requires_grad_(False)
         self._order = _matched(name, classifier.classes, classes)
-        size = classifier.processor.crop_size
-        self._size = size["height"], size["width"]
+        self._size = classifier.processor.input_hw
         # values * std_s + mean_s undoes the student's normalisation; the teacher's own follows.
-        mean_s, std_s = _column(student.image_mean), _column(student.image_std)
-        mean_t, std_t = _column(classifier.processor.image_mean), _column(classifier.processor.image_std)
+        mean_s, std_s = map(_column, student.rgb_statistics)
+        mean_t, std_t = map(_column, classifier.processor.rgb_statistics)
         self._scale, self._shift = std_s / std_t, (mean_s - mean_t) / std_t
 
     @classmethod

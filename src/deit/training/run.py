@@ -181,7 +181,7 @@ def _prepare(
     processor = chosen.processor()
     model = _fresh_model(chosen, splits.classes).to(device)
     layers = chosen.model.config().num_hidden_layers if isinstance(chosen.model, Transformer) else 0
-    transform = TrainTransform(chosen.augmentation, *chosen.image_hw, processor.image_mean, processor.image_std)
+    transform = TrainTransform(chosen.augmentation, *chosen.image_hw, *processor.rgb_statistics)
     return Training(
         directory=directory,
         model=model,

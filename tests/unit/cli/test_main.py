@@ -14,15 +14,16 @@ VERBS = {
     "quickstart": "--out --fresh --device --workers --json",
     "train": "--teacher --teacher-weights --recipe --model --image-size --epochs --batch-size --seed --set --out --resume "
     "--device --workers --skip-unreadable --json",
-    "evaluate": "--part --combine --batch-size --device --workers --skip-unreadable --json",
-    "predict": "--top --device --json",
+    "evaluate": "--part --combine --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
+    "predict": "--top --crop --ema --revision --device --json",
+    "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": "--arch --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
     "data check": "--json",
     "recipe list": "--json",
     "recipe show": "--set --json",
     "model list": "--json",
-    "model show": "--json",
+    "model show": "--revision --json",
     "model push": "--private --revision --message --license --dry-run --json",
 }
 

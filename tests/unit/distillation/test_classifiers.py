@@ -115,7 +115,7 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_missing_or_holds_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere' is no path"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
         load_classifier(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds no weights: looked for model\.safetensors, .*, found nothing"):
         load_classifier(tmp_path)
