@@ -108,6 +108,43 @@ def test_prediction_names_files_folders_and_standard_input(deit: Deit, runs: Pat
     assert answer["predictions"] == direct[0]["predictions"]
 
 
+def test_the_student_goes_to_timm_and_back_and_answers_the_same(deit: Deit, runs: Path, photos: Path, tmp_path: Path) -> None:
+    picture = next((photos / CLASSES[0]).rglob("*.jpg"))
+    expected = json.loads(deit("predict", runs / "student", picture, "--json").stdout)[0]["predictions"]
+    said = deit("convert", runs / "student", "for timm", "--to", "timm", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert all(words in said.stdout for words in ("read back by", "deit", "timm 1.", "0.00e+00"))
+    for source, target, *options in (
+        ("for timm", "for the authors.pth", "--heads", "3"),
+        ("for the authors.pth", "back", "--heads", "3"),
+    ):
+        done = deit("convert", source, target, *options, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert max(json.loads(done.stdout)["differences"].values()) <= 1e-5
+    shown = json.loads(deit("model", "show", "for timm", "--json", cwd=tmp_path).stdout)
+    assert (shown["format"], shown["class"]) == ("timm", "DeiTForImageClassificationWithTeacher")
+    answered = json.loads(deit("predict", "for timm", picture, "--json", cwd=tmp_path).stdout)[0]["predictions"]
+    assert [answer["label"] for answer in answered] == [answer["label"] for answer in expected]
+    nameless = json.loads(deit("predict", "back", picture, "--json", cwd=tmp_path).stdout)[0]["predictions"]
+    for other in (answered, nameless):
+        assert [answer["probability"] for answer in other] == pytest.approx([answer["probability"] for answer in expected])
+    again = deit("convert", "for timm", "back", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (
+        2,
+        "deit: back is there already: choose another destination, or pass --overwrite.\n",
+    )
+
+
+def test_a_checkpoint_of_the_run_opens_with_its_average(deit: Deit, runs: Path, photos: Path, tmp_path: Path) -> None:
+    checkpoint = max((runs / "student" / "checkpoints").iterdir())
+    averaged = (checkpoint / "average.safetensors").is_file()
+    for option, fine in (((), True), (("--ema",), averaged)):
+        done = deit("evaluate", checkpoint, photos, "--part", "all", "--crop", "pad", "--json", *option)
+        assert (done.returncode == 0) == fine, done.stderr
+        if fine:
+            assert json.loads(done.stdout)["images"] == 36
+
+
 def test_a_push_sends_the_model_and_a_card_that_tells_of_the_run(
     deit: Deit, runs: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

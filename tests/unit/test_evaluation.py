@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from deit.modeling import DeiTForImageClassificationWithTeacher
 from tests.conftest import CLASSES
 from tests.helpers import MemorySource, pattern, randomised, tiny_deit
 
+CROPS: list[Any] = [None, "keep", "squash", "pad"]
 PROCESSOR = DeiTImageProcessor.for_size(32, 32)
 
 
@@ -194,6 +196,12 @@ def test_a_saved_model_is_evaluated_on_a_folder(model_folder: Path, photo_folder
     assert (result.images, list(result.heads)) == (24, ["class", "distillation", "both"])
     assert result.classes == CLASSES
     assert 0 <= result.answer.top1 <= result.answer.top5 == 1
+
+
+def test_each_crop_sees_other_pixels(model_folder: Path, photo_folder: Path) -> None:
+    losses = [evaluate(model_folder, photo_folder, device="cpu", workers=0, crop=crop).answer.loss for crop in CROPS]
+    assert losses[0] == losses[1]  # the model's own
+    assert len(set(losses)) == 3
 
 
 def test_the_data_may_have_fewer_classes_in_another_order_than_the_model(tmp_path: Path, photo_folder: Path) -> None:

@@ -106,10 +106,12 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     else:
         config = _stored_config(content, config_file)
     check_shapes(shapes, config, str(path), any_classes=bool({"num_labels", "id2label", "label2id"} & fields.keys()))
-    entries = {name: [file.entries[theirs] for file, theirs in of] for name, of in places.items()}
-    dtype = reduce(torch.promote_types, (entry.dtype for of in entries.values() for entry in of))
+    dtypes = {name: file.entries[theirs].dtype for name, of in places.items() for file, theirs in of}
+    if odd := next((name for name, dtype in dtypes.items() if not dtype.is_floating_point), None):
+        raise CheckpointError(f"{odd} in {path} is of type {dtypes[odd]}", "float16, bfloat16, float32 and float64 are read")
     stored = (content or {}).get("architectures")
     architecture = find_architecture(shapes, config, stored, str(path))
+    dtype = reduce(torch.promote_types, dtypes.values())
     return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, places)
 
 

@@ -45,7 +45,18 @@ _NAMED = {
 _LOADING = threading.Lock()
 MODEL_KEYS = ("model", "state_dict")
 AVERAGE_KEYS = ("model_ema", "state_dict_ema")
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
 
 
 class Entry(NamedTuple):
@@ -57,7 +68,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """One file of tensors, all of floating types, on the CPU.
+    """One file of dense tensors of floats, whole numbers or truths, on the CPU.
 
     Attributes:
         entries: name in the file -> shape and type.
@@ -279,7 +290,7 @@ def _plain_tensor(path: Path, name: object, value: object) -> Tensor:
 
 def _dtype(path: Path, name: str, dtype: object) -> torch.dtype:
     if dtype not in _DTYPES.values():
-        raise CheckpointError(f"{shown(name)} in {path} is of type {dtype}", "float16, bfloat16, float32 and float64 are read")
+        raise CheckpointError(f"{shown(name)} in {path} is of type {dtype}", f"known are {', '.join(_DTYPES)}")
     assert isinstance(dtype, torch.dtype)
     return dtype
 

@@ -6,9 +6,7 @@ normalisation, and it answers in the data's order of classes.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -17,7 +15,8 @@ from timm.data.imagenet_info import ImageNetInfo
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from deit.checkpoints.weights import load_into, read_tensors
+from deit.checkpoints.tensors import open_tensors
+from deit.checkpoints.weights import load_into
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, load_classifier
 from deit.errors import CheckpointError, TeacherError
 from deit.image_processor import DeiTImageProcessor
@@ -140,7 +139,8 @@ def _from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedClassif
     """A local file carries no class names: they are taken to be the data's, in the data's order."""
     network = TimmClassifier(name, classes, _published_processor(timm.get_pretrained_cfg(name)))
     try:
-        load_into(network.network, _tensors(path))
+        file = open_tensors(path)
+        load_into(network.network, file.read(file.entries))
     except CheckpointError as error:
         raise TeacherError(f"{path} does not fit {name} with {len(classes)} classes", str(error)) from error
     return LoadedClassifier(network, network.processor, classes)
@@ -151,21 +151,6 @@ def _published_processor(settings: PretrainedCfg | None) -> DeiTImageProcessor:
     settings = settings or PretrainedCfg()
     height, width = settings.input_size[1:]
     return DeiTImageProcessor.for_size(height, width, settings.crop_pct, settings.mean, settings.std)
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors" or not path.is_file():
-        return read_tensors(path)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} holds more than tensors, or is damaged", "convert it to safetensors") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds no table of tensors", "pass a file of weights")
-    return content
 
 
 def _column(values: tuple[float, float, float]) -> Tensor:

@@ -19,6 +19,7 @@ from deit.checkpoints.layouts import locate, to_layout
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
+from deit.modeling import ViTForImageClassification
 from tests.helpers import TINY, randomised, tiny_deit, tiny_vit
 from tests.unit.checkpoints.samples import assert_equal, canonical_state, heads_of, shapes_of
 
@@ -273,3 +274,13 @@ def test_every_head_has_its_class(tmp_path: Path) -> None:
             found = open_checkpoint(tmp_path / "a.safetensors")
             assert found.architecture.startswith("DeiT" if config.model_type == "deit" else "ViT")
             assert found.config.num_labels == (5 if any("classifier" in head for head in heads) else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_weights_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = ViTForImageClassification(tiny_vit())
+    state = {**model.state_dict(), "classifier.bias": torch.ones(5, dtype=dtype)}
+    model.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"classifier\.bias in .* is of type torch\.\w+: float16"):
+        open_checkpoint(tmp_path)

@@ -165,8 +165,6 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
         ("text", "object of type str as x"),
         ({"y": torch.ones(1)}, "object of type dict as x"),
         (None, "object of type NoneType as x"),
-        (torch.ones(2, dtype=torch.int64), "x in .* is of type torch.int64: float16"),
-        (torch.ones(2, dtype=torch.bool), "of type torch.bool"),
         (torch.ones(2, dtype=torch.complex64), r"of type torch\.(complex64|ComplexFloatStorage)"),
         (torch.ones(2).to(torch.float8_e4m3fn), r"of type torch\.(float8_e4m3fn|_utils\._rebuild_tensor_v3)"),
         (torch.ones(2, 2).to_sparse(), r"object of type torch\._utils\._rebuild_sparse_tensor"),
@@ -274,10 +272,10 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             open_tensors(path)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_a_safetensors_file_of_no_floats_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn])
+def test_a_safetensors_file_of_unknown_numbers_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"x": torch.ones(2).to(dtype)}, tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"x in .*a is of type \w+: float16, bfloat16, float32 and float64 are read"):
+    with pytest.raises(CheckpointError, match=r"x in .*a is of type \w+: known are F16, BF16"):
         open_tensors(tmp_path / "a")
 
 

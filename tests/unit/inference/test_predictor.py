@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deit.errors import CheckpointError
+from deit.errors import CheckpointError, ConfigError
 from deit.image_processor import DeiTImageProcessor
 from deit.inference.predictor import BATCH_SIZE, Predictor
 from deit.modeling import DeiTForImageClassificationWithTeacher
@@ -49,6 +49,19 @@ def test_the_answer_is_the_model_s(directory: Path) -> None:
     [prediction] = predictor([image], top=2)
     assert prediction.labels[0] == CLASSES[int(logits.argmax())]
     assert prediction.probabilities == pytest.approx(sorted(logits.tolist(), reverse=True)[:2], abs=1e-5)
+
+
+def test_the_crop_can_be_chosen(directory: Path) -> None:
+    image = pattern(90, 30)
+    answers = {}
+    for crop in (None, "keep", "squash", "pad"):
+        predictor = Predictor.from_pretrained(directory, "cpu", crop)  # type: ignore[arg-type]
+        assert predictor.processor.input_hw == (32, 32)
+        answers[crop] = predictor([image])[0].probabilities
+    assert answers[None] == answers["keep"]  # the model's own
+    assert len({tuple(shares) for shares in answers.values()}) == 3
+    with pytest.raises(ConfigError, match="no crop 'middle'"):
+        Predictor.from_pretrained(directory, "cpu", "middle")  # type: ignore[arg-type]
 
 
 def test_order_is_kept_over_batches_and_a_bad_image_is_one_error_in_its_place(directory: Path) -> None:
