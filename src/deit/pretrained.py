@@ -242,6 +242,8 @@ class PreTrainedModel(nn.Module):
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            if processor is not None:
+                processor.save_pretrained(folder)
             return publish(Path(folder), repo_id, **arguments)
 
     @classmethod

@@ -135,7 +135,7 @@ def test_the_student_goes_to_timm_and_back_and_answers_the_same(deit: Deit, runs
     )
 
 
-def test_a_checkpoint_of_the_run_opens_with_its_average(deit: Deit, runs: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_run_opens_with_its_average(deit: Deit, runs: Path, photos: Path) -> None:
     checkpoint = max((runs / "student" / "checkpoints").iterdir())
     averaged = (checkpoint / "average.safetensors").is_file()
     for option, fine in (((), True), (("--ema",), averaged)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +55,9 @@ def test_the_answer_is_the_model_s(directory: Path) -> None:
 def test_the_crop_can_be_chosen(directory: Path) -> None:
     image = pattern(90, 30)
     answers = {}
-    for crop in (None, "keep", "squash", "pad"):
-        predictor = Predictor.from_pretrained(directory, "cpu", crop)  # type: ignore[arg-type]
+    crops: list[Any] = [None, "keep", "squash", "pad"]
+    for crop in crops:
+        predictor = Predictor.from_pretrained(directory, "cpu", crop)
         assert predictor.processor.input_hw == (32, 32)
         answers[crop] = predictor([image])[0].probabilities
     assert answers[None] == answers["keep"]  # the model's own
