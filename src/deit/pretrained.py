@@ -221,15 +221,15 @@ class PreTrainedModel(nn.Module):
         if push_to_hub:
             publish(path, **{"repo_id": path.name, **hub})
 
-    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+    def push_to_hub(self, repo_id: str, processor: Any = None, **arguments: Any) -> str:
         """Send the model with a model card to the hub.
 
+        The card of a trained model, which tells of data, recipe and metrics, lies in its run: ``deit model push RUN REPO``.
+
         Args:
-            repo_id: ``name`` or ``organisation/name``.
+            repo_id: ``owner/name``.
+            processor: to be sent with it.
             arguments: as in :func:`deit.checkpoints.publishing.push_to_hub`.
-
-
-        The preprocessing and a run's card are in the run's directory: ``deit model push RUN REPO`` sends them too.
 
         Returns:
             The address of what was made.
