@@ -6,7 +6,7 @@
 their paths, which every processor here opens itself. In each
 repeat all contenders take their turn on the same images; the figure is the median over the repeats, with the quarter of the
 repeats that was slower and the quarter that was faster beyond the range beside it. Ours and the Pillow backend give the same
-bits, which is checked first. "Pillow's resize alone", on one thread, is what is left if all else costs nothing.
+bits, which is checked first. "Pillow's resize alone" is that of the whole image, on one thread.
 
 The last line printed is the result as JSON. ``--write`` writes ``preprocessing.json`` and ``preprocessing.md``.
 """

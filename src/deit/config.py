@@ -7,7 +7,6 @@ In the examples, ``config`` is a small :class:`DeiTConfig` with five classes and
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from deit.checkpoints.hub import fetch, hub_arguments
-from deit.errors import ConfigError, validation_problem
+from deit.errors import ConfigError, did_you_mean, validation_problem
 from deit.files import read_json, write_json
 from deit.variants import variant
 
@@ -108,7 +107,7 @@ class ViTConfig(BaseModel):
         rest = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
         count, names, numbers = fields.get("num_labels"), fields.get("id2label"), fields.get("label2id")
         if names is None and isinstance(numbers, dict):
-            names = {number: name for name, number in numbers.items() if isinstance(number, int)}
+            names = {number: name for name, number in numbers.items()}
         if isinstance(names, dict):
             rest["id2label"] = {key: str(name) if isinstance(name, int | float) else name for key, name in names.items()}
         elif names is None:
@@ -175,7 +174,10 @@ class ViTConfig(BaseModel):
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name -> index; from ``id2label``, which is the one truth where a file holds both."""
+        """Class name -> index; from ``id2label``, which is the one truth where a file holds both.
+
+        Of classes of one name the last is found.
+        """
         return {name: index for index, name in self.id2label.items()}
 
     @property
@@ -218,8 +220,7 @@ class ViTConfig(BaseModel):
         known = {*type(self).model_fields, *(self.__pydantic_extra__ or {}), "num_labels", "label2id"}
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-                raise ConfigError(f"{type(self).__name__} has no field {name!r}", f"did you mean {near}")
+                raise ConfigError(f"{type(self).__name__} has no field {name!r}", did_you_mean(name, known))
         return self.replace(**fields) if fields else self
 
     def as_class(self, kind: type[Config]) -> Config:

@@ -18,18 +18,20 @@ from deit.checkpoints.fitting import Distilled, LoadReport
 from deit.checkpoints.hub import fetch, hub_arguments
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm
+from deit.data.sources import RECORD_NAME
 from deit.distillation.classifiers import processor_beside, settings_of
 from deit.errors import UserError, WorkError
-from deit.files import new_directory
+from deit.files import new_directory, read_json, write_json
 from deit.image_processor import DeiTImageProcessor
 from deit.modeling import TransformerClassifier, classifier_of, load_model
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
-TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; other programs order their sums otherwise
+TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; another program may order its sums otherwise
+# What a model directory holds; another one is nobody's to replace.
+OWN_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "training.json", "README.md", ".gitattributes")
 IMAGES = 2
 HUGGING_FACE_EPS = 1e-12
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def convert(
     _check_destination(path, form, overwrite)
     options, fields = hub_arguments(arguments)
     checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields)
+    _check_apart(checkpoint.path, path)
     model = classifier_of(checkpoint, fields, distillation=distillation)
     processor = processor_beside(checkpoint, model.config)
     shift = _take_epsilon(model) if form != "transformers" else 0.0
@@ -110,10 +113,11 @@ def convert(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         _write(draft, form, model, processor)
+        _copy_record(checkpoint.path, draft)
         differences = {name: (read(draft, model) - expected).abs().max().item() for name, read in _readers(form, model).items()}
         largest = expected.abs().max().item()
         for name, difference in differences.items():
-            if not difference <= TOLERANCE * max(largest, 1.0):
+            if not difference <= TOLERANCE * largest:
                 raise WorkError(
                     f"{name} answers the written model with logits up to {difference:.2e} from ours, of {largest:.3g} at most",
                     "nothing was kept; please report this with the source's format",
@@ -162,6 +166,23 @@ def _check_destination(path: Path, form: str, overwrite: bool) -> None:
         raise UserError(f"{path} is there already", "choose another destination, or pass --overwrite")
     if path.exists() and path.is_dir() != (form != "authors"):
         raise UserError(f"{path} is {'a directory' if path.is_dir() else 'a file'}", f"the {form} format is the other")
+    if path.is_dir():
+        foreign = sorted(file.name for file in path.iterdir() if file.name not in OWN_FILES and file.suffix != ".safetensors")
+        if foreign:
+            raise UserError(f"{path} holds {foreign[0]}, which is no part of a model", "choose another destination")
+
+
+def _check_apart(source: Path, destination: Path) -> None:
+    one, other = source.resolve(), destination.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise UserError(f"{destination} and the source {source} hold each other", "choose another destination")
+
+
+def _copy_record(source: Path, draft: Path) -> None:
+    """The record of the training data goes along, so that an evaluation still knows which images were learned from."""
+    record = (source if source.is_dir() else source.parent) / RECORD_NAME
+    if draft.is_dir() and record.is_file():
+        write_json(draft / RECORD_NAME, read_json(record))
 
 
 def _write(draft: Path, form: str, model: TransformerClassifier, processor: DeiTImageProcessor) -> None:
@@ -197,10 +218,12 @@ def _read_ourselves(draft: Path, model: TransformerClassifier) -> Tensor:
 
 
 def _read_by_timm(draft: Path, model: TransformerClassifier) -> Tensor:
-    architecture, arguments = timm_architecture(model.config)
-    weights = draft / WEIGHTS_FILE if draft.is_dir() else draft
     try:
-        network = timm.create_model(architecture, checkpoint_path=str(weights), num_classes=model.num_labels, **arguments)
+        if draft.is_dir():
+            network = timm.create_model(f"local-dir:{draft}", pretrained=True)
+        else:
+            architecture, arguments = timm_architecture(model.config)
+            network = timm.create_model(architecture, checkpoint_path=str(draft), num_classes=model.num_labels, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         raise WorkError(f"timm does not open what was written ({error})", "please report this") from error
     return logits_on_fixed_input(network.eval(), model)

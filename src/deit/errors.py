@@ -15,6 +15,8 @@ DeiTError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,6 +85,11 @@ class WorkError(DeiTError, RuntimeError):
 
 class NonFiniteLossError(WorkError):
     """The training loss became infinite or not a number."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelt name."""
+    return f"did you mean {difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)[0]}"
 
 
 def validation_problem(error: ValidationError) -> str:

@@ -263,9 +263,9 @@ def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | 
     return splits.held_out[1]
 
 
-def read_record(directory: Path) -> DataRecord | None:
-    """What a model's directory says of the data it learned from; None where it says nothing."""
-    path = directory / RECORD_NAME
+def read_record(model: Path) -> DataRecord | None:
+    """What stands beside a model, a directory or a file, of the data it learned from; None where nothing does."""
+    path = (model if model.is_dir() else model.parent) / RECORD_NAME
     return DataRecord.from_dict(read_json(path)) if path.is_file() else None
 
 

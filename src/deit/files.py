@@ -1,10 +1,14 @@
-"""Reading and writing of whole files: a reader of a half-written file cannot exist, and nothing saved is lost."""
+"""Reading and writing of whole files: a reader of a half-written file cannot exist, and nothing saved is lost.
+
+And the names of the files that several rooms share.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +18,27 @@ from typing import Any
 
 from deit.errors import CheckpointError
 
+# A model directory.
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+AVERAGE_NAME = "average.safetensors"  # beside the weights, in a training checkpoint
+PROCESSOR_NAME = "preprocessor_config.json"
+NESTED_PROCESSOR_NAME = "processor_config.json"  # transformers 5.x: {"image_processor": {...}}
+RECORD_NAME = "training.json"
+CARD_NAME = "README.md"
+
+# A run directory.
+RECIPE_NAME = "recipe.toml"
+RUN_NAME = "run.json"
+LOG_NAME = "log.jsonl"
+EVALUATION_NAME = "evaluation.json"
+BEST_NAME = "best"
+LAST_NAME = "last"
+
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape one that stands alone; UTF-8 has no bytes for it
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -40,8 +63,14 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As :func:`write_bytes`, as indented JSON that keeps non-Latin letters readable."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """As :func:`write_bytes`, as :func:`json_text`."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON that keeps non-Latin letters readable, and a newline."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deit.batch_feature import BatchFeature
 from deit.checkpoints.hub import CONFIG, fetch, hub_arguments
-from deit.errors import ConfigError, ImageError, validation_problem
+from deit.errors import ConfigError, ImageError, did_you_mean, validation_problem
 from deit.files import read_json, write_text
 from deit.image_arrays import CHANNELS, channels_last, fitted, flattened, scale_into, scaled
 from deit.image_settings import AnySize, Box, LayoutField, PerChannel, Sides, Size, Statistic, plain, target_size
@@ -139,7 +139,9 @@ class DeiTImageProcessor(BaseModel):
         return cls(**fields, image_mean=tuple(mean), image_std=tuple(std))
 
     def with_crop(self, crop: Crop) -> Self:
-        """The same input size, ratio of the crop, filter and statistics with another crop; :meth:`for_size` names them.
+        """The same input size, filter and statistics with another crop; :meth:`for_size` names them.
+
+        The crop keeps its share of the resized image; after ``pad``, which knows none, it is 0.875.
 
         Raises:
             ConfigError: no such crop, or images do not come out in one size.
@@ -150,10 +152,34 @@ class DeiTImageProcessor(BaseModel):
         """
         height, width = self.input_hw
         edges = int(height / CROP_RATIO), int(width / CROP_RATIO)
-        if self.do_resize and self.do_center_crop and "max_height" not in self.size:
+        if self.do_resize and "max_height" not in self.size:
             edge = self.size.get("shortest_edge", 0)
             edges = self.size.get("height", edge), self.size.get("width", edge)
         return type(self)(**{**self.model_dump(), **_crop_fields(crop, (height, width), edges)})
+
+    def with_input_size(self, height: int, width: int) -> Self:
+        """The same settings for another input size of the model: the crop keeps its share of the resized image.
+
+        Raises:
+            ConfigError: images do not come out in one size.
+
+        Example:
+            >>> DeiTImageProcessor.for_size(224, 224).with_input_size(384, 384).size
+            {'shortest_edge': 438}
+        """
+        old = self.input_hw
+        fields: dict[str, Any] = {"crop_size": (height, width)}
+        if self.pad_size is not None:
+            fields["pad_size"] = (height, width)
+        edge = self.size.get("shortest_edge")
+        edges = self.size.get("height", edge or 0) * height // old[0], self.size.get("width", edge or 0) * width // old[1]
+        if "max_height" in self.size:
+            fields["size"] = {"max_height": height, "max_width": width}
+        elif edge is None or edges[0] != edges[1]:
+            fields["size"] = {"height": edges[0], "width": edges[1]}
+        else:
+            fields["size"] = {"shortest_edge": edges[0]}
+        return type(self)(**{**self.model_dump(), **fields})
 
     @property
     def input_hw(self) -> Sides:
@@ -429,7 +455,7 @@ def _off(name: str) -> bool | None:
 def _check_names(names: Any, known: Any) -> None:
     for name in names:
         if name not in known:
-            raise ConfigError(f"The image processor has no setting {name!r}", f"it has {', '.join(known)}")
+            raise ConfigError(f"The image processor has no setting {name!r}", did_you_mean(name, known))
 
 
 def _crop_fields(crop: str, sides: Sides, edges: Sides) -> dict[str, Any]:

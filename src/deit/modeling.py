@@ -230,15 +230,16 @@ class ViTModel(PreTrainedModel):
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.embeddings = Embeddings(config, use_mask_token)
-        self.layers = nn.ModuleList(Block(config, config.pruned_heads.get(n, ())) for n in range(config.num_hidden_layers))
-        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        if add_pooling_layer:
-            self.pooler = nn.ModuleDict({"dense": nn.Linear(width, config.pooler_output_size or width)})
+        with torch.device("meta"):
+            self.embeddings = Embeddings(config, use_mask_token)
+            self.layers = nn.ModuleList(Block(config, config.pruned_heads.get(n, ())) for n in range(config.num_hidden_layers))
+            self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+            if add_pooling_layer:
+                self.pooler = nn.ModuleDict({"dense": nn.Linear(width, config.pooler_output_size or width)})
         self.explicit_attention = False
         self.checkpointing: dict[str, Any] = {}
         self.checkpointed_layers = range(0)
-        self.init_weights()
+        self.take_memory()
 
     def get_input_embeddings(self) -> nn.Module:
         """The map from patches to tokens.
@@ -305,7 +306,7 @@ class ViTModel(PreTrainedModel):
             hidden_states=tuple(states) if with_states else None,
             attentions=tuple(attentions) if with_attentions else None,
         )
-        return self._answer(output, config.return_dict if return_dict is None else return_dict)
+        return self._answer(output, return_dict)
 
     def _head_masks(self, head_mask: Tensor | None) -> Sequence[Tensor | None]:
         layers, heads = len(self.layers), self.config.num_attention_heads
@@ -338,9 +339,10 @@ class PreTrainedClassifier(PreTrainedModel):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         trunk = DeiTModel if self.base_model_prefix == "deit" else ViTModel
-        setattr(self, self.base_model_prefix, trunk(config, add_pooling_layer=False))
-        self.classifier = _head(config)
-        self.init_weights()
+        with torch.device("meta"):
+            setattr(self, self.base_model_prefix, trunk(config, add_pooling_layer=False))
+            self.classifier = _head(config)
+        self.take_memory()
 
     def forward(
         self,
@@ -383,7 +385,7 @@ class PreTrainedClassifier(PreTrainedModel):
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
-        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
+        return self._answer(output, return_dict)
 
 
 class ViTForImageClassification(PreTrainedClassifier):
@@ -426,10 +428,11 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
-        self.deit = DeiTModel(config, add_pooling_layer=False)
-        self.cls_classifier = _head(config)
-        self.distillation_classifier = _head(config)
-        self.init_weights()
+        with torch.device("meta"):
+            self.deit = DeiTModel(config, add_pooling_layer=False)
+            self.cls_classifier = _head(config)
+            self.distillation_classifier = _head(config)
+        self.take_memory()
 
     def forward(
         self,
@@ -448,9 +451,13 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
 
         Args:
             pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
-            labels: (B) class numbers or (B, K) soft targets. With ``teacher_logits`` the loss is the paper's, hard or soft as
-                the configuration's ``distillation_type`` says; without, each head learns the labels.
+            labels: with ``teacher_logits``, (B) class numbers or (B, K) soft targets, and the loss is the paper's, hard or soft
+                as the configuration's ``distillation_type`` says. Without, each head learns the labels, which are as in
+                :meth:`DeiTForImageClassification.forward`.
             teacher_logits: (B, K), what a teacher says of the same images.
+
+        Raises:
+            UserError: labels or teacher's logits of another shape, or these without those.
 
         Example:
             >>> images, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 4])
@@ -458,6 +465,8 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
             >>> output.loss.ndim, list(output)
             (0, ['loss', 'logits', 'cls_logits', 'distillation_logits'])
         """
+        if teacher_logits is not None and labels is None:
+            raise UserError("There are teacher_logits and no labels", "pass both for a loss")
         hidden = self.deit(
             pixel_values,
             head_mask=head_mask,
@@ -477,7 +486,7 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
-        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
+        return self._answer(output, return_dict)
 
     def _loss(self, class_logits: Tensor, distillation_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         if teacher_logits is None:
@@ -485,6 +494,9 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
             return (losses[0] + losses[1]) / 2
         settings = Distillation(mode=self.config.distillation_type)
         targets = as_targets(labels.to(class_logits.device), self.num_labels)
+        for what, given in (("labels", targets), ("teacher_logits", teacher_logits)):
+            if given.shape != class_logits.shape:
+                raise UserError(f"{what} are {tuple(given.shape)}", f"images x classes is {tuple(class_logits.shape)}")
         return training_loss(settings, class_logits, targets, distillation_logits, teacher_logits)
 
 
@@ -509,10 +521,11 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         stride = config.encoder_stride
         if config.patch_hw != (stride, stride):
             raise UserError(f"encoder_stride is {stride} and a patch {config.patch_hw}", "make them equal")
-        self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
-        pixels = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
-        self.decoder = nn.Sequential(pixels, nn.PixelShuffle(stride))
-        self.init_weights()
+        with torch.device("meta"):
+            self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
+            pixels = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
+            self.decoder = nn.Sequential(pixels, nn.PixelShuffle(stride))
+        self.take_memory()
 
     def forward(
         self,
@@ -535,6 +548,10 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
             >>> DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32)).loss is None
             True
         """
+        stride = self.config.encoder_stride
+        if pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
+            height, width = pixel_values.shape[2:]
+            raise UserError(f"The images are {height} x {width}", f"both must divide by {stride}, or pixels would be left over")
         hidden = self.deit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
@@ -544,7 +561,6 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
-        stride = self.config.encoder_stride
         grid = pixel_values.shape[2] // stride, pixel_values.shape[3] // stride  # rows, columns
         patches = hidden.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :].transpose(1, 2).unflatten(2, grid)
         reconstruction = self.decoder(patches)  # (B, C, height, width)
@@ -556,7 +572,7 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         output = MaskedImageModelingOutput(
             loss=loss, reconstruction=reconstruction, hidden_states=hidden.hidden_states, attentions=hidden.attentions
         )
-        return self._answer(output, self.config.return_dict if return_dict is None else return_dict)
+        return self._answer(output, return_dict)
 
 
 def _head(config: ViTConfig) -> nn.Linear:

@@ -50,7 +50,10 @@ class ModelOutput(dict[str, Any]):
         raise AttributeError(f"{type(self).__name__} has no part {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
+        if value is None:
+            self.pop(name, None)
+        else:
+            self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The parts that are there, in order.
@@ -69,7 +72,7 @@ class BaseModelOutput(ModelOutput):
         last_hidden_state: (B, N, D), after the last layer norm.
         pooler_output: (B, pooler_output_size), or None without a pooler.
         hidden_states: L + 1 tensors of (B, N, D): the embeddings, then what each layer made of them, before the last norm.
-        attentions: L tensors of (B, H, N, N), rows that sum to 1.
+        attentions: L tensors of (B, H, N, N); rows sum to 1 but for dropout and head masks.
 
     Example:
         >>> BaseModelOutput(last_hidden_state="x").pooler_output is None

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from deit.checkpoints import publishing
 from deit.checkpoints.fitting import Distilled, LoadReport, fit
 from deit.checkpoints.hub import fetch, hub_arguments
-from deit.checkpoints.publishing import push_to_hub
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.writing import write_transformers
 from deit.config import ViTConfig
@@ -28,8 +28,17 @@ logger = logging.getLogger("deit")
 
 # Arguments of transformers that ask for what is always so here, or that only its own classes can do.
 NOTHING_TO_DO = frozenset({"low_cpu_mem_usage", "use_safetensors", "trust_remote_code"})
+# What a file of weights alone may leave open.
+HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "num_labels")
 AttentionName = Literal["sdpa", "eager"]
 Output = TypeVar("Output", bound=ModelOutput)
+
+
+class Saves(Protocol):
+    """What writes itself into a directory, as image processors do."""
+
+    def save_pretrained(self, directory: str) -> object:
+        """Write it."""
 
 
 class PreTrainedModel(nn.Module):
@@ -91,6 +100,21 @@ class PreTrainedModel(nn.Module):
             5717416
         """
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def take_memory(self) -> None:
+        """Give weights that were made on the meta device their memory, on the default device, and their first values.
+
+        Every model makes its parts on the meta device, so that only the outermost one draws weights, and each once.
+
+        Example:
+            >>> with torch.device("meta"):
+            ...     model = deit.DeiTForImageClassification(config)
+            >>> model.take_memory()
+            >>> model.device
+            device(type='cpu')
+        """
+        self.to_empty(device=torch.get_default_device())
+        self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -159,10 +183,13 @@ class PreTrainedModel(nn.Module):
         return len(self.base_model.checkpointed_layers) > 0
 
     def set_attn_implementation(self, name: AttentionName) -> None:
-        """Choose how attention is computed: ``sdpa`` fused, ``eager`` step by step.
+        """Choose how attention is computed. A call that asks for attentions takes ``eager`` by itself.
 
-        A call that asks for attentions takes eager by itself.
+        Args:
+            name: ``sdpa`` fused, ``eager`` step by step.
 
+        Raises:
+            UserError: no such attention.
 
         Example:
             >>> model.set_attn_implementation("eager")
@@ -208,20 +235,25 @@ class PreTrainedModel(nn.Module):
             state_dict: to write in place of the model's own, under the model's own names.
             push_to_hub: send it too; ``hub`` holds the arguments of :meth:`push_to_hub`, first of all ``repo_id``.
 
+        Raises:
+            UserError: an argument of an unknown name, or a push without ``repo_id``.
+
         Example:
             >>> model.save_pretrained(folder)
             >>> type(model).from_pretrained(folder).num_parameters() == model.num_parameters()
             True
         """
-        if not is_main_process:
-            return
-        path = Path(directory)
-        state = self.state_dict() if state_dict is None else state_dict
-        write_transformers(path, self.config, self._canonical(state), type(self).__name__)
-        if push_to_hub:
-            publish(path, **{"repo_id": path.name, **hub})
+        if push_to_hub and "repo_id" not in hub:
+            raise UserError("There is no repo_id to push to", "pass repo_id='owner/name'")
+        if hub and not push_to_hub:
+            raise UserError(f"save_pretrained has no argument {min(hub)!r}", "remove it, or pass push_to_hub=True too")
+        if is_main_process:
+            state = self.state_dict() if state_dict is None else state_dict
+            write_transformers(Path(directory), self.config, self._canonical(state), type(self).__name__)
+        if is_main_process and push_to_hub:
+            publishing.push_to_hub(Path(directory), **hub)
 
-    def push_to_hub(self, repo_id: str, processor: Any = None, **arguments: Any) -> str:
+    def push_to_hub(self, repo_id: str, processor: Saves | None = None, **arguments: Any) -> str:
         """Send the model with a model card to the hub.
 
         The card of a trained model, which tells of data, recipe and metrics, lies in its run: ``deit model push RUN REPO``.
@@ -244,7 +276,7 @@ class PreTrainedModel(nn.Module):
             self.save_pretrained(folder)
             if processor is not None:
                 processor.save_pretrained(folder)
-            return publish(Path(folder), repo_id, **arguments)
+            return publishing.push_to_hub(Path(folder), repo_id, **arguments)
 
     @classmethod
     def from_pretrained(
@@ -259,7 +291,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: AttentionName = "sdpa",
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = True,
-        device_map: str | int | torch.device | None = None,
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> Any:
         """A model with saved weights, in evaluation mode.
@@ -280,9 +312,9 @@ class PreTrainedModel(nn.Module):
             dtype: of the weights: a torch dtype, its name, or ``auto`` for the file's own; float32 when None.
             torch_dtype: the older name of ``dtype``.
             attn_implementation: see :meth:`set_attn_implementation`.
-            output_loading_info: answer ``(model, report)``; the report is also ``model.load_report``.
+            output_loading_info: answer ``(model, info)``, where ``info`` is ``model.load_report`` in the words of transformers.
             ignore_mismatched_sizes: False makes heads of another size an error.
-            device_map: where the whole model goes: a device, or ``auto``; it is never split.
+            device_map: where the whole model goes: a device, ``auto``, or ``{"": device}``; it is never split.
             arguments: those of the constructor; fields of the configuration (``num_labels``, ``id2label``, ``image_size``);
                 and where on the hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``. Those of transformers that
                 have nothing to do here are taken too: ``low_cpu_mem_usage``, ``use_safetensors``, ``trust_remote_code``.
@@ -290,6 +322,7 @@ class PreTrainedModel(nn.Module):
         Raises:
             CheckpointError: a file is missing or damaged, or tensors do not fit.
             ConfigError: the configuration cannot be built.
+            UserError: heads of another size with ``ignore_mismatched_sizes=False``, or no such type, attention or device.
 
         Example:
             >>> model.save_pretrained(folder)
@@ -297,7 +330,7 @@ class PreTrainedModel(nn.Module):
             >>> list(larger.load_report.resized), larger.load_report.new[0]
             (['embeddings.position_embeddings'], 'cls_classifier.weight')
         """
-        checkpoint, fields = open_named(name, ema, arguments)
+        checkpoint, fields = open_named(name, ema, arguments, config)
         model = cls.from_checkpoint(
             checkpoint,
             fields,
@@ -308,8 +341,8 @@ class PreTrainedModel(nn.Module):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         if device_map is not None:
-            model.to(choose_device(device_map) if isinstance(device_map, str) else torch.device(device_map))
-        return (model, model.load_report) if output_loading_info else model
+            model.to(_device(device_map))
+        return (model, model.load_report.to_dict()) if output_loading_info else model
 
     @classmethod
     def from_checkpoint(
@@ -335,7 +368,7 @@ class PreTrainedModel(nn.Module):
         kept = _dtype(dtype, checkpoint)
         options = {name: value for name, value in fields.items() if name in cls._options}
         fields = {name: value for name, value in fields.items() if name not in cls._options}
-        target = config or checkpoint.config.override(fields).as_class(cls.config_class)
+        target = (config or checkpoint.config).override(fields).as_class(cls.config_class)
         with torch.device("meta"):
             model = cls(target, **options)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
@@ -370,19 +403,23 @@ class PreTrainedModel(nn.Module):
         trunk = canonical.startswith(("embeddings.", "layers.", "layernorm.", "pooler."))
         return f"{self.base_model_prefix}.{canonical}" if trunk and self.base_model is not self else canonical
 
-    @staticmethod
-    def _answer(output: Output, return_dict: bool) -> Output:
+    def _answer(self, output: Output, return_dict: bool | None) -> Output:
         """The output, or the tuple of its parts for those who ask for that."""
-        return output if return_dict else output.to_tuple()  # type: ignore[return-value]
+        as_mapping = self.config.return_dict if return_dict is None else return_dict
+        return output if as_mapping else output.to_tuple()  # type: ignore[return-value]
 
 
-def open_named(name: str | Path, ema: bool, arguments: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
-    """A checkpoint by path or name, and those of the arguments that are the configuration's."""
+def open_named(
+    name: str | Path, ema: bool, arguments: dict[str, Any], config: ViTConfig | None = None
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint by path or name, and those of the arguments that are the configuration's.
+
+    Args:
+        config: what the caller knows of the shape, where that is no part of the arguments.
+    """
+    known = {} if config is None else {field: getattr(config, field) for field in HINTS}
     options, fields = hub_arguments({name: value for name, value in arguments.items() if name not in NOTHING_TO_DO})
-    return open_checkpoint(fetch(name, **options), ema=ema, fields=fields), fields
-
-
-publish = push_to_hub  # the method of this name hides the function within the class
+    return open_checkpoint(fetch(name, **options), ema=ema, fields={**known, **fields}), fields
 
 
 def _init(name: str, tensor: Tensor, std: float, generator: torch.Generator | None) -> None:
@@ -401,3 +438,11 @@ def _dtype(asked: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dty
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UserError(f"{asked!r} is no type of floating-point numbers", "take float32, bfloat16, float16 or auto")
     return found
+
+
+def _device(asked: str | int | torch.device | Mapping[str, Any]) -> torch.device:
+    if isinstance(asked, Mapping):
+        if list(asked) != [""]:
+            raise UserError("The device_map splits the model", "pass one device; a DeiT fits on one")
+        return _device(asked[""])
+    return choose_device(asked) if isinstance(asked, str) else torch.device(asked)

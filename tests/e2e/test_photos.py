@@ -135,14 +135,23 @@ def test_the_student_goes_to_timm_and_back_and_answers_the_same(deit: Deit, runs
     )
 
 
-def test_a_checkpoint_of_the_run_opens_with_its_average(deit: Deit, runs: Path, photos: Path) -> None:
-    checkpoint = max((runs / "student" / "checkpoints").iterdir())
-    averaged = (checkpoint / "average.safetensors").is_file()
-    for option, fine in (((), True), (("--ema",), averaged)):
-        done = deit("evaluate", checkpoint, photos, "--part", "all", "--crop", "pad", "--json", *option)
-        assert (done.returncode == 0) == fine, done.stderr
-        if fine:
-            assert json.loads(done.stdout)["images"] == 36
+def test_however_the_model_is_named_the_images_that_training_saw_are_left_out(runs: Path, photos: Path) -> None:
+    from deit import evaluate
+
+    student = runs / "student"
+    checkpoint = max((student / "checkpoints").iterdir())
+    for model in (
+        student,
+        student / "best",
+        student / "best" / "model.safetensors",
+        checkpoint,
+        checkpoint / "model.safetensors",
+    ):
+        result = evaluate(model, photos, device="cpu", workers=0, crop="pad")
+        assert result.images == 6, model
+    averaged = evaluate(checkpoint, photos, device="cpu", workers=0, ema=True)
+    last = evaluate(student / "last", photos, device="cpu", workers=0)
+    assert averaged.answer.loss == pytest.approx(last.answer.loss)
 
 
 def test_a_push_sends_the_model_and_a_card_that_tells_of_the_run(

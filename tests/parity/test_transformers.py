@@ -69,16 +69,6 @@ def loaded_whole(model_class: Any, directory: Path, **options: Any) -> nn.Module
 @torch.no_grad()
 @every_kind
 @every_shape
-def test_transformers_reads_what_we_save(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
-    model = ours(kind, **shape)
-    model.save_pretrained(tmp_path)
-    x = images(model.config)
-    assert_same(model(x), loaded_whole(getattr(transformers, kind), tmp_path)(x))
-
-
-@torch.no_grad()
-@every_kind
-@every_shape
 def test_we_read_what_transformers_saves(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
     model = theirs(kind, **shape)
     model.save_pretrained(tmp_path)
@@ -169,7 +159,7 @@ def test_gradients_agree(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
     model = randomised(
-        deit.DeiTForImageClassificationWithTeacher(variant_config("deit-base-distilled-patch16-224", layer_norm_eps=1e-12)),  # type: ignore[arg-type]
+        deit.DeiTForImageClassificationWithTeacher(variant_config("deit-tiny-distilled-patch16-224", layer_norm_eps=1e-12)),  # type: ignore[arg-type]
         std=0.03,
     )
     model.save_pretrained(tmp_path / "ours")
@@ -183,13 +173,16 @@ def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
 @torch.no_grad()
 @every_kind
 @every_shape
-def test_every_layer_says_the_same(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
+def test_transformers_reads_what_we_save_and_every_layer_says_the_same(
+    tmp_path: Path, kind: str, shape: dict[str, Any]
+) -> None:
     model = ours(kind, **shape)
     model.save_pretrained(tmp_path)
     other = loaded_whole(getattr(transformers, kind), tmp_path, attn_implementation="eager")
     x = images(model.config)
     asked = {"output_attentions": True, "output_hidden_states": True}
     one, two = model(x, **asked), other(x, **asked)
+    assert_same(one, two)
     layers = model.config.num_hidden_layers
     for part, count in (("hidden_states", layers + 1), ("attentions", layers)):
         mine, yours = getattr(one, part), getattr(two, part)

@@ -13,6 +13,7 @@ import transformers
 
 import deit
 from deit import conversion
+from deit.checkpoints.writing import write_timm
 from deit.conversion import convert, logits_on_fixed_input
 from deit.errors import CheckpointError, UserError, WorkError
 from deit.image_processor import DeiTImageProcessor
@@ -54,7 +55,7 @@ def test_every_format_gives_the_same_logits_in_its_own_program(source: Path, mod
     other = "transformers" if to == "transformers" else "timm"
     assert [name.split()[0] for name in result.differences] == ["deit", other]
     assert max(result.differences.values()) <= 1e-5
-    assert result.largest == pytest.approx(model(noise(2, 3, 32, 32)).logits.abs().max().item(), rel=1)  # really its logits
+    assert result.largest == pytest.approx(model(noise(2, 3, 32, 32)).logits.abs().max().item(), rel=1e-5)
     assert (result.layout, result.format, result.epsilon_shift) == ("transformers", to, 0.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", place(tmp_path, to).name])
 
@@ -177,3 +178,63 @@ def test_shape_and_distillation_change_on_the_way(source: Path, model: Any, tmp_
     assert (loaded.config.image_hw, loaded.config.classes) == ((64, 48), ("x", "y"))
     assert deit.DeiTImageProcessor.from_pretrained(tmp_path / "there").input_hw == (64, 48)
     assert json.loads(json.dumps(result.to_dict()))["architecture"] == result.architecture
+
+
+def test_nothing_but_a_model_is_replaced(source: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "photos").mkdir(parents=True)
+    (run / "recipe.toml").touch()
+    for destination, says in (
+        (run, "run holds photos, which is no part of a model"),
+        (source, "hold each other"),
+        (source / "inner", "hold each other"),
+    ):
+        with pytest.raises(UserError, match=says):
+            convert(source, destination, overwrite=True)
+    source.rename(run / "best")
+    for file in (run / "recipe.toml", run / "photos"):
+        file.rename(tmp_path / file.name)
+    with pytest.raises(UserError, match=r"holds best|hold each other"):
+        convert(run / "best", run, overwrite=True)
+    assert (run / "best" / "model.safetensors").is_file()
+
+
+def test_the_record_of_the_data_goes_along(source: Path, tmp_path: Path) -> None:
+    (source / "training.json").write_text('{"fingerprint": "x"}')
+    convert(source, tmp_path / "a", "timm")
+    convert(tmp_path / "a", tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "training.json").read_text()) == {"fingerprint": "x"}
+
+
+def test_what_timm_reads_is_the_directory_with_its_configuration(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def garbled(directory: Path, *arguments: Any) -> None:
+        write_timm(directory, *arguments)
+        content = json.loads((directory / "config.json").read_text())
+        content["model_args"]["act_layer"] = "relu"
+        (directory / "config.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(conversion, "write_timm", garbled)
+    monkeypatch.setattr(conversion, "_read_ourselves", lambda _, model: logits_on_fixed_input(model, model))
+    with pytest.raises(WorkError, match=r"timm .* answers the written model with logits up to"):
+        convert(source, tmp_path / "there", "timm")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127},
+        {"do_resize": False},
+        {"size": {"shortest_edge": 40, "longest_edge": 50}},
+        {"size": (40, 60)},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_timm_cannot_do_is_refused(source: Path, tmp_path: Path, settings: Any) -> None:
+    DeiTImageProcessor(**{"crop_size": 32, "size": 40, **settings}).save_pretrained(source)
+    with pytest.raises(CheckpointError, match="timm has no words"):
+        convert(source, tmp_path / "there", "timm")
+    result = convert(source, tmp_path / "there", image_size=64)  # but another size is nothing to timm's words
+    assert DeiTImageProcessor.from_pretrained(result.destination).crop_size == {"height": 64, "width": 64}

@@ -11,7 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError
-from deit.files import MAX_JSON_BYTES, MAX_JSON_DEPTH, new_directory, read_json, sha256, write_bytes, write_json, write_text
+from deit.files import (
+    MAX_JSON_BYTES,
+    MAX_JSON_DEPTH,
+    json_text,
+    new_directory,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -23,6 +33,13 @@ def test_json_comes_back_and_stays_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "new folder" / "a.json", content)
     assert read_json(tmp_path / "new folder" / "a.json") == content
     assert "猫" in (tmp_path / "new folder" / "a.json").read_text(encoding="utf-8")
+
+
+def test_text_that_utf_8_cannot_hold_comes_back_too(tmp_path: Path) -> None:
+    content = {"half \ud83d": ["\udfff", "\\ud800", "😀"]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert "😀" in json_text(content)
 
 
 def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,3 +81,12 @@ def test_the_heads_are_named_and_the_last_is_the_answer() -> None:
     assert list(two.heads) == ["class", "distillation", "both"]
     assert two.heads["both"] is two.logits
     assert list(ImageClassifierOutput(logits=LOGITS).heads) == ["class"]
+
+
+def test_a_part_that_is_taken_away_has_no_place_any_more() -> None:
+    output = ImageClassifierOutput(loss=torch.tensor(1.0), logits=LOGITS)
+    output.loss = None
+    output.attentions = None
+    assert list(output) == ["logits"]
+    assert output[0] is LOGITS
+    assert output.loss is None

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit.checkpoints.facts import ModelFacts, at, count, number, read_facts
+from deit.files import CARD_NAME as CARD_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-CARD_NAME = "README.md"
 LONGEST = 80  # characters of a name
 NAMED_CLASSES, WORST_CLASSES = 10, 3
 TOP5_CLASSES = 6  # from here on, the first five answers are not all there are

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit.config import CONFIG_NAME, ViTConfig, config_from_dict
+from deit.checkpoints.shapes import trunk_shapes
+from deit.checkpoints.tensors import TensorFile, open_index, open_safetensors
+from deit.config import ViTConfig, config_from_dict, variant_config
 from deit.errors import CheckpointError
-from deit.files import MAX_JSON_BYTES, read_json
+from deit.files import (
+    BEST_NAME,
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    INDEX_NAME,
+    LAST_NAME,
+    LOG_NAME,
+    MAX_JSON_BYTES,
+    PROCESSOR_NAME,
+    RECIPE_NAME,
+    RECORD_NAME,
+    RUN_NAME,
+    WEIGHTS_NAME,
+    read_json,
+)
 from deit.variants import VARIANTS
 
-WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-PROCESSOR_NAME, RECORD_NAME = "preprocessor_config.json", "training.json"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # a convnet saves them, and they are no parameters
 HEADS = ("class", "distillation", "both")
 PARTS = ("validation", "test")
@@ -61,11 +74,9 @@ class ModelFacts:
         """The published model of this shape, or else the kind of model and its size."""
         if (own := self.config) is None:
             return self.architecture
-        mine = (own.hidden_size, own.num_attention_heads, own.image_size, own.model_type, own.num_hidden_layers, own.patch_size)
-        for row in VARIANTS.values():
-            if mine == (row.width, row.heads, row.image_size, "deit" if row.distilled else "vit", 12, 16):
-                return row.name
-        return f"{own.model_type}-width{own.hidden_size}-depth{own.num_hidden_layers}"
+        mine = _shape(own)
+        names = (name for name in VARIANTS if _shape(variant_config(name)) == mine)
+        return next(names, f"{own.model_type}-width{own.hidden_size}-depth{own.num_hidden_layers}")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,42 +112,40 @@ def read_facts(directory: Path) -> ModelFacts:
     """
     directory = directory.resolve()
     content, run = read_json(directory / CONFIG_NAME), directory.parent
-    in_run = directory.name in ("best", "last") and (run / "run.json").is_file()
-    log = list(_log(run / "log.jsonl")) if in_run else []
-    row = max(log, key=_merit, default={}) if directory.name == "best" else log[-1] if log else {}
-    evaluation = _json(run / "evaluation.json") if in_run else {}
-    of_best = directory.name == "best" or count(evaluation, "best_epoch") == count(row, "epoch") > 0
+    in_run = directory.name in (BEST_NAME, LAST_NAME) and (run / RUN_NAME).is_file()
+    log = list(_log(run / LOG_NAME)) if in_run else []
+    row = max(log, key=_merit, default={}) if directory.name == BEST_NAME else log[-1] if log else {}
+    evaluation = _json(run / EVALUATION_NAME) if in_run else {}
+    of_best = directory.name == BEST_NAME or count(evaluation, "best_epoch") == count(row, "epoch") > 0
     return ModelFacts(
         config=None if "architecture" in content else config_from_dict(content),
         content=content,
         processor=_json(directory / PROCESSOR_NAME),
         record=_json(directory / RECORD_NAME),
-        run=_json(run / "run.json") if in_run else {},
-        recipe=_toml(run / "recipe.toml") if in_run else {},
+        run=_json(run / RUN_NAME) if in_run else {},
+        recipe=_toml(run / RECIPE_NAME) if in_run else {},
         row=row,
         evaluation=evaluation if of_best else {},
-        parameters=sum(_sizes(directory)),
+        parameters=sum(
+            math.prod(entry.shape)
+            for file in open_weights(directory)
+            for name, entry in file.entries.items()
+            if not name.endswith(BUFFERS)
+        ),
     )
 
 
-def weight_files(directory: Path) -> tuple[str, ...]:
-    """The names of a model directory's weights: one file, or an index and the parts that it names.
+def open_weights(directory: Path) -> list[TensorFile]:
+    """A model directory's weights, in safetensors: one file, or the shards that an index names.
 
     Raises:
-        CheckpointError: there are none, or the index names what is no safetensors file of the directory.
+        CheckpointError: there are none, or they are damaged.
     """
     if (directory / WEIGHTS_NAME).is_file():
-        return (WEIGHTS_NAME,)
-    if not (directory / INDEX_NAME).is_file():
-        raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
-    names = read_json(directory / INDEX_NAME).get("weight_map")
-    parts = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
-    if not parts:
-        raise CheckpointError(f"{directory / INDEX_NAME} names no files", "copy or save the model again")
-    for name in parts:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name) or not (directory / name).is_file():
-            raise CheckpointError(f"{directory / INDEX_NAME} names {name[:99]!r}, which is not there", "copy the model again")
-    return (INDEX_NAME, *parts)
+        return [open_safetensors(directory / WEIGHTS_NAME)]
+    if (directory / INDEX_NAME).is_file():
+        return open_index(directory / INDEX_NAME, open_safetensors)
+    raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
 
 
 def at(content: Any, place: str) -> Any:
@@ -159,20 +168,9 @@ def count(content: Any, place: str) -> int:
     return int(value) if value is not None and value >= 1 and value == int(value) else 0
 
 
-def _sizes(directory: Path) -> Iterator[int]:
-    """The number of values in each parameter, from the weights' headers."""
-    from safetensors import SafetensorError, safe_open
-
-    for name in weight_files(directory):
-        if name == INDEX_NAME:
-            continue
-        try:
-            with safe_open(directory / name, framework="np") as file:
-                for tensor in file.keys():  # noqa: SIM118 - no mapping
-                    if not tensor.endswith(BUFFERS):
-                        yield math.prod(file.get_slice(tensor).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{directory / name} is no valid safetensors file", "copy or save it again") from error
+def _shape(config: ViTConfig) -> object:
+    """What two models of the same shape have in common; heads and sides of the image are not told by the tensors' shapes."""
+    return trunk_shapes(config), config.num_attention_heads, config.image_hw
 
 
 def _merit(row: dict[str, Any]) -> tuple[float, float]:

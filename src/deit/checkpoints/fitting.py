@@ -6,9 +6,9 @@ step between plain and distilled models is taken only when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ PARTS = (*CLASSIFIERS, "pooler", "decoder", "embeddings.mask_token")
 
 
 @dataclass(frozen=True)
-class LoadReport(Mapping[str, object]):
+class LoadReport:
     """How a checkpoint came into a model.
 
     Attributes:
@@ -38,8 +38,6 @@ class LoadReport(Mapping[str, object]):
         ignored: tensors of the checkpoint that have no place in the model.
         mismatched: those of ``new`` that the checkpoint had in another shape -> both shapes.
         notes: choices that were made, in words.
-
-    As a mapping it has the names that transformers gives: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys``.
     """
 
     new: tuple[str, ...] = ()
@@ -57,24 +55,14 @@ class LoadReport(Mapping[str, object]):
     def __bool__(self) -> bool:
         return bool(self.new or self.resized or self.ignored or self.notes)
 
-    def _keys(self) -> dict[str, object]:
-        missing = [name for name in self.new if name not in self.mismatched]
-        mismatched = [(name, *shapes) for name, shapes in self.mismatched.items()]
+    def to_dict(self) -> dict[str, Any]:
+        """In the words of transformers: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys``."""
         return {
-            "missing_keys": set(missing),
+            "missing_keys": {name for name in self.new if name not in self.mismatched},
             "unexpected_keys": set(self.ignored),
-            "mismatched_keys": set(mismatched),
+            "mismatched_keys": {(name, *shapes) for name, shapes in self.mismatched.items()},
             "error_msgs": [],
         }
-
-    def __getitem__(self, name: str) -> object:
-        return self._keys()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys())
-
-    def __len__(self) -> int:
-        return len(self._keys())
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError
-from deit.files import read_json
+from deit.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json
 from deit.variants import HUB_ORGANISATION, VARIANTS
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder"})
-CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+CONFIG = CONFIG_NAME
+WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
+PROCESSORS = (PROCESSOR_NAME, NESTED_PROCESSOR_NAME)
 MAX_SHARDS = 1024
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".json", ".tar")  # of no repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -41,7 +41,7 @@ def fetch(
     local_files_only: bool = False,
     token: str | None = None,
     force_download: bool = False,
-    subfolder: str = "",
+    subfolder: str | None = None,
 ) -> Path:
     """The file or directory that a name stands for; from the hub it is downloaded first, into the hub's cache.
 
@@ -51,12 +51,12 @@ def fetch(
             ``@revision`` after it if you like.
         files: which must be there; None means a whole model: its configuration, weights, and preprocessing if it has one.
         optional: which are taken along where they exist; one must, where ``files`` are none.
-        revision: branch, tag or commit on the hub; ``main`` when None.
+        revision: branch, tag or commit on the hub; ``main`` when None. A path has none.
         cache_dir: the hub's cache when None.
         local_files_only: only the cache is looked at, as with the environment's HF_HUB_OFFLINE.
         token: for private and gated models; the one that ``hf auth login`` stored when None.
         force_download: load again what is in the cache.
-        subfolder: of the directory or repository.
+        subfolder: of the directory or repository, if the files are not at its top.
 
     Returns:
         The path itself, or the directory in the cache that holds the files of one commit.
@@ -64,12 +64,14 @@ def fetch(
     Raises:
         CheckpointError: there is no such thing, or it could not be reached; the message says where it was looked for.
     """
-    text = str(name)
+    text, subfolder = str(name), subfolder or ""
     _check_relative(subfolder, "subfolder")
     for file in (*(files or ()), *optional):
         _check_relative(file, "file name")
     local = Path(text.removeprefix("local-dir:"))
     if text.strip() and _exists(local):
+        if revision:
+            raise CheckpointError(f"{local} is a path, and a path has no revision", "leave out the revision")
         if subfolder and not (local / subfolder).exists():
             raise CheckpointError(f"{local} has no {subfolder}", "check the subfolder")
         return local / subfolder if subfolder else local
@@ -120,7 +122,7 @@ class _Source:
 
     def model(self) -> Path:
         """The files of a whole model; their directory."""
-        directory = self.need(CONFIG).parent
+        directory = self.need(CONFIG_NAME).parent
         weights = next((path for file in WEIGHTS if (path := self.get(file))), None)
         if weights is None:
             raise self.missing(" or ".join(WEIGHTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, cast
 
-from deit.checkpoints.card import CARD_NAME, model_card
-from deit.checkpoints.facts import INDEX_NAME, PROCESSOR_NAME, RECORD_NAME, weight_files
-from deit.config import CONFIG_NAME
+from deit.checkpoints.card import model_card
+from deit.checkpoints.facts import open_weights
+from deit.checkpoints.reading import model_path
 from deit.errors import CheckpointError, DeiTError, UserError, WorkError
-from deit.files import read_json
+from deit.files import (
+    CARD_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    PROCESSOR_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    json_text,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -88,10 +96,14 @@ def plan_push(directory: Path, repo_id: str, license: str | None = None) -> Publ
         license = license.lower()
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license):
             raise UserError(f"{license!r} identifies no licence", "pass such as apache-2.0, mit or cc-by-4.0, or `other`")
-    model = _model_directory(directory)
+    model = model_path(directory)
+    if not (model / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{model} holds no {CONFIG_NAME}", "pass a model directory, or a run with a finished epoch")
     files: dict[str, Path | bytes] = {CONFIG_NAME: _clean_json(model / CONFIG_NAME)}
-    for name in weight_files(model):
-        files[name] = _clean_json(model / name) if name == INDEX_NAME else model / name
+    weights = open_weights(model)
+    if not (model / WEIGHTS_NAME).is_file():
+        files[INDEX_NAME] = _clean_json(model / INDEX_NAME)
+    files |= {file.path.name: file.path for file in weights}
     if (model / PROCESSOR_NAME).is_file():
         files[PROCESSOR_NAME] = _clean_json(model / PROCESSOR_NAME)
     if (model / RECORD_NAME).is_file() and isinstance(record := _clean_json(model / RECORD_NAME), Path):
@@ -165,15 +177,6 @@ def _check_name(repo_id: str) -> None:
         raise UserError(f"{repo_id!r} is no name of a repository", remedy)
 
 
-def _model_directory(directory: Path) -> Path:
-    for candidate in (directory, directory / "best"):
-        if (candidate / CONFIG_NAME).is_file():
-            return candidate
-    if not directory.exists():
-        raise CheckpointError(f"{directory} does not exist", "check the path of the model or run directory")
-    raise CheckpointError(f"{directory} holds no {CONFIG_NAME}", "pass a model directory, or a run with a finished epoch")
-
-
 def _clean_json(path: Path) -> Path | bytes:
     """A JSON file as it is, or its content without values that are paths of this machine."""
     _refuse_link(path)
@@ -181,7 +184,7 @@ def _clean_json(path: Path) -> Path | bytes:
     clean = _without_paths(content)
     if clean == content:
         return path
-    return f"{json.dumps(clean, indent=2)}\n".encode()
+    return json_text(clean).encode()
 
 
 def _without_paths(content: dict[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,10 @@ from deit.checkpoints.layouts import locate
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config
 from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
-from deit.config import CONFIG_NAME, ViTConfig, config_from_dict
+from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.files import read_json
+from deit.files import AVERAGE_NAME, BEST_NAME, CONFIG_NAME, RECIPE_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
-
-AVERAGE = "average.safetensors"
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,12 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
         ConfigError: a ``config.json`` that describes no model.
     """
     fields = fields or {}
-    path = _stands_for(path)
+    path = model_path(path)
     files, config_file = (_in_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _alone(path, ema)
-    content = read_json(config_file) if config_file.is_file() else None
+    content = read_json(config_file) if config_file and config_file.is_file() else None
     layout, places, shapes = _tensors(files, path)
     preprocessing: Mapping[str, Any] = {}
-    if content is None:
+    if content is None or config_file is None:
         default = {} if layout == "transformers" else {"layer_norm_eps": LAYER_NORM_EPS}
         config = infer_config(shapes, {}, {**default, **fields}, str(path))
     elif "architecture" in content and "model_type" not in content:
@@ -115,20 +112,28 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, places)
 
 
-def _stands_for(path: Path) -> Path:
-    """A run's directory stands for its best model."""
+def model_path(path: Path) -> Path:
+    """The model that a path stands for: itself, or a run's best.
+
+    Raises:
+        CheckpointError: it does not exist, or is a run without a finished epoch.
+    """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "check the path of the model, checkpoint or run")
-    if path.is_dir() and not (path / CONFIG_NAME).is_file() and (path / BEST / CONFIG_NAME).is_file():
-        return path / BEST
+    if not path.is_dir() or (path / CONFIG_NAME).is_file():
+        return path
+    if (path / BEST_NAME / CONFIG_NAME).is_file():
+        return path / BEST_NAME
+    if (path / RECIPE_NAME).is_file():
+        raise CheckpointError(f"The run {path} has no finished epoch", "go on with it: deit train --resume")
     return path
 
 
 def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
     if ema:
-        if not (path / AVERAGE).is_file():
-            raise CheckpointError(f"{path} holds no {AVERAGE}", "load it without ema: it holds one set of weights")
-        return [open_tensors(path / AVERAGE)]
+        if not (path / AVERAGE_NAME).is_file():
+            raise CheckpointError(f"{path} holds no {AVERAGE_NAME}", "load it without ema: it holds one set of weights")
+        return [open_tensors(path / AVERAGE_NAME)]
     for name in WEIGHTS:
         if (path / name).is_file():
             return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
@@ -139,13 +144,13 @@ def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
     )
 
 
-def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path]:
+def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
     """A file, and the configuration beside it, which belongs to it where its name is that of a model directory's weights."""
+    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, AVERAGE_NAME) else None
     if path.name in WEIGHTS and path.name.endswith(".index.json"):
         if ema:
             raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
-        return open_index(path), path.with_name(CONFIG_NAME)
-    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, AVERAGE) else path / CONFIG_NAME
+        return open_index(path), beside
     return [open_tensors(path, ema)], beside
 
 

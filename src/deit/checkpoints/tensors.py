@@ -7,7 +7,7 @@ import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +25,7 @@ MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousan
 MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's
 MAX_OPCODES = 1_000_000  # of a pickle; each may make an object. A model with its optimizer has 20 thousand
 MAX_TENSORS = 20_000
+MAX_SIDE = 2**63 - 1  # of a tensor: torch counts no further, and an empty one may claim more
 
 # What a pickle may name. numpy's scalars are not among it: their constructor takes any pickled object with the type "O".
 ALLOWED: list[Any] = [argparse.Namespace]
@@ -90,7 +91,7 @@ class TensorFile:
         try:
             with safetensors.safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in names}
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path} cannot be read any more ({error})", "load the model again") from error
         if any((tuple(tensor.shape), tensor.dtype) != self.entries[name] for name, tensor in tensors.items()):
             raise CheckpointError(f"{self.path} changed while it was read", "load the model again")
@@ -108,15 +109,13 @@ def open_tensors(path: Path, average: bool = False) -> TensorFile:
         CheckpointError: missing, neither of these, damaged, too large for what it says, no average in it, or it holds objects
             that only running code could bring back.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist", "check the path")
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(64)
+    head, size = _head(path), path.stat().st_size
     if head[8:9] == b"{":
         if average:
             raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
-        return _open_safetensors(path, int.from_bytes(head[:8], "little"))
+        found = open_safetensors(path)
+        _check_count(path, found.entries)
+        return found
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)
         return _open_torch(path, size, average, mapped=True)
@@ -132,28 +131,16 @@ def open_tensors(path: Path, average: bool = False) -> TensorFile:
     )
 
 
-def open_index(path: Path) -> list[TensorFile]:
-    """The shards of an index such as ``model.safetensors.index.json``.
+def open_safetensors(path: Path) -> TensorFile:
+    """As :func:`open_tensors`, where nothing else will do. There may be no tensors, as before an optimizer's first step.
 
     Raises:
-        CheckpointError: as from :func:`open_tensors`; or the index names a file outside its directory, or shards and index do
-            not name the same tensors.
+        CheckpointError: missing, or no valid safetensors file.
     """
-    shards, places = shard_names(path), read_json(path)["weight_map"]
-    _check_count(path, places)
-    files = []
-    for shard in shards:
-        if not (path.parent / shard).is_file():
-            raise CheckpointError(f"{path.name} names {shard}, which is missing in {path.parent}", "copy or download it too")
-        files.append(open_tensors(path.parent / shard))
-        wanted = {name for name, place in places.items() if place == shard}
-        if odd := wanted ^ files[-1].entries.keys():
-            state = "lacks" if min(odd) in wanted else "holds, and its index does not name,"
-            raise CheckpointError(f"{files[-1].path} {state} {shown(min(odd))}", "index and shards belong to different models")
-    return files
-
-
-def _open_safetensors(path: Path, header: int) -> TensorFile:
+    head = _head(path)
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{":
+        raise CheckpointError(f"{path} is no valid safetensors file (it has no header)", "copy or save it again")
     if header > MAX_HEADER:
         raise CheckpointError(
             f"{path} has a header of {header} bytes", f"at most {MAX_HEADER} are read; no model needs as many"
@@ -164,10 +151,47 @@ def _open_safetensors(path: Path, header: int) -> TensorFile:
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (safetensors.SafetensorError, OSError, OverflowError) as error:
         raise CheckpointError(f"{path} is no valid safetensors file ({error})", "copy or save it again") from error
-    _check_count(path, found)
+    if odd := next((name for name, (shape, _) in found.items() if max(shape, default=0) > MAX_SIDE), None):
+        raise CheckpointError(f"{path} is no valid safetensors file (no {shown(odd)} can be as large)", "copy or save it again")
     return TensorFile(
         path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in found.items()}
     )
+
+
+def open_index(path: Path, open_file: Callable[[Path], TensorFile] = open_tensors) -> list[TensorFile]:
+    """The shards of an index such as ``model.safetensors.index.json``.
+
+    Args:
+        path: the index.
+        open_file: by which each shard is opened.
+
+    Raises:
+        CheckpointError: as from ``open_file``; or the index names a file outside its directory, or shards and index do
+            not name the same tensors.
+    """
+    shards, places = shard_names(path), read_json(path)["weight_map"]
+    _check_count(path, places)
+    files = []
+    for shard in shards:
+        if not (path.parent / shard).is_file():
+            raise CheckpointError(f"{path.name} names {shard}, which is missing in {path.parent}", "copy or download it too")
+        files.append(open_file(path.parent / shard))
+        wanted = {name for name, place in places.items() if place == shard}
+        if odd := wanted ^ files[-1].entries.keys():
+            state = "lacks" if min(odd) in wanted else "holds, and its index does not name,"
+            raise CheckpointError(f"{files[-1].path} {state} {shown(min(odd))}", "index and shards belong to different models")
+    return files
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, which tell what it is."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist", "check the path")
+    try:
+        with path.open("rb") as stream:
+            return stream.read(64)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
 
 
 def _check_zip(path: Path, size: int) -> None:

@@ -16,7 +16,18 @@ from deit.variants import LAYER_NORM_EPS
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
 _PLAIN = re.compile(rf"(?:deit|vit)_({'|'.join(_HEADS)})(?:_distilled)?_patch[0-9]+_[0-9]+(?:\.\w+)?")
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+# timm's name and ours of the same function; where a name stands twice, its first row is the translation.
+_ACTIVATIONS = (
+    ("gelu", "gelu"),
+    ("gelu_tanh", "gelu_pytorch_tanh"),
+    ("gelu_tanh", "gelu_new"),
+    ("relu", "relu"),
+    ("silu", "silu"),
+    ("silu", "swish"),
+    ("swish", "silu"),
+)
+FROM_TIMM = dict(reversed(_ACTIVATIONS))
+TO_TIMM = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS)}
 _FIELDS = {
     "num_heads": "num_attention_heads",
     "depth": "num_hidden_layers",
@@ -127,9 +138,9 @@ def _check_argument(name: str, value: object, where: str) -> None:
 def _activation(value: object, where: str) -> str:
     if value is None:
         return "gelu"
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise CheckpointError(f"{where} names the activation {shown(str(value))}", f"known are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[value]
+    if not isinstance(value, str) or value not in FROM_TIMM:
+        raise CheckpointError(f"{where} names the activation {shown(str(value))}", f"known are {', '.join(sorted(FROM_TIMM))}")
+    return FROM_TIMM[value]
 
 
 def _fixed_size(settings: Mapping[str, Any], where: str) -> list[int] | None:

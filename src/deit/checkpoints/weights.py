@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from deit.checkpoints.tensors import open_safetensors
 from deit.errors import CheckpointError
+from deit.files import WEIGHTS_NAME as WEIGHTS_NAME
 from deit.files import write_bytes
-
-WEIGHTS_NAME = "model.safetensors"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -28,12 +27,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: missing, or no valid safetensors file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist", "check the path")
-    try:
-        return dict(load_file(path))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no valid safetensors file ({error})", "copy or save it again") from error
+    file = open_safetensors(path)
+    return file.read(file.entries)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -17,26 +17,16 @@ from torch import Tensor
 
 from deit.checkpoints.layouts import to_layout
 from deit.checkpoints.shapes import CLASS_HEADS, check_shapes, find_architecture
-from deit.checkpoints.timm_config import PREPROCESSING
-from deit.checkpoints.weights import WEIGHTS_NAME, write_tensors
-from deit.config import CONFIG_NAME, DeiTConfig, ViTConfig
+from deit.checkpoints.timm_config import PREPROCESSING, TO_TIMM
+from deit.checkpoints.weights import write_tensors
+from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
-from deit.files import write_bytes, write_json
+from deit.files import CONFIG_NAME, WEIGHTS_NAME, write_bytes, write_json
 from deit.variants import VARIANTS, Variant
 
 State = Mapping[str, Tensor]
 
 TIMM_EPS = (1e-6, 1e-12)  # timm's, and that of the published Hugging Face files, which differs from it by rounding only
-TIMM_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP_RATIO = 0.875
 
 
 def write_transformers(directory: Path, config: ViTConfig, state: State, architecture: str) -> None:
@@ -57,15 +47,15 @@ def write_transformers(directory: Path, config: ViTConfig, state: State, archite
     write_json(directory / CONFIG_NAME, {**config.to_dict(), "architectures": [architecture]})
 
 
-def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: Mapping[str, Any] | None = None) -> None:
+def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: Mapping[str, Any]) -> None:
     """A directory that ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` opens, and timm's hub.
 
     Args:
         directory: is made where it is missing; its other files stay.
         config: of the model.
         state: canonical name -> tensor.
-        preprocessing: ``interpolation``, ``crop_pct``, ``crop_mode``, ``mean`` and ``std`` as timm has them; what is missing is
-            that of ImageNet's evaluation. The image's size is the model's.
+        preprocessing: ``interpolation``, ``crop_pct``, ``crop_mode``, ``mean`` and ``std`` as timm has them. The image's size
+            is the model's.
 
     Raises:
         CheckpointError: timm has no such model; the message says what it lacks.
@@ -73,19 +63,11 @@ def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: 
     tensors = _timm_state(config, state)
     architecture, arguments = timm_architecture(config)
     classes = config.num_labels if _has_head(state) else 0
-    channels = config.num_channels
+    if odd := next((name for name in preprocessing if name not in PREPROCESSING), None):
+        raise CheckpointError(f"timm's preprocessing has no {odd!r}", f"known are {', '.join(PREPROCESSING)}")
     settings: dict[str, Any] = {
-        "interpolation": "bicubic",
-        "crop_pct": CROP_RATIO,
-        "mean": list(IMAGENET_MEAN) if channels == 3 else [0.5] * channels,
-        "std": list(IMAGENET_STD) if channels == 3 else [0.5] * channels,
-    }
-    for name, value in (preprocessing or {}).items():
-        if name not in PREPROCESSING:
-            raise CheckpointError(f"timm's preprocessing has no {name!r}", f"known are {', '.join(PREPROCESSING)}")
-        settings[name] = list(value) if isinstance(value, tuple) else value
-    settings |= {
-        "input_size": [channels, *config.image_hw],
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in preprocessing.items()},
+        "input_size": [config.num_channels, *config.image_hw],
         "fixed_input_size": True,
         "num_classes": classes,
         "first_conv": "patch_embed.proj",
@@ -138,7 +120,7 @@ def timm_architecture(config: ViTConfig) -> tuple[str, dict[str, Any]]:
         "num_heads": (config.num_attention_heads, row.heads),
         "mlp_ratio": (_mlp_ratio(config), 4.0),
         "qkv_bias": (config.qkv_bias, True),
-        "act_layer": (TIMM_ACTIVATIONS[config.hidden_act], "gelu"),
+        "act_layer": (TO_TIMM[config.hidden_act], "gelu"),
     }
     return row.name.replace("-", "_"), {name: value for name, (value, default) in own.items() if value != default}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ def processor_beside(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProc
         return DeiTImageProcessor.for_size(*config.image_hw)
     if checkpoint.config.image_hw == config.image_hw:
         return processor
-    return processor_of({**settings_of(processor), "input_size": [config.num_channels, *config.image_hw]})
+    return processor.with_input_size(*config.image_hw)
 
 
 def model_directory(path: Path) -> Path:
@@ -244,21 +245,37 @@ def processor_of(settings: Mapping[str, Any]) -> DeiTImageProcessor:
 
 
 def settings_of(processor: DeiTImageProcessor) -> dict[str, Any]:
-    """The inverse of :func:`processor_of`."""
+    """The inverse of :func:`processor_of`.
+
+    Raises:
+        CheckpointError: timm has no words for what the processor does.
+    """
     height, width = processor.input_hw
     channels = len(processor.image_mean) if isinstance(processor.image_mean, tuple) else 3
-    mean, std = (
-        value if isinstance(value, tuple) else (value,) * channels for value in (processor.image_mean, processor.image_std)
-    )
+    statistics = processor.image_mean, processor.image_std
+    mean, std = (value if isinstance(value, tuple) else (value,) * channels for value in statistics)
     mode = "border" if processor.do_pad else "center" if "shortest_edge" in processor.size or height != width else "squash"
-    return {
+    settings = {
         "input_size": [channels, height, width],
-        "interpolation": next((name for name, value in INTERPOLATIONS.items() if value == processor.resample), "bicubic"),
+        "interpolation": next(name for name, value in INTERPOLATIONS.items() if value == processor.resample),
         "crop_pct": _crop_ratio(processor),
         "crop_mode": mode,
         "mean": list(mean),
         "std": list(std),
     }
+    if not _same_pixels(processor, processor_of(settings), channels):
+        raise CheckpointError("timm has no words for this image processor's settings", "choose another format or crop")
+    return settings
+
+
+def _same_pixels(one: DeiTImageProcessor, other: DeiTImageProcessor, channels: int) -> bool:
+    """Whether two processors make the same of three odd images."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, width, channels), np.uint8) for height, width in ((300, 201), (97, 190), (64, 64))]
+    return all(
+        np.array_equal(*(processor(image, "np", input_data_format="channels_last").pixel_values for processor in (one, other)))
+        for image in images
+    )
 
 
 def _crop_ratio(processor: DeiTImageProcessor) -> float:

@@ -142,4 +142,4 @@ def labels_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None)
 
 def as_targets(labels: Tensor, classes: int) -> Tensor:
     """(B,) class numbers -> (B, K) ones and zeros; (B, K) as they are."""
-    return F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
+    return F.one_hot(labels.long(), classes).float() if labels.ndim == 1 else labels

@@ -21,6 +21,7 @@ from deit.distillation.classifiers import Classifier
 from deit.errors import NonFiniteLossError, WorkError
 from deit.evaluation import evaluate_source
 from deit.files import new_directory, write_json, write_text
+from deit.image_processor import PROCESSOR_NAME
 from deit.progress import Progress
 from deit.training.optimization import MovingAverage, learning_rate
 from deit.training.state import Place, save_checkpoint
@@ -45,7 +46,7 @@ class Training:
         model: in training mode; likewise ``average``, None where the recipe keeps none.
         place: where training stands.
         samples: makes the training batches; ``validation`` those by which checkpoints are chosen.
-        extras: further files of ``best`` and ``last``: name -> JSON object.
+        extras: further files of ``best``, ``last`` and each checkpoint: name -> JSON object.
     """
 
     directory: Path
@@ -147,7 +148,9 @@ class Training:
         return row
 
     def _checkpoint(self) -> Path:
-        return save_checkpoint(self.directory / CHECKPOINTS_NAME, self.place, self.model, self.average, self.optimizer)
+        beside = {**self.extras, PROCESSOR_NAME: self.validation.processor.to_dict()}
+        folder = self.directory / CHECKPOINTS_NAME
+        return save_checkpoint(folder, self.place, self.model, self.average, self.optimizer, beside)
 
     def _save_model(self, name: str, model: Classifier) -> None:
         with new_directory(self.directory / name) as draft:

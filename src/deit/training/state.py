@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +52,18 @@ class Place:
 
 
 def save_checkpoint(
-    directory: Path, place: Place, model: nn.Module, average: MovingAverage | None, optimizer: torch.optim.Optimizer
+    directory: Path,
+    place: Place,
+    model: nn.Module,
+    average: MovingAverage | None,
+    optimizer: torch.optim.Optimizer,
+    beside: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
-    """Write a checkpoint below ``directory`` and remove those older than the last two."""
+    """Write a checkpoint below ``directory`` and remove those older than the last two.
+
+    Args:
+        beside: further JSON files, name -> content: what a model directory has besides weights and configuration.
+    """
     path = directory / f"epoch-{place.epoch:06d}-step-{place.step:08d}"
     with new_directory(path) as draft:
         write_tensors(draft / "model.safetensors", model.state_dict())
@@ -60,6 +71,8 @@ def save_checkpoint(
             write_tensors(draft / "average.safetensors", average.model.state_dict())
         if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that it opens as a model, too
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
+        for name, content in (beside or {}).items():
+            write_json(draft / name, content)
         write_tensors(draft / "optimizer.safetensors", _moments(model, optimizer))
         write_json(draft / "place.json", asdict(place))
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}

@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from deit.files import write_json
 from deit.training.recipe import Recipe, get_recipe
+from tests.helpers import TINY
 
 CLASSES = ("red", "green", "blue")
 RECORD = {"fingerprint": "ab" * 32, "split_seed": 0, "validation_fraction": 0.2}
 CONFIG: dict[str, Any] = {
     "model_type": "deit",
     "architectures": ["DeiTForImageClassificationWithTeacher"],
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
+    **TINY,
 }
 PROCESSOR = {
     "do_resize": True,
@@ -55,10 +52,6 @@ def recipe() -> Recipe:
 def log() -> list[dict[str, Any]]:
     shares = ((1, 0.9), (2, 0.6))
     return [{"epoch": epoch, "validation": {"top1": share, "loss": 0.25}} for epoch, share in shares]
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
 
 
 def make_model(directory: Path, classes: tuple[str, ...] = CLASSES, **fields: Any) -> Path:

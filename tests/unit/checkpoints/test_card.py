@@ -9,22 +9,16 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from deit.checkpoints.card import LONGEST, _base, _interval, _plain, _without_folders, model_card
 from deit.errors import DeiTError
-from tests.unit.checkpoints.model_files import (
-    evaluation,
-    log,
-    make_model,
-    make_network,
-    make_run,
-    recipe,
-    write_json,
-)
+from deit.files import write_json
+from deit.variants import variant
+from tests.unit.checkpoints.model_files import evaluation, log, make_model, make_network, make_run, recipe
 
 SECTIONS = ["The model", "Data", "Recipe", "Metrics", "Intended use and limits", "How to use it"]
 
@@ -160,9 +154,29 @@ def test_what_the_model_sees_of_an_image_is_said(tmp_path: Path, processor: dict
 
 
 def test_a_published_shape_is_called_by_its_name(tmp_path: Path) -> None:
-    shape: dict[str, Any] = {"image_size": 224, "patch_size": 16, "hidden_size": 192, "num_hidden_layers": 12}
+    shape = {**variant("deit-tiny-distilled-patch16-224").shape, "patch_size": 16, "num_hidden_layers": 12}
     assert "# `deit-tiny-distilled-patch16-224`" in model_card(make_model(tmp_path / "tiny", **shape))
+    assert "# `deit-tiny-distilled-patch16-224`" in model_card(
+        make_model(tmp_path / "pair", **shape | {"image_size": [224, 224]})
+    )
     assert "# `deit-width24-depth2`" in model_card(make_model(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"intermediate_size": 700},
+        {"num_attention_heads": 6},
+        {"num_channels": 1},
+        {"qkv_bias": False},
+        {"patch_size": 14},
+        {"image_size": [112, 448]},
+        {"pruned_heads": {"0": [1]}},
+    ],
+)
+def test_a_shape_that_was_never_published_has_no_such_name(tmp_path: Path, fields: dict[str, Any]) -> None:
+    shape = {**variant("deit-tiny-distilled-patch16-224").shape, "patch_size": 16, "num_hidden_layers": 12}
+    assert "# `deit-width192-depth12`" in model_card(make_model(tmp_path, **shape | fields))
 
 
 @pytest.mark.parametrize("repo_id", [None, "me/photos"])
@@ -206,6 +220,7 @@ HOSTILE = "x|y`` `\n---\n# <img src=x onerror=alert(1)> [a](javascript:b) **c** 
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 @example(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
 @example("---", "```", "</code>", "- a: b")
+@settings(max_examples=25)
 def test_no_name_can_garble_it(
     tmp_path_factory: pytest.TempPathFactory, class_name: str, data: str, recipe_name: str, origin: str
 ) -> None:
@@ -260,6 +275,7 @@ PLACES = (
 
 
 @given(st.sampled_from(PLACES), JSON)
+@settings(max_examples=25)
 def test_a_value_of_another_kind_is_unknown_or_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, place: tuple[str, str], value: Any
 ) -> None:

@@ -41,8 +41,9 @@ def heads(*names: str) -> tuple[str, ...]:
 def test_a_model_as_it_was_saved_has_nothing_to_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = saved(tmp_path, DeiTForImageClassificationWithTeacher)
     loaded, report = DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report
-    assert str(report) == "every tensor as it was saved"
+    assert not any(report.values())
+    assert not loaded.load_report
+    assert str(loaded.load_report) == "every tensor as it was saved"
     assert caplog.text == ""
     assert torch.equal(loaded(IMAGES).logits, model(IMAGES).logits)
     assert not loaded.training
@@ -56,7 +57,7 @@ def test_another_number_of_classes_makes_new_heads(tmp_path: Path, asked: Any, c
     loaded: Any
     for loaded in (load_model(tmp_path, **asked), DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path, **asked)):
         assert loaded.load_report.new == heads("cls_classifier", "distillation_classifier")
-        assert loaded.load_report["mismatched_keys"] == {
+        assert loaded.load_report.to_dict()["mismatched_keys"] == {
             (f"{head}.{part}", (5, *rest), (3, *rest))
             for head in ("cls_classifier", "distillation_classifier")
             for part, rest in (("weight", (24,)), ("bias", ()))
@@ -253,3 +254,32 @@ def test_the_report_is_logged_as_a_warning(tmp_path: Path, caplog: pytest.LogCap
     saved(tmp_path, ViTForImageClassification)
     load_model(tmp_path, num_labels=2)
     assert [(record.name, record.levelno) for record in caplog.records] == [("deit", logging.WARNING)]
+
+
+def test_a_configuration_of_the_callers_is_overridden_too_and_tells_what_weights_do_not(tmp_path: Path) -> None:
+    model = saved(tmp_path, DeiTForImageClassification)
+    with pytest.raises(ConfigError, match="no field 'num_label'"):
+        DeiTForImageClassification.from_pretrained(tmp_path, config=model.config, num_label=3)
+    assert DeiTForImageClassification.from_pretrained(tmp_path, config=model.config, num_labels=3).num_labels == 3
+    torch.save(model.state_dict(), tmp_path / "alone.pth")
+    alone = DeiTForImageClassification.from_pretrained(tmp_path / "alone.pth", config=model.config)
+    assert torch.equal(alone(IMAGES).logits, model(IMAGES).logits)
+
+
+def test_the_device_is_one_and_is_given_in_any_words(tmp_path: Path) -> None:
+    saved(tmp_path, DeiTForImageClassification)
+    words: list[Any] = ["auto", "cpu", torch.device("cpu"), {"": "cpu"}]
+    for word in words:
+        DeiTForImageClassification.from_pretrained(tmp_path, device_map=word)
+    with pytest.raises(UserError, match="splits the model"):
+        DeiTForImageClassification.from_pretrained(tmp_path, device_map={"deit": "cpu", "classifier": "cpu"})
+
+
+def test_saving_takes_no_argument_that_it_does_not_know(tmp_path: Path) -> None:
+    model = DeiTForImageClassification(tiny_deit())
+    with pytest.raises(UserError, match="no argument 'is_main_proces'"):
+        model.save_pretrained(tmp_path, is_main_proces=False)
+    with pytest.raises(UserError, match="no repo_id to push to"):
+        model.save_pretrained(tmp_path, push_to_hub=True)
+    model.save_pretrained(tmp_path, is_main_process=False)
+    assert list(tmp_path.iterdir()) == []

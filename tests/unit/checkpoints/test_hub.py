@@ -122,6 +122,10 @@ def test_a_path_stands_for_itself_and_wins(tmp_path: Path, monkeypatch: pytest.M
     assert fetch(folder) == folder
     assert fetch(str(folder / "weights.pth"), ("config.json",)) == folder / "weights.pth"
     assert fetch(f"local-dir:{folder}", subfolder="sub") == folder / "sub"
+    assert fetch(folder, subfolder=None, revision=None) == folder
+    for name in (folder, f"local-dir:{folder}"):
+        with pytest.raises(CheckpointError, match=rf"{folder} is a path, and a path has no revision: leave out the revision"):
+            fetch(name, revision="v1")
     monkeypatch.chdir(tmp_path)
     assert fetch(TINY) == Path(TINY)
     with pytest.raises(CheckpointError, match="has no other"):

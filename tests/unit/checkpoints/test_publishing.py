@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._validators import validate_repo_id
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from deit.checkpoints.card import model_card
 from deit.checkpoints.publishing import NAME, _check_name, plan_push, push_to_hub
 from deit.errors import CheckpointError, DeiTError, UserError, WorkError
-from tests.unit.checkpoints.model_files import RECORD, make_model, make_network, make_run, write_json
+from deit.files import write_json
+from tests.unit.checkpoints.model_files import RECORD, make_model, make_network, make_run
 
 TOKEN = "hf_secret"
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"}
@@ -110,11 +112,12 @@ def test_nothing_else_that_lies_there_is_sent(hub: Hub, tmp_path: Path) -> None:
 
 def test_weights_in_parts_are_sent_whole(hub: Hub, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
-    (model / "model.safetensors").rename(model / "model-1-of-1.safetensors")
-    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "model-1-of-1.safetensors"}, "from": "/home/alice"})
+    part = (model / "model.safetensors").rename(model / "model-1-of-1.safetensors")
+    places = dict.fromkeys(("deit.layernorm.weight", "cls_classifier.weight"), part.name)
+    write_json(model / "model.safetensors.index.json", {"weight_map": places, "from": "/home/alice"})
     push_to_hub(model, "me/photos")
     assert set(hub.files) == FILES - {"model.safetensors"} | {"model.safetensors.index.json", "model-1-of-1.safetensors"}
-    assert json.loads(hub.files["model.safetensors.index.json"]) == {"weight_map": {"a": "model-1-of-1.safetensors"}}
+    assert json.loads(hub.files["model.safetensors.index.json"]) == {"weight_map": places}
 
 
 def test_a_network_of_timm_is_sent_too(hub: Hub, tmp_path: Path) -> None:
@@ -133,6 +136,13 @@ def test_paths_of_the_machine_stay_on_it(hub: Hub, tmp_path: Path) -> None:
     config = json.loads(hub.files["config.json"])
     assert config["id2label"] == dict(zip("01", classes, strict=True))
     assert config["inner"] == {"depth": 3}
+
+
+def test_names_stay_readable_where_a_path_was_taken_out(hub: Hub, tmp_path: Path) -> None:
+    classes = ("кошка", "鳥", "\ud800 alone")
+    push_to_hub(make_model(tmp_path / "model", classes, _name_or_path="/home/alice/model"), "me/photos")
+    assert '"кошка"' in hub.files["config.json"].decode()
+    assert tuple(json.loads(hub.files["config.json"])["id2label"].values()) == classes
 
 
 def test_a_card_of_training_is_written_anew_and_one_of_the_user_is_kept(hub: Hub, run: Path) -> None:
@@ -234,6 +244,22 @@ def test_names_that_are_taken_are_names_for_the_hub(name: str) -> None:
 def test_what_is_no_licence_is_refused(run: Path, license: str) -> None:
     with pytest.raises(UserError, match="identifies no licence"):
         plan_push(run, "me/photos", license)
+
+
+def test_a_run_that_has_only_begun_says_how_it_goes_on(run: Path) -> None:
+    (run / "best" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="no finished epoch: go on with it: deit train --resume"):
+        plan_push(run, "me/photos")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "part.safetensors"])
+def test_weights_that_were_pickled_are_refused(tmp_path: Path, name: str) -> None:
+    model = make_model(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    torch.save({"a": torch.ones(1)}, model / name)
+    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": name}})
+    with pytest.raises(CheckpointError, match=rf"{name} is no valid safetensors file"):
+        plan_push(model, "me/photos")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deit.checkpoints.layouts import locate, to_layout
-from deit.checkpoints.reading import Checkpoint, open_checkpoint
+from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
 from deit.modeling import ViTForImageClassification
@@ -230,6 +230,23 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
     found = open_checkpoint(tmp_path)
     assert found.path == tmp_path / "best"
     assert_equal(found.read(), by_canonical_name(model))
+
+
+def test_a_path_stands_for_itself_or_a_runs_best(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "weights.pth").touch()
+    for path in (tmp_path, tmp_path / "best", tmp_path / "weights.pth"):
+        assert model_path(path) == path
+    (tmp_path / "recipe.toml").touch()
+    for find in (model_path, open_checkpoint):
+        with pytest.raises(CheckpointError, match=f"The run {tmp_path} has no finished epoch: go on with it: deit train --res"):
+            find(tmp_path)
+        with pytest.raises(CheckpointError, match="none does not exist: check the path of the model, checkpoint or run"):
+            find(tmp_path / "none")
+    (tmp_path / "best" / "config.json").touch()
+    assert model_path(tmp_path) == tmp_path / "best"
+    (tmp_path / "config.json").touch()
+    assert model_path(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("layout", ["deit", "transformers-4"])

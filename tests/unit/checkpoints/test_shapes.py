@@ -40,7 +40,9 @@ def some(config: ViTConfig, *heads: str) -> dict[str, tuple[int, ...]]:
 def test_a_configuration_is_inferred_from_its_shapes(fields: dict[str, Any], kind: type[ViTConfig]) -> None:
     config = kind(**fields, num_attention_heads=fields["hidden_size"] // 64)
     if config.grid[0] != config.grid[1]:
-        with pytest.raises(CheckpointError, match="make no square: give image_size"):
+        with pytest.raises(
+            CheckpointError, match=r"make no square: give image_size=\(height, width\) \(--image-size of deit convert\)"
+        ):
             infer_config(some(config), {}, {}, "it")
     heads = WITH_TEACHER if kind is DeiTConfig else ("classifier",)
     hints = {"image_size": config.image_size, "num_labels": 3, "hidden_size": 7}  # of these only the size may be taken
@@ -60,7 +62,7 @@ def test_the_pooler_and_the_decoder_tell_their_fields() -> None:
 @pytest.mark.parametrize("width", [24, 100, 1280])
 def test_a_width_that_does_not_tell_its_heads_asks_for_them(width: int) -> None:
     config = tiny_vit(hidden_size=width, num_attention_heads=4)
-    with pytest.raises(CheckpointError, match=rf"width of {width}: give num_attention_heads"):
+    with pytest.raises(CheckpointError, match=rf"width of {width}: give num_attention_heads \(--heads of deit convert\)"):
         infer_config(some(config), {}, {}, "it")
     assert infer_config(some(config), {}, {"num_attention_heads": 4, "hidden_act": "relu"}, "it").hidden_act == "relu"
 

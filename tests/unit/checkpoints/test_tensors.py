@@ -243,6 +243,12 @@ def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
             open_tensors(tmp_path / name)
 
 
+def safe_header(shape: list[int]) -> bytes:
+    """A safetensors file of no bytes that claims to hold a tensor of this shape."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -254,6 +260,9 @@ def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         (struct.pack("<Q", 17 * 2**20) + b"{}", "has a header of 17825792 bytes"),
         (struct.pack("<Q", 100) + b"{}", "is no valid safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "holds 0 tensors"),
+        (safe_header([0, 2**63]), r"is no valid safetensors file \(no x can be as large\)"),
+        (safe_header([2**62, 4]), "is no valid safetensors file"),
+        (safe_header([-1]), "is no valid safetensors file"),
         (b"PK\x03\x04", "damaged zip archive"),
         (b"\x80\x02.", "damaged"),
         (b"\x80\x02", "damaged"),
@@ -270,6 +279,16 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(CheckpointError, match=f"{path.name} does not exist"):
             open_tensors(path)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a").write_bytes(b"")
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*a: Permission denied\."):
+        open_tensors(tmp_path / "a")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn])

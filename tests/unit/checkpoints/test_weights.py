@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
@@ -68,31 +64,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         read_tensors(path)
 
 
-header = st.dictionaries(
-    st.text(max_size=4) | st.just("__metadata__"),
-    st.fixed_dictionaries(
-        {
-            "dtype": st.sampled_from(["F32", "I64", "BOOL", "F8_E4M3", "F4", "X"]),
-            "shape": st.lists(st.integers(-1, 2**63), max_size=3),
-            "data_offsets": st.lists(st.integers(-1, 2**63) | st.integers(0, 16), max_size=3),
-        }
-    )
-    | st.none(),
-    max_size=3,
-).map(lambda content: json.dumps(content).encode())
-
-
-@given(header | st.binary(max_size=40), st.binary(max_size=16), st.none() | st.integers(0, 2**64 - 1))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_tensors_or_a_clear_error(tmp_path: Path, head: bytes, body: bytes, length: int | None) -> None:
-    path = tmp_path / "any.safetensors"
-    path.write_bytes(struct.pack("<Q", len(head) if length is None else length) + head + body)
-    try:
-        tensors = read_tensors(path)
-    except CheckpointError as error:
-        assert "any.safetensors" in str(error)
-    else:
-        assert sum(tensor.nbytes for tensor in tensors.values()) <= len(body)
+def test_no_tensors_are_tensors_too(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "optimizer.safetensors", {})  # as an optimizer is saved before its first step
+    assert read_tensors(tmp_path / "optimizer.safetensors") == {}
 
 
 def test_what_does_not_fit_is_counted_and_the_first_is_named() -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from deit.checkpoints.layouts import locate
 from deit.checkpoints.reading import open_checkpoint
-from deit.checkpoints.timm_config import PREPROCESSING
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm, write_transformers
 from deit.config import DeiTConfig, ViTConfig, variant_config
 from deit.errors import CheckpointError
@@ -44,6 +43,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def write_vit(directory: Path, config: ViTConfig, state: dict[str, Tensor]) -> None:
     write_transformers(directory, config, state, "ViTForImageClassification")
+
+
+def write_plain_timm(directory: Path, config: ViTConfig, state: dict[str, Tensor]) -> None:
+    write_timm(directory, config, state, {})
 
 
 def by_canonical_name(model: Any) -> dict[str, Tensor]:
@@ -77,7 +80,7 @@ def test_the_names_on_disk_are_those_of_transformers_4(tmp_path: Path) -> None:
 def test_other_files_of_the_directory_stay(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("{}")
     write_transformers(tmp_path, tiny_vit(), canonical_state(tiny_vit()), "ViTForImageClassification")
-    write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
+    write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training.json"]
 
 
@@ -87,7 +90,7 @@ def test_other_files_of_the_directory_stay(tmp_path: Path) -> None:
 def test_timm_opens_our_directory_in_both_ways(tmp_path: Path, shape: dict[str, Any], make: Any, headless: bool) -> None:
     config = make(**{"layer_norm_eps": 1e-6, **shape})
     state = canonical_state(config, () if headless else None)
-    write_timm(tmp_path, config, state)
+    write_timm(tmp_path, config, state, own(config))
     architecture, arguments = timm_architecture(config)
     classes = 0 if headless else 5
     for model in (
@@ -125,12 +128,7 @@ def test_classes_and_preprocessing_go_along(tmp_path: Path) -> None:
     assert model.pretrained_cfg["label_names"] == list(config.classes)
 
 
-def test_without_preprocessing_it_is_that_of_imagenets_evaluation(tmp_path: Path) -> None:
-    write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
-    preprocessing = open_checkpoint(tmp_path).preprocessing
-    assert preprocessing["crop_pct"] == 0.875
-    assert preprocessing["mean"] == [0.485, 0.456, 0.406]
-    assert preprocessing.keys() <= set(PREPROCESSING)
+def test_preprocessing_that_timm_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="preprocessing has no 'size': known are input_size"):
         write_timm(tmp_path, tiny_vit(), canonical_state(tiny_vit()), {"size": 3})
 
@@ -183,7 +181,7 @@ def test_what_timm_cannot_say_is_refused_before_anything_is_written(
 ) -> None:
     state = canonical_state(config, heads)
     with pytest.raises(CheckpointError, match=problem):
-        write_timm(tmp_path / "t", config, state)
+        write_timm(tmp_path / "t", config, state, {})
     with pytest.raises(CheckpointError, match=problem):
         write_authors(tmp_path / "a.pth", config, state)
     assert list(tmp_path.iterdir()) == []
@@ -198,7 +196,7 @@ def test_the_authors_know_one_activation(tmp_path: Path) -> None:
 def test_tensors_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     state = canonical_state(tiny_vit())
     del state["layernorm.bias"]
-    for write in (write_timm, write_authors, write_vit):
+    for write in (write_plain_timm, write_authors, write_vit):
         with pytest.raises(CheckpointError, match=r"The model lacks layernorm\.bias"):
             write(tmp_path / "x", tiny_vit(), state)
 
@@ -209,7 +207,7 @@ def test_a_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkey
         raise OSError(f"No space left for {path.name}")
 
     monkeypatch.setattr("deit.checkpoints.writing.write_json", full)
-    for write in (write_timm, write_vit):
+    for write in (write_plain_timm, write_vit):
         with pytest.raises(OSError, match=r"config\.json"):
             write(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
         (tmp_path / "model.safetensors").unlink()
@@ -218,7 +216,7 @@ def test_a_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkey
 def test_types_are_kept_and_written_as_they_are(tmp_path: Path) -> None:
     config = tiny_vit()
     state = {name: tensor.half() for name, tensor in canonical_state(config).items()}
-    write_timm(tmp_path / "t", config, state)
+    write_timm(tmp_path / "t", config, state, {})
     write_transformers(tmp_path / "h", config, state, "ViTForImageClassification")
     write_authors(tmp_path / "a", config, state)
     for name in ("t", "h", "a"):
@@ -249,7 +247,7 @@ def test_every_format_gives_back_what_it_was_given(
     state = canonical_state(config)
     name = f"{kind.__name__.removesuffix('Config')}ForImageClassification" + ("WithTeacher" if heads_of(config)[1:] else "")
     write_transformers(tmp_path / "h", config, state, name)
-    write_timm(tmp_path / "t", config, state)
+    write_timm(tmp_path / "t", config, state, {})
     write_authors(tmp_path / "a", config, state)
     hints = {"num_attention_heads": heads, "image_size": config.image_size}
     for place in ("h", "t", "a"):
