@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from PIL import Image
@@ -21,6 +18,7 @@ from deit.errors import ConfigError, ImageError, did_you_mean, validation_proble
 from deit.files import read_json, write_text
 from deit.image_arrays import CHANNELS, channels_last, fitted, flattened, scale_into, scaled
 from deit.image_settings import AnySize, Box, LayoutField, PerChannel, Sides, Size, Statistic, plain, target_size
+from deit.threads import on_threads
 
 if TYPE_CHECKING:
     from deit.image_arrays import ImageInput
@@ -294,7 +292,7 @@ class DeiTImageProcessor(BaseModel):
         device = overrides.pop("device", None)
         overrides.pop("disable_grouping", None)
         call = self._for_call(overrides) if overrides else self
-        arrays = _on_threads(call.pixels, flattened(images))
+        arrays = on_threads(call.pixels, flattened(images))
         if not arrays:
             raise ImageError("An empty list is no image", "pass at least one")
         if form is None:
@@ -428,7 +426,7 @@ class DeiTImageProcessor(BaseModel):
             else:
                 inner[...] = np.moveaxis(scaled(array, factor, self._statistics), -1, 0)
 
-        _on_threads(fill, range(len(arrays)))
+        on_threads(fill, range(len(arrays)))
         return batch
 
     def _each(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -489,20 +487,3 @@ def _read(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, An
     if unnamed and (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == "vit":
         content["image_processor_type"] = VIT  # old files of ViT name no class
     return path / PROCESSOR_NAME, content
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def _on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function of each item, in their order, on as many threads as there are cores: Pillow and NumPy work in parallel.
-
-    Child processes, as a loader's workers are, take one: their parent has made as many of them as there are cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(cores, len(items)) if multiprocessing.parent_process() is None else 1
-    if threads < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))

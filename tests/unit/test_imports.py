@@ -21,6 +21,7 @@ ORDER = [
     "draws",
     "files",
     "progress",
+    "threads",
     "devices",
     "images",
     "variants",

@@ -70,7 +70,7 @@ def fetch(
         _check_relative(file, "file name")
     local = Path(text.removeprefix("local-dir:"))
     if text.strip() and _exists(local):
-        if revision:
+        if revision not in (None, "main"):  # which scripts pass by default
             raise CheckpointError(f"{local} is a path, and a path has no revision", "leave out the revision")
         if subfolder and not (local / subfolder).exists():
             raise CheckpointError(f"{local} has no {subfolder}", "check the subfolder")

@@ -21,9 +21,9 @@ _HEADS = {
 }
 _UNTOLD = {"num_attention_heads", "hidden_act", "layer_norm_eps"}
 _HEAD_WIDTH = 64  # of every published DeiT, and of ViT up to large
-HEADS_REMEDY = "give num_attention_heads (--heads of deit convert)"
-SIZE_REMEDY = "give image_size=(height, width) (--image-size of deit convert)"
 _WIDEST = 1024  # from ViT-huge on, heads are wider
+_HEADS_REMEDY = "give num_attention_heads (--heads of deit convert)"
+_SIZE_REMEDY = "give image_size=(height, width) (--image-size of deit convert)"
 
 
 def trunk_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
@@ -198,11 +198,11 @@ def _image_size(patches: int, patch: list[int], hint: Any, where: str) -> Any:
     if side and side * side == patches:
         return side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
     if hint is None:
-        raise CheckpointError(f"{where} has {patches} patches, which make no square", SIZE_REMEDY)
+        raise CheckpointError(f"{where} has {patches} patches, which make no square", _SIZE_REMEDY)
     return hint
 
 
 def _heads(width: int, where: str) -> int:
     if width % _HEAD_WIDTH or width > _WIDEST:
-        raise CheckpointError(f"{where} does not say how many attention heads share its width of {width}", HEADS_REMEDY)
+        raise CheckpointError(f"{where} does not say how many attention heads share its width of {width}", _HEADS_REMEDY)
     return width // _HEAD_WIDTH

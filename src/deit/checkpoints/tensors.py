@@ -151,8 +151,8 @@ def open_safetensors(path: Path) -> TensorFile:
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (safetensors.SafetensorError, OSError, OverflowError) as error:
         raise CheckpointError(f"{path} is no valid safetensors file ({error})", "copy or save it again") from error
-    if odd := next((name for name, (shape, _) in found.items() if max(shape, default=0) > MAX_SIDE), None):
-        raise CheckpointError(f"{path} is no valid safetensors file (no {shown(odd)} can be as large)", "copy or save it again")
+    if any(side > MAX_SIDE for shape, _ in found.values() for side in shape):
+        raise CheckpointError(f"{path} is no valid safetensors file (no tensor is as large)", "copy or save it again")
     return TensorFile(
         path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in found.items()}
     )

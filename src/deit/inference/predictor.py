@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from deit.errors import ImageError
 from deit.image_processor import Crop
 from deit.images import open_image, to_rgb
 from deit.progress import Progress
+from deit.threads import on_threads
 
 BATCH_SIZE = 32
 
@@ -107,9 +107,9 @@ class Predictor:
         called = list(names) or [str(item) if isinstance(item, str | Path) else f"image {i}" for i, item in enumerate(listed)]
         rest = zip(called, listed, strict=True)
         predictions: list[Prediction] = []
-        with Progress("Predicting", len(listed)) as progress, ThreadPoolExecutor() as pool:
+        with Progress("Predicting", len(listed)) as progress:
             while chunk := list(islice(rest, BATCH_SIZE)):
-                pixels = list(pool.map(self._pixels, [item for _, item in chunk]))
+                pixels = on_threads(self._pixels, [item for _, item in chunk])
                 predictions += self._answers([name for name, _ in chunk], pixels, top)
                 progress.advance(len(chunk))
         return predictions

@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -260,7 +260,7 @@ def safe_header(shape: list[int]) -> bytes:
         (struct.pack("<Q", 17 * 2**20) + b"{}", "has a header of 17825792 bytes"),
         (struct.pack("<Q", 100) + b"{}", "is no valid safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "holds 0 tensors"),
-        (safe_header([0, 2**63]), r"is no valid safetensors file \(no x can be as large\)"),
+        (safe_header([0, 2**63]), r"is no valid safetensors file \(no tensor is as large\)"),
         (safe_header([2**62, 4]), "is no valid safetensors file"),
         (safe_header([-1]), "is no valid safetensors file"),
         (b"PK\x03\x04", "damaged zip archive"),

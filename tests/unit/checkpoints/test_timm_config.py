@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
 import torch
 
-from deit.checkpoints.timm_config import is_transformer, read_timm_config
+from deit.checkpoints.timm_config import FROM_TIMM, TO_TIMM, is_transformer, read_timm_config
+from deit.config import ViTConfig
 from deit.errors import CheckpointError
+from deit.modeling import ACTIVATIONS
 
 NAME = "deit_small_patch16_224"
 
@@ -58,6 +60,14 @@ def test_other_architectures_are_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"c\.json names timm's .*only plain DeiT and ViT") as caught:
         read(architecture=name)
     assert len(str(caught.value)) < 300
+
+
+def test_every_activation_goes_to_timm_and_comes_back_as_the_same_function() -> None:
+    assert set(TO_TIMM) == set(get_args(ViTConfig.model_fields["hidden_act"].annotation))
+    values = torch.linspace(-3, 3, 50)
+    for ours, theirs in TO_TIMM.items():
+        assert torch.equal(ACTIVATIONS[FROM_TIMM[theirs]](values), ACTIVATIONS[ours](values)), ours
+    assert (FROM_TIMM["gelu_tanh"], FROM_TIMM["silu"], TO_TIMM["swish"]) == ("gelu_pytorch_tanh", "silu", "silu")
 
 
 def test_arguments_become_fields() -> None:
