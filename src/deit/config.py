@@ -7,7 +7,6 @@ In the examples, ``config`` is a small :class:`DeiTConfig` with five classes and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -16,12 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from deit.checkpoints.hub import fetch, hub_arguments
 from deit.errors import ConfigError, did_you_mean, validation_problem
-from deit.files import read_json, write_json
+from deit.files import CONFIG_NAME, json_text, read_json, write_json
 from deit.variants import variant
 
-CONFIG_NAME = "config.json"
 MAX_TOKENS = 65_536  # a 4096 x 4096 image in patches of 16
 MAX_CLASSES = 1_000_000
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no words for, as transformers writes it: ``torch.float32`` is "float32"."""
+    return str(value).removeprefix("torch.")
 
 
 def _pair(value: Any) -> Any:
@@ -239,7 +242,7 @@ class ViTConfig(BaseModel):
             >>> config.to_dict()["label2id"]["LABEL_4"]
             4
         """
-        return {**self.model_dump(mode="json"), "label2id": self.label2id}
+        return {**self.model_dump(mode="json", fallback=_plain), "label2id": self.label2id}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -258,7 +261,7 @@ class ViTConfig(BaseModel):
             >>> config.to_json_string().splitlines()[1]
             '  "model_type": "deit",'
         """
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return json_text(self.to_dict())
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json``.

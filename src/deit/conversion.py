@@ -18,18 +18,30 @@ from deit.checkpoints.fitting import Distilled, LoadReport
 from deit.checkpoints.hub import fetch, hub_arguments
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm
-from deit.data.sources import RECORD_NAME
 from deit.distillation.classifiers import processor_beside, settings_of
 from deit.errors import UserError, WorkError
-from deit.files import new_directory, read_json, write_json
+from deit.files import (
+    CARD_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    NESTED_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    new_directory,
+    read_json,
+    write_json,
+)
 from deit.image_processor import DeiTImageProcessor
 from deit.modeling import TransformerClassifier, classifier_of, load_model
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
 TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; another program may order its sums otherwise
-# What a model directory holds; another one is nobody's to replace.
-OWN_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "training.json", "README.md", ".gitattributes")
+# What a model directory holds; one that holds anything else is not ours to replace.
+OWN_FILES = frozenset(
+    {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME, NESTED_PROCESSOR_NAME, RECORD_NAME, CARD_NAME, ".gitattributes"}
+)
 IMAGES = 2
 HUGGING_FACE_EPS = 1e-12
 
@@ -100,6 +112,7 @@ def convert(
         WorkError: what was written gives other logits; then nothing is left at the destination.
     """
     path = Path(destination)
+    path = path.resolve() if path.is_symlink() else path  # what the link leads to is replaced, not the link
     form = to or ("authors" if path.suffix in (".pth", ".pt") else "transformers")
     _check_destination(path, form, overwrite)
     options, fields = hub_arguments(arguments)
@@ -138,7 +151,7 @@ def logits_on_fixed_input(network: Callable[[Tensor], Any], model: TransformerCl
     images = torch.randn(IMAGES, config.num_channels, *config.image_hw, generator=generator)
     with torch.inference_mode():
         answer = network(images)
-    return (answer if isinstance(answer, Tensor) else answer.logits).double()
+    return (answer if isinstance(answer, Tensor) else answer[0]).double()
 
 
 def _take_epsilon(model: TransformerClassifier) -> float:
@@ -167,7 +180,7 @@ def _check_destination(path: Path, form: str, overwrite: bool) -> None:
     if path.exists() and path.is_dir() != (form != "authors"):
         raise UserError(f"{path} is {'a directory' if path.is_dir() else 'a file'}", f"the {form} format is the other")
     if path.is_dir():
-        foreign = sorted(file.name for file in path.iterdir() if file.name not in OWN_FILES and file.suffix != ".safetensors")
+        foreign = sorted(file.name for file in path.iterdir() if file.name not in OWN_FILES)
         if foreign:
             raise UserError(f"{path} holds {foreign[0]}, which is no part of a model", "choose another destination")
 
@@ -242,6 +255,7 @@ def _read_by_transformers(draft: Path, model: TransformerClassifier) -> Tensor:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if odd := [name for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[part]]:
         raise WorkError(f"transformers does not take {odd[0]} as it was written", "please report this")
+    network.config.return_dict = True  # it cannot be asked at all where its file says otherwise
     return logits_on_fixed_input(network.eval(), model)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.sources import (
-    RECORD_NAME,
     VALIDATION_FRACTION,
     DataRecord,
     ImageSource,
@@ -27,7 +26,7 @@ from deit.data.sources import (
 from deit.devices import Precision, autocast, choose_device
 from deit.distillation.classifiers import load_classifier
 from deit.errors import DataError
-from deit.files import read_json
+from deit.files import RECORD_NAME, read_json
 from deit.image_processor import Crop
 from deit.progress import Progress
 

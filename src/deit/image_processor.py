@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deit.batch_feature import BatchFeature
-from deit.checkpoints.hub import CONFIG, fetch, hub_arguments
+from deit.checkpoints.hub import fetch, hub_arguments
 from deit.errors import ConfigError, ImageError, did_you_mean, validation_problem
-from deit.files import read_json, write_text
+from deit.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, json_text, read_json, write_text
 from deit.image_arrays import CHANNELS, channels_last, fitted, flattened, scale_into, scaled
 from deit.image_settings import AnySize, Box, LayoutField, PerChannel, Sides, Size, Statistic, plain, target_size
 from deit.threads import on_threads
@@ -23,8 +22,6 @@ from deit.threads import on_threads
 if TYPE_CHECKING:
     from deit.image_arrays import ImageInput
 
-PROCESSOR_NAME = "preprocessor_config.json"
-NESTED_NAME = "processor_config.json"  # transformers 5.x: {"image_processor": {...}}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875  # the authors resize the shorter side to int(size / 0.875) before the centre crop
@@ -335,10 +332,10 @@ class DeiTImageProcessor(BaseModel):
         """The JSON that :meth:`save_pretrained` writes.
 
         Example:
-            >>> json.loads(DeiTImageProcessor().to_json_string())["resample"]
-            3
+            >>> '"resample": 3' in DeiTImageProcessor().to_json_string()
+            True
         """
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return json_text(dict(sorted(self.to_dict().items())))
 
     def save_pretrained(self, directory: str | Path) -> list[str]:
         """Write ``preprocessor_config.json``, which ``AutoImageProcessor`` of transformers opens too -> its path.
@@ -475,15 +472,17 @@ def _warn_of_fractions(array: np.ndarray) -> None:
 
 def _read(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The file that holds the processor, and what it says."""
-    path = fetch(name, (), optional=(PROCESSOR_NAME, NESTED_NAME, CONFIG), **options)
+    path = fetch(name, (), optional=(PROCESSOR_NAME, NESTED_PROCESSOR_NAME, CONFIG_NAME), **options)
     if path.is_file():
         content = read_json(path)
         return path, content["image_processor"] if isinstance(content.get("image_processor"), dict) else content
-    nested = read_json(path / NESTED_NAME).get("image_processor") if (path / NESTED_NAME).is_file() else None
+    nested = (
+        read_json(path / NESTED_PROCESSOR_NAME).get("image_processor") if (path / NESTED_PROCESSOR_NAME).is_file() else None
+    )
     if isinstance(nested, dict):
-        return path / NESTED_NAME, nested
+        return path / NESTED_PROCESSOR_NAME, nested
     content = read_json(path / PROCESSOR_NAME)
     unnamed = not {"image_processor_type", "feature_extractor_type"} & content.keys()
-    if unnamed and (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == "vit":
+    if unnamed and (path / CONFIG_NAME).is_file() and read_json(path / CONFIG_NAME).get("model_type") == "vit":
         content["image_processor_type"] = VIT  # old files of ViT name no class
     return path / PROCESSOR_NAME, content

@@ -11,7 +11,8 @@ depth arrives as a tensor of factors, so that the same inputs always give the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ from deit.outputs import (
     MaskedImageModelingOutput,
 )
 from deit.position import resample
-from deit.pretrained import AttentionName, PreTrainedModel, open_named
+from deit.pretrained import AttentionName, DeviceMap, PreTrainedModel, open_named, to_device
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -97,6 +98,8 @@ class Embeddings(nn.Module):
 
     def _positions(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
         config = self.config
+        if pixel_values.ndim != 4:
+            raise UserError(f"The images are {tuple(pixel_values.shape)}", "pass images x channels x height x width")
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise UserError(f"The images have {channels} channels", f"this model takes {config.num_channels}")
@@ -150,7 +153,7 @@ class Attention(nn.Module):
         return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, -1)), weights
 
     @torch.no_grad()
-    def prune(self, gone: Sequence[int]) -> None:
+    def prune(self, gone: Collection[int]) -> None:
         """Take heads out, by their numbers in the model as it was made."""
         kept = [place for place, head in enumerate(self.heads) if head not in gone]
         rows = torch.arange(len(self.heads) * self.head_width).view(len(self.heads), self.head_width)[kept].flatten()
@@ -166,6 +169,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(len(rows), width, **options)
         self.o_proj.weight.copy_(old_out.weight[:, rows])
         self.o_proj.bias.copy_(old_out.bias)
+        for old, new in ((old_qkv, self.qkv), (old_out, self.o_proj)):
+            new.requires_grad_(old.weight.requires_grad)
 
 
 class Mlp(nn.Module):
@@ -605,10 +610,14 @@ def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) 
 def load_model(
     name: str | Path,
     *,
+    config: ViTConfig | None = None,
     ema: bool = False,
     distillation: Distilled | None = None,
     dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     attn_implementation: AttentionName = "sdpa",
+    ignore_mismatched_sizes: bool = True,
+    device_map: DeviceMap = None,
     **arguments: Any,
 ) -> TransformerClassifier:
     """A classifier with saved weights, in evaluation mode, of the class that the checkpoint is of.
@@ -626,8 +635,17 @@ def load_model(
         >>> type(load_model(folder)).__name__
         'DeiTForImageClassificationWithTeacher'
     """
-    checkpoint, fields = open_named(name, ema, arguments)
-    return classifier_of(checkpoint, fields, distillation=distillation, dtype=dtype, attn_implementation=attn_implementation)
+    checkpoint, fields = open_named(name, ema, arguments, config)
+    model = classifier_of(
+        checkpoint,
+        fields,
+        config=config,
+        distillation=distillation,
+        dtype=dtype or torch_dtype,
+        attn_implementation=attn_implementation,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    return to_device(model, device_map)
 
 
 def classifier_of(

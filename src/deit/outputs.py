@@ -5,7 +5,7 @@ Shapes: B images, C channels, N tokens, D width, H heads, L layers, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -35,8 +35,8 @@ class ModelOutput(dict[str, Any]):
             serialized_type_name=f"deit.{cls.__name__}",
         )
 
-    def __init__(self, parts: Mapping[str, Any] | None = None, /, **named: Any) -> None:
-        given = {**(parts or {}), **named}
+    def __init__(self, parts: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any) -> None:
+        given = {**dict(parts), **named}
         super().__init__({name: value for name, value in given.items() if value is not None})
 
     def __getitem__(self, key: str | int | slice) -> Any:

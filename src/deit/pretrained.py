@@ -30,8 +30,11 @@ logger = logging.getLogger("deit")
 NOTHING_TO_DO = frozenset({"low_cpu_mem_usage", "use_safetensors", "trust_remote_code"})
 # What a file of weights alone may leave open.
 HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "num_labels")
+NOTHING_TO_SAVE = frozenset({"max_shard_size", "save_function"})
 AttentionName = Literal["sdpa", "eager"]
+DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 Output = TypeVar("Output", bound=ModelOutput)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Saves(Protocol):
@@ -212,11 +215,13 @@ class PreTrainedModel(nn.Module):
             >>> [layer.attention.heads for layer in model.deit.layers]
             [[0, 2], [0, 1, 2]]
         """
+        gone = {int(layer): {int(head) for head in some} for layer, some in heads.items()}
         known = self.config.pruned_heads
-        layers = known.keys() | heads.keys()
-        self.config.pruned_heads = {layer: sorted({*known.get(layer, ()), *heads.get(layer, ())}) for layer in sorted(layers)}
-        for layer, gone in heads.items():
-            self.base_model.layers[layer].attention.prune(gone)
+        self.config.pruned_heads = {
+            layer: sorted({*known.get(layer, ()), *gone.get(layer, ())}) for layer in sorted(known.keys() | gone.keys())
+        }
+        for layer, some in gone.items():
+            self.base_model.layers[layer].attention.prune(some)
 
     def save_pretrained(
         self,
@@ -225,6 +230,7 @@ class PreTrainedModel(nn.Module):
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        safe_serialization: bool = True,
         **hub: Any,
     ) -> None:
         """Write ``config.json`` and ``model.safetensors`` as transformers reads them.
@@ -234,6 +240,8 @@ class PreTrainedModel(nn.Module):
             is_main_process: False writes nothing; for the other processes of distributed training.
             state_dict: to write in place of the model's own, under the model's own names.
             push_to_hub: send it too; ``hub`` holds the arguments of :meth:`push_to_hub`, first of all ``repo_id``.
+            safe_serialization: always so here. ``save_function`` and ``max_shard_size`` of transformers are taken too, and have
+                nothing to do: the file is one.
 
         Raises:
             UserError: an argument of an unknown name, or a push without ``repo_id``.
@@ -243,10 +251,15 @@ class PreTrainedModel(nn.Module):
             >>> type(model).from_pretrained(folder).num_parameters() == model.num_parameters()
             True
         """
+        hub = {name: value for name, value in hub.items() if name not in NOTHING_TO_SAVE}
+        if not safe_serialization:
+            raise UserError("Weights are saved as safetensors alone", "deit convert writes .pth")
         if push_to_hub and "repo_id" not in hub:
             raise UserError("There is no repo_id to push to", "pass repo_id='owner/name'")
         if hub and not push_to_hub:
-            raise UserError(f"save_pretrained has no argument {min(hub)!r}", "remove it, or pass push_to_hub=True too")
+            raise UserError(
+                f"save_pretrained has no argument {min(hub)!r}", "remove it; those of push_to_hub go with push_to_hub=True"
+            )
         if is_main_process:
             state = self.state_dict() if state_dict is None else state_dict
             write_transformers(Path(directory), self.config, self._canonical(state), type(self).__name__)
@@ -291,7 +304,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: AttentionName = "sdpa",
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = True,
-        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        device_map: DeviceMap = None,
         **arguments: Any,
     ) -> Any:
         """A model with saved weights, in evaluation mode.
@@ -340,8 +353,7 @@ class PreTrainedModel(nn.Module):
             attn_implementation=attn_implementation,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-        if device_map is not None:
-            model.to(_device(device_map))
+        to_device(model, device_map)
         return (model, model.load_report.to_dict()) if output_loading_info else model
 
     @classmethod
@@ -435,14 +447,17 @@ def _dtype(asked: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dty
     if asked == "auto":
         return checkpoint.dtype
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked or torch.float32
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise UserError(f"{asked!r} is no type of floating-point numbers", "take float32, bfloat16, float16 or auto")
     return found
 
 
-def _device(asked: str | int | torch.device | Mapping[str, Any]) -> torch.device:
-    if isinstance(asked, Mapping):
-        if list(asked) != [""]:
+def to_device(model: Model, device_map: DeviceMap) -> Model:
+    """The model, moved where ``device_map`` says; None leaves it."""
+    if isinstance(device_map, Mapping):
+        if list(device_map) != [""]:
             raise UserError("The device_map splits the model", "pass one device; a DeiT fits on one")
-        return _device(asked[""])
-    return choose_device(asked) if isinstance(asked, str) else torch.device(asked)
+        return to_device(model, device_map[""])
+    if device_map is None:
+        return model
+    return model.to(choose_device(device_map if isinstance(device_map, str) else str(torch.device(device_map))))

@@ -15,6 +15,7 @@ import deit
 from deit import conversion
 from deit.checkpoints.writing import write_timm
 from deit.conversion import convert, logits_on_fixed_input
+from deit.distillation.classifiers import load_classifier
 from deit.errors import CheckpointError, UserError, WorkError
 from deit.image_processor import DeiTImageProcessor
 from deit.modeling import (
@@ -238,3 +239,26 @@ def test_preprocessing_that_timm_cannot_do_is_refused(source: Path, tmp_path: Pa
         convert(source, tmp_path / "there", "timm")
     result = convert(source, tmp_path / "there", image_size=64)  # but another size is nothing to timm's words
     assert DeiTImageProcessor.from_pretrained(result.destination).crop_size == {"height": 64, "width": 64}
+
+
+def test_a_link_is_followed_and_stays(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    result = convert(source, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert result.destination == tmp_path / "real"
+    assert load_model(tmp_path / "link").config.classes == ("a", "b", "ц")
+
+
+def test_somebody_elses_weights_are_not_replaced(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "lora.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds lora\.safetensors"):
+        convert(source, tmp_path / "there", overwrite=True)
+
+
+def test_a_model_that_answers_tuples_is_converted_and_asked_all_the_same(model: Any, tmp_path: Path) -> None:
+    model.config.return_dict = False
+    model.save_pretrained(tmp_path / "tuples")
+    assert max(convert(tmp_path / "tuples", tmp_path / "there").differences.values()) == 0
+    assert load_classifier(tmp_path / "tuples").model(noise(1, 3, 32, 32)).heads

@@ -214,6 +214,13 @@ def test_the_data_may_have_fewer_classes_in_another_order_than_the_model(tmp_pat
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
 
 
+def test_a_name_that_two_classes_share_tells_nothing(tmp_path: Path, photo_folder: Path) -> None:
+    names = (*CLASSES, CLASSES[1])
+    randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names))).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=f"several classes called '{CLASSES[1]}'"):
+        evaluate(tmp_path, photo_folder, workers=0, device="cpu")
+
+
 def test_images_that_a_model_learned_from_are_not_taken_by_default(model_folder: Path, photo_folder: Path) -> None:
     splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
     record = {"fingerprint": splits.fingerprint, "split_seed": 7, "validation_fraction": 0.25}

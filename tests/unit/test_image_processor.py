@@ -248,7 +248,7 @@ def test_any_image_comes_out_in_the_same_size(width: int, height: int, processor
     assert torch.allclose(values[0, 0], torch.tensor(high), atol=1e-5)  # one colour stays one colour
 
 
-@pytest.mark.parametrize("module", [batch_feature, image_arrays, image_processor, image_settings])
+@pytest.mark.parametrize("module", [batch_feature, image_arrays, image_settings])
 def test_the_examples_run(module: Any) -> None:
     results = doctest.testmod(module)
     assert results.attempted >= 2

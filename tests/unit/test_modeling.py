@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deit.config import DeiTConfig
 from deit.distillation.losses import Distillation, training_loss
-from deit.errors import CheckpointError, UserError
+from deit.errors import CheckpointError, ConfigError, UserError
 from deit.modeling import (
     ACTIVATIONS,
     DeiTForImageClassification,
@@ -357,6 +358,28 @@ def test_a_masked_head_is_as_good_as_gone(explicitly: bool) -> None:
     assert answer.attentions[0][:, 1].abs().sum() == 0
     with pytest.raises(UserError, match="head_mask is \\(2,\\): pass 3 heads, or 2 layers x 3 heads"):
         model(images, head_mask=torch.ones(2))
+
+
+def test_pruning_takes_numbers_in_any_form_or_nothing_at_all() -> None:
+    model: Any = randomised(DeiTModel(tiny_deit())).requires_grad_(False)
+    with pytest.raises(ConfigError, match="leaves no head"):
+        model.prune_heads({0: [0], 1: [0, 1, 2]})
+    assert [layer.attention.heads for layer in model.layers] == [[0, 1, 2]] * 2
+    model.prune_heads({"0": [1]})
+    assert [layer.attention.heads for layer in model.layers] == [[0, 2], [0, 1, 2]]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_model_can_be_pickled(activation: str) -> None:
+    model = randomised(ViTForImageClassification(tiny_vit(hidden_act=activation)))
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert torch.equal(again(noise(1, 3, 32, 32)).logits, model(noise(1, 3, 32, 32)).logits)
+
+
+def test_images_that_are_no_batch_are_named() -> None:
+    with pytest.raises(UserError, match=r"\(3, 32, 32\): pass images x channels x height x width"):
+        ViTModel(tiny_vit())(noise(3, 32, 32))
 
 
 def test_a_pruned_model_comes_back_from_disk(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from deit.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR
 from deit.variants import HUB_ORGANISATION, VARIANTS
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder"})
-CONFIG = CONFIG_NAME
 WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSORS = (PROCESSOR_NAME, NESTED_PROCESSOR_NAME)
 MAX_SHARDS = 1024

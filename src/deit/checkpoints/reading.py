@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -90,7 +91,8 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     fields = fields or {}
     path = model_path(path)
     files, config_file = (_in_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _alone(path, ema)
-    content = read_json(config_file) if config_file and config_file.is_file() else None
+    # A name that is there and no file (a dangling link, a directory) is an error, not an absence.
+    content = read_json(config_file) if config_file and os.path.lexists(config_file) else None
     layout, places, shapes = _tensors(files, path)
     preprocessing: Mapping[str, Any] = {}
     if content is None or config_file is None:

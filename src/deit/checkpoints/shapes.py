@@ -20,7 +20,7 @@ _HEADS = {
     "ForMaskedImageModeling": frozenset({"decoder.0"}),
 }
 _UNTOLD = {"num_attention_heads", "hidden_act", "layer_norm_eps"}
-_HEAD_WIDTH = 64  # of every published DeiT, and of ViT up to large
+HEAD_WIDTH = 64  # of every published DeiT, and of ViT up to large
 _WIDEST = 1024  # from ViT-huge on, heads are wider
 _HEADS_REMEDY = "give num_attention_heads (--heads of deit convert)"
 _SIZE_REMEDY = "give image_size=(height, width) (--image-size of deit convert)"
@@ -203,6 +203,6 @@ def _image_size(patches: int, patch: list[int], hint: Any, where: str) -> Any:
 
 
 def _heads(width: int, where: str) -> int:
-    if width % _HEAD_WIDTH or width > _WIDEST:
+    if width % HEAD_WIDTH or width > _WIDEST:
         raise CheckpointError(f"{where} does not say how many attention heads share its width of {width}", _HEADS_REMEDY)
-    return width // _HEAD_WIDTH
+    return width // HEAD_WIDTH

@@ -24,6 +24,7 @@ from deit.files import read_json
 MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousand
 MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's
 MAX_OPCODES = 1_000_000  # of a pickle; each may make an object. A model with its optimizer has 20 thousand
+MAX_WEIGHT = 10_000_000  # parts of a value in a pickle, shared ones counted each time
 MAX_TENSORS = 20_000
 MAX_SIDE = 2**63 - 1  # of a tensor: torch counts no further, and an empty one may claim more
 
@@ -226,8 +227,10 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], size: int) ->
 def _check_pickle(path: Path, file: IO[bytes]) -> None:
     """Walk over one pickle without loading it. Refused is what is large, or names anything but tensors and plain containers.
 
-    torch's own list of what may be unpickled is longer: with it a few bytes can ask for any amount of memory.
+    torch's own list of what may be unpickled is longer: with it a few bytes can ask for any amount of memory. And a few tuples
+    within each other, each twice, can ask for any amount of time, once as a key they are hashed: so each value is weighed.
     """
+    scales = _Scales()
     try:
         for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
             if count > MAX_OPCODES or (place or 0) > MAX_PICKLE:
@@ -238,10 +241,38 @@ def _check_pickle(path: Path, file: IO[bytes]) -> None:
                 raise CheckpointError(
                     f"{path} is in a newer pickle protocol than torch.save's", "save it with torch.save alone"
                 )
+            if scales.weigh(opcode, argument) > MAX_WEIGHT:
+                raise CheckpointError(f"{path} holds values nested beyond measure", "save the weights alone")
     except CheckpointError:
         raise
     except Exception as error:
         raise _damaged(path, str(error)) from error
+
+
+class _Scales:
+    """The stack and the memo of a pickle, with each value's number of parts in place of the value."""
+
+    def __init__(self) -> None:
+        self.stack: list[int] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, int] = {}
+
+    def weigh(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
+        """Follow one opcode -> the parts of what it made, with those that are shared counted each time."""
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[int(argument)] = self.stack[-1]
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[int(argument)])
+        elif opcode.name == "MARK":
+            self.marks.append(len(self.stack))
+        else:
+            taken = len(opcode.stack_before)
+            if pickletools.markobject in opcode.stack_before:
+                taken = len(self.stack) - self.marks.pop() + opcode.stack_before.index(pickletools.markobject)
+            parts = self.stack[len(self.stack) - taken :]
+            del self.stack[len(self.stack) - taken :]
+            self.stack += [1 + sum(parts)] * len(opcode.stack_after)
+        return self.stack[-1] if self.stack else 0
 
 
 def _open_torch(path: Path, size: int, average: bool, mapped: bool) -> TensorFile:

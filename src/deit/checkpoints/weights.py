@@ -16,9 +16,12 @@ from deit.files import write_bytes
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, in one step. Tensors may live on any device; shared memory is written out for each."""
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    content = save(copies, {"format": "pt"})
-    write_bytes(path, content)
+    write_bytes(path, tensors_bytes(tensors))
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file."""
+    return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """A model as files that others open: for transformers, for timm, and as the authors' code saves it.
 
-Each function takes a configuration and tensors by canonical name, and checks that they fit before it writes. The weights come
-first: a directory with a ``config.json`` is whole.
+Each function takes a configuration and tensors by canonical name, and checks that they fit before it writes.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 
 from deit.checkpoints.layouts import to_layout
-from deit.checkpoints.shapes import CLASS_HEADS, check_shapes, find_architecture
+from deit.checkpoints.shapes import CLASS_HEADS, HEAD_WIDTH, check_shapes, find_architecture
 from deit.checkpoints.timm_config import PREPROCESSING, TO_TIMM
-from deit.checkpoints.weights import write_tensors
+from deit.checkpoints.weights import tensors_bytes
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
-from deit.files import CONFIG_NAME, WEIGHTS_NAME, write_bytes, write_json
+from deit.files import CONFIG_NAME, WEIGHTS_NAME, json_text, write_bytes, write_files
 from deit.variants import VARIANTS, Variant
 
 State = Mapping[str, Tensor]
@@ -43,8 +42,7 @@ def write_transformers(directory: Path, config: ViTConfig, state: State, archite
     """
     check_shapes(_shapes(state), config, "The model")
     trunk = "" if architecture.endswith("Model") else f"{config.model_type}."
-    write_tensors(directory / WEIGHTS_NAME, to_layout(state, "transformers-4", trunk))
-    write_json(directory / CONFIG_NAME, {**config.to_dict(), "architectures": [architecture]})
+    _write_model(directory, {**config.to_dict(), "architectures": [architecture]}, to_layout(state, "transformers-4", trunk))
 
 
 def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: Mapping[str, Any]) -> None:
@@ -83,8 +81,7 @@ def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: 
         "model_args": arguments,
         "pretrained_cfg": settings,
     }
-    write_tensors(directory / WEIGHTS_NAME, tensors)
-    write_json(directory / CONFIG_NAME, content)
+    _write_model(directory, content, tensors)
 
 
 def write_authors(path: Path, config: ViTConfig, state: State) -> None:
@@ -101,6 +98,12 @@ def write_authors(path: Path, config: ViTConfig, state: State) -> None:
     if config.hidden_act != "gelu":
         raise CheckpointError(
             f"The authors' files cannot say that the activation is {config.hidden_act}", "choose another format"
+        )
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % HEAD_WIDTH == 0 and heads != width // HEAD_WIDTH:
+        raise CheckpointError(
+            f"The authors' files cannot say that {heads} attention heads share a width of {width}: all theirs are 64 wide",
+            "choose another format",
         )
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _timm_state(config, state).items()}
     buffer = io.BytesIO()
@@ -123,6 +126,12 @@ def timm_architecture(config: ViTConfig) -> tuple[str, dict[str, Any]]:
         "act_layer": (TO_TIMM[config.hidden_act], "gelu"),
     }
     return row.name.replace("-", "_"), {name: value for name, (value, default) in own.items() if value != default}
+
+
+def _write_model(directory: Path, content: Mapping[str, Any], tensors: State) -> None:
+    """Weights and configuration together: what stood there before stays whole until both are written."""
+    text = json_text(content).encode()
+    write_files({directory / WEIGHTS_NAME: tensors_bytes(tensors), directory / CONFIG_NAME: text})
 
 
 def _nearest(config: ViTConfig) -> Variant:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.errors import UserError
+from deit.files import BEST_NAME
 
 if TYPE_CHECKING:
     from deit.evaluation import Evaluation
@@ -63,8 +64,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a class's name is no markup
+        table.add_row(*(Text(_printable(cell)) for cell in row))  # Text: a class's name is no markup
     Console().print(table)
+
+
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: names come from files."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = None) -> None:
@@ -81,5 +87,5 @@ def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = 
 
 def result_dict(directory: Path, part: str, evaluation: Evaluation, teacher: Evaluation | None) -> dict[str, Any]:
     """A finished run, for a program."""
-    content = {"run": str(directory), "model": str(directory / "best"), "part": part, **evaluation.to_dict()}
+    content = {"run": str(directory), "model": str(directory / BEST_NAME), "part": part, **evaluation.to_dict()}
     return content if teacher is None else {**content, "teacher": teacher.to_dict()}

@@ -56,6 +56,6 @@ def convert(
 
 def _size(text: str) -> int | tuple[int, int]:
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
         raise UserError(f"--image-size {text!r} is no size", "write 384, or height x width as 256x192")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

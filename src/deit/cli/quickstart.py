@@ -54,7 +54,8 @@ def quickstart(
 
 def _trained(directory: Path, recipe: str, teacher: Path | None, device: str, workers: int | None) -> TrainResult:
     """A run in ``directory``: a new one, the rest of an interrupted one, or the result of a finished one."""
-    from deit.training.run import RUN_NAME, train
+    from deit.files import RUN_NAME
+    from deit.training.run import train
 
     if (directory / RUN_NAME).is_file():
         return train(resume=directory, device=device, workers=workers)

@@ -17,13 +17,13 @@ from PIL import Image
 
 from deit.draws import Stream, generator
 from deit.errors import CheckpointError, DataError, ImageError
+from deit.files import RECORD_NAME
 from deit.images import check_header, is_image_name, open_image
 from deit.progress import Progress
 
 DIGITS = "digits"
 VALIDATION_NAMES = ("val", "valid", "validation")
 TEST_NAME = "test"
-RECORD_NAME = "training.json"
 VALIDATION_FRACTION = 0.2
 HEADERS_CHECKED = 50_000  # a larger data set is checked by `deit data check`, not before each training
 
@@ -173,6 +173,8 @@ def relabelled(source: ImageSource, classes: tuple[str, ...]) -> ImageSource:
             f"The data has {len(missing)} classes that the model does not know, such as {missing[0]!r}",
             "evaluate it on data with the classes it was trained on",
         )
+    if double := [name for name in source.classes if classes.count(name) > 1]:
+        raise DataError(f"The model has several classes called {double[0]!r}", "give its classes names of their own: id2label")
     places = np.asarray([classes.index(name) for name in source.classes], np.int64)
     return Subset(source, np.arange(len(source.labels)), classes, places[source.labels])
 

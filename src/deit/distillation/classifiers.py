@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from deit.checkpoints.hub import fetch, hub_arguments
-from deit.checkpoints.reading import Checkpoint, open_checkpoint
+from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
-from deit.checkpoints.weights import WEIGHTS_NAME, load_into, read_tensors, write_tensors
-from deit.config import CONFIG_NAME, MAX_CLASSES, ViTConfig
+from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.config import MAX_CLASSES, ViTConfig
 from deit.errors import CheckpointError, TeacherError
-from deit.files import read_json, write_json
-from deit.image_processor import NESTED_NAME, PROCESSOR_NAME, Crop, DeiTImageProcessor
+from deit.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json, write_json
+from deit.image_processor import Crop, DeiTImageProcessor
 from deit.modeling import TransformerClassifier, classifier_of
 from deit.outputs import ImageClassifierOutput
 
@@ -61,8 +61,9 @@ class TimmClassifier(nn.Module):
             raise TeacherError(f"The argument {min(loading)!r} of timm is not allowed here", "remove it")
         try:
             self.network: nn.Module = timm.create_model(architecture, num_classes=len(classes), **self.arguments)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise TeacherError(f"timm cannot make {architecture} with {self.arguments}", str(error)) from error
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise TeacherError(f"timm cannot make {architecture} with {self.arguments}", reason) from error
 
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
         """(B, 3, height, width) -> logits (B, K). ``residual_scale`` is there for the transformers' sake."""
@@ -152,12 +153,13 @@ def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) ->
         CheckpointError: there is no such checkpoint, or no classifier in it.
     """
     options, fields = hub_arguments(arguments)
-    path = model_directory(fetch(name, **options))
+    path = model_path(fetch(name, **options))
     if is_convolutional(path):
         network = TimmClassifier.from_pretrained(path)
         return LoadedClassifier(network, network.processor, network.classes, path)
     checkpoint = open_checkpoint(path, ema=ema, fields=fields)
     model = classifier_of(checkpoint, fields)
+    model.config.return_dict = True  # whatever its file says: here it is asked by name
     return LoadedClassifier(model, processor_beside(checkpoint, model.config), model.config.classes, path)
 
 
@@ -166,30 +168,13 @@ def processor_beside(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProc
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     if checkpoint.preprocessing:
         processor = processor_of(checkpoint.preprocessing)
-    elif (folder / PROCESSOR_NAME).is_file() or (folder / NESTED_NAME).is_file():
+    elif (folder / PROCESSOR_NAME).is_file() or (folder / NESTED_PROCESSOR_NAME).is_file():
         processor = DeiTImageProcessor.from_pretrained(folder)
     else:
         return DeiTImageProcessor.for_size(*config.image_hw)
     if checkpoint.config.image_hw == config.image_hw:
         return processor
     return processor.with_input_size(*config.image_hw)
-
-
-def model_directory(path: Path) -> Path:
-    """The model that a path stands for: itself, or a run's ``best``.
-
-    Raises:
-        CheckpointError: it does not exist, or is a run without a finished epoch.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", "check the path of the model or run directory")
-    if not path.is_dir() or (path / CONFIG_NAME).is_file():
-        return path
-    if (path / "best" / CONFIG_NAME).is_file():
-        return path / "best"
-    if (path / "recipe.toml").is_file():
-        raise CheckpointError(f"The run {path} has no finished epoch", "go on with it: deit train --resume")
-    return path
 
 
 def is_convolutional(path: Path) -> bool:

@@ -20,14 +20,12 @@ from deit.data.order import epoch_steps, micro_batches, steps_per_epoch
 from deit.distillation.classifiers import Classifier
 from deit.errors import NonFiniteLossError, WorkError
 from deit.evaluation import evaluate_source
-from deit.files import new_directory, write_json, write_text
-from deit.image_processor import PROCESSOR_NAME
+from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
 from deit.progress import Progress
 from deit.training.optimization import MovingAverage, learning_rate
 from deit.training.state import Place, save_checkpoint
 from deit.training.step import StepContext, train_step
 
-LOG_NAME = "log.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 
 
@@ -139,11 +137,11 @@ class Training:
         best = place.best
         if not best or (answer.top1, -answer.loss) > (best["top1"], -best["loss"]):
             place.best = {"epoch": epoch + 1, "top1": answer.top1, "loss": answer.loss}
-            self._save_model("best", chosen)
+            self._save_model(BEST_NAME, chosen)
         place.epoch, place.step = epoch + 1, 0
         place.loss_sum, place.images, place.skipped, place.seconds = 0.0, 0, 0, 0.0
         write_log(self.directory, [*read_log(self.directory)[:epoch], row])
-        self._save_model("last", chosen)
+        self._save_model(LAST_NAME, chosen)
         self._checkpoint()
         return row
 

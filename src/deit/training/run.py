@@ -11,27 +11,29 @@ from typing import Any
 
 import torch
 
-from deit.checkpoints.card import CARD_NAME, model_card
+from deit.checkpoints.card import model_card
 from deit.data.augment import TrainTransform
 from deit.data.loader import EvaluationSamples, TrainSamples
 from deit.data.order import epoch_steps, micro_batches
-from deit.data.sources import (
-    DIGITS,
-    RECORD_NAME,
-    VALIDATION_FRACTION,
-    DataRecord,
-    Splits,
-    open_data,
-    relabelled,
-    without_unreadable,
-)
+from deit.data.sources import DIGITS, VALIDATION_FRACTION, DataRecord, Splits, open_data, relabelled, without_unreadable
 from deit.devices import choose_device, choose_precision, describe
 from deit.distillation.classifiers import Classifier, check_architecture, fresh_network, load_classifier
 from deit.distillation.teacher import Teacher
 from deit.draws import Stream, torch_seed
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
 from deit.evaluation import Evaluation, evaluate_source
-from deit.files import read_json, write_json, write_text
+from deit.files import (
+    BEST_NAME,
+    CARD_NAME,
+    EVALUATION_NAME,
+    LAST_NAME,
+    RECIPE_NAME,
+    RECORD_NAME,
+    RUN_NAME,
+    read_json,
+    write_json,
+    write_text,
+)
 from deit.modeling import new_classifier
 from deit.progress import duration, say
 from deit.report import ReportData, write_report
@@ -41,9 +43,6 @@ from deit.training.recipe import ConvNet, Recipe, Transformer, get_recipe
 from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
 from deit.training.step import StepContext, batch_loss
 
-RECIPE_NAME = "recipe.toml"
-RUN_NAME = "run.json"
-EVALUATION_NAME = "evaluation.json"
 REPORT_NAME = "report.html"
 PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
 
@@ -309,7 +308,7 @@ def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Tea
     """
     directory, device = training.directory, training.context.device
     part, source = splits.held_out
-    best = load_classifier(directory / "best")
+    best = load_classifier(directory / BEST_NAME)
     best.model.to(device)
     samples = EvaluationSamples(source, best.processor, run.skip_unreadable)
     evaluation = evaluate_source(best.model, samples, workers=training.workers)
@@ -323,7 +322,7 @@ def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Tea
     if taught is not None:
         content["teacher"] = taught.to_dict()
     write_json(directory / EVALUATION_NAME, content)
-    for model in (directory / "best", directory / "last"):
+    for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
         title=f"{training.context.recipe.name} on {Path(run.data).name}",

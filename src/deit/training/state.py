@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
-from deit.config import CONFIG_NAME, ViTConfig
+from deit.config import ViTConfig
 from deit.errors import CheckpointError
-from deit.files import new_directory, read_json, sha256, write_json
+from deit.files import AVERAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_json
 from deit.training.optimization import MovingAverage
 
 FORMAT = 1
@@ -66,9 +66,9 @@ def save_checkpoint(
     """
     path = directory / f"epoch-{place.epoch:06d}-step-{place.step:08d}"
     with new_directory(path) as draft:
-        write_tensors(draft / "model.safetensors", model.state_dict())
+        write_tensors(draft / WEIGHTS_NAME, model.state_dict())
         if average is not None:
-            write_tensors(draft / "average.safetensors", average.model.state_dict())
+            write_tensors(draft / AVERAGE_NAME, average.model.state_dict())
         if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that it opens as a model, too
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
         for name, content in (beside or {}).items():
@@ -99,7 +99,7 @@ def read_place(path: Path) -> Place:
         raise CheckpointError(f"{path} has checkpoint format {manifest.get('format')!r}", f"this version reads {FORMAT}")
     sums = manifest.get("sha256")
     sums = sums if isinstance(sums, dict) else {}
-    for name in ("model.safetensors", "optimizer.safetensors", "place.json"):
+    for name in (WEIGHTS_NAME, "optimizer.safetensors", "place.json"):
         if name not in sums:
             raise CheckpointError(f"The manifest of {path} lacks {name}", "resume from another checkpoint")
     for name, expected in sums.items():
@@ -118,9 +118,9 @@ def load_checkpoint(path: Path, model: nn.Module, average: MovingAverage | None,
     Raises:
         CheckpointError: the checkpoint is of another model or recipe.
     """
-    load_into(model, read_tensors(path / "model.safetensors"))
+    load_into(model, read_tensors(path / WEIGHTS_NAME))
     if average is not None:
-        load_into(average.model, read_tensors(path / "average.safetensors"))
+        load_into(average.model, read_tensors(path / AVERAGE_NAME))
     _load_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
 
 

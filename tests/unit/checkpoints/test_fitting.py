@@ -214,8 +214,9 @@ def test_a_mistyped_argument_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, DeiTForImageClassification)
     with pytest.raises(ConfigError, match="no field 'num_label': did you mean num_labels"):
         load_model(tmp_path, num_label=3)
-    with pytest.raises(UserError, match="'int8' is no type of floating-point numbers"):
-        load_model(tmp_path, dtype="int8")
+    for dtype in ("int8", "float8_e4m3fn", "nn"):
+        with pytest.raises(UserError, match=f"'{dtype}' is no type of floating-point numbers"):
+            load_model(tmp_path, dtype=dtype)
     with pytest.raises(UserError, match="no attention called 'flash'"):
         load_model(tmp_path, attn_implementation="flash")  # type: ignore[arg-type]
 
@@ -281,5 +282,13 @@ def test_saving_takes_no_argument_that_it_does_not_know(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path, is_main_proces=False)
     with pytest.raises(UserError, match="no repo_id to push to"):
         model.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(UserError, match="safetensors alone"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
     model.save_pretrained(tmp_path, is_main_process=False)
     assert list(tmp_path.iterdir()) == []
+    model.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="5GB", save_function=torch.save)
+    arguments: dict[str, Any] = {"ignore_mismatched_sizes": True, "device_map": "cpu", "torch_dtype": torch.bfloat16}
+    loaded = load_model(tmp_path, num_labels=2, low_cpu_mem_usage=True, **arguments)
+    assert (loaded.num_labels, loaded.dtype) == (2, torch.bfloat16)
+    with pytest.raises(UserError, match="Heads of another size"):
+        load_model(tmp_path, num_labels=2, ignore_mismatched_sizes=False)

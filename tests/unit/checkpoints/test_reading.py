@@ -301,3 +301,12 @@ def test_weights_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dty
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"classifier\.bias in .* is of type torch\.\w+: float16"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir()], ids=["link", "folder"])
+def test_a_configuration_that_is_no_file_is_not_taken_for_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    ViTForImageClassification(tiny_vit()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    make(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"Cannot read .*config\.json"):
+        open_checkpoint(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,19 @@ def test_a_torch_file_may_claim_any_shape_and_takes_no_memory(tmp_path: Path) ->
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="claims to hold more values than it has bytes"):
         open_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_key_that_takes_forever_to_hash_is_refused(tmp_path: Path, zipped: bool) -> None:
+    """A tuple of twice a tuple of twice a tuple: a hundred bytes, and two to the sixty steps to hash it."""
+    memo = b"".join(b"q" + bytes([place]) + b"h" + bytes([place]) + b"\x86" for place in range(60))
+    pickled = b"\x80\x02}(" + b"K\x01\x85" + memo + b"K\x01u."
+    path = tmp_path / "model.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/version", b"3")
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(CheckpointError, match="nested beyond measure"):
+        open_checkpoint(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm, write_transformers
 from deit.config import DeiTConfig, ViTConfig, variant_config
 from deit.errors import CheckpointError
+from deit.modeling import ViTForImageClassification
 from deit.variants import VARIANTS
 from tests.helpers import tiny_deit, tiny_vit
 from tests.unit.checkpoints.samples import WITH_TEACHER, assert_equal, canonical_state, heads_of
@@ -201,18 +203,6 @@ def test_tensors_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
             write(tmp_path / "x", tiny_vit(), state)
 
 
-def test_a_directory_is_whole_once_it_has_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, _: object) -> None:
-        assert (tmp_path / "model.safetensors").is_file()
-        raise OSError(f"No space left for {path.name}")
-
-    monkeypatch.setattr("deit.checkpoints.writing.write_json", full)
-    for write in (write_plain_timm, write_vit):
-        with pytest.raises(OSError, match=r"config\.json"):
-            write(tmp_path, tiny_vit(), canonical_state(tiny_vit()))
-        (tmp_path / "model.safetensors").unlink()
-
-
 def test_types_are_kept_and_written_as_they_are(tmp_path: Path) -> None:
     config = tiny_vit()
     state = {name: tensor.half() for name, tensor in canonical_state(config).items()}
@@ -255,3 +245,35 @@ def test_every_format_gives_back_what_it_was_given(
         assert (found.architecture, found.config.image_hw, found.config.num_attention_heads) == (name, config.image_hw, heads)
         assert_equal(found.read(), state)
     assert json.loads((tmp_path / "h" / "config.json").read_text())["architectures"] == [name]
+
+
+def test_what_cannot_be_written_leaves_the_old_model_whole(tmp_path: Path) -> None:
+    old = ViTForImageClassification(tiny_vit())
+    old.save_pretrained(tmp_path)
+    new = ViTForImageClassification(tiny_vit(num_labels=3))
+    for name, value in (("torch_dtype", torch.float32), ("note", "\ud800")):
+        setattr(new.config, name, value)  # neither is anything that JSON has
+    new.save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["torch_dtype"] == "float32"
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr("deit.files.os.fsync", _second_time_full())
+        new.save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+def _second_time_full() -> Callable[[int], None]:
+    calls: list[int] = []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 1:
+            raise OSError("the disk is full")
+
+    return fsync
+
+
+def test_the_authors_files_cannot_tell_of_heads_of_another_width(tmp_path: Path) -> None:
+    model = ViTForImageClassification(tiny_vit(hidden_size=128, num_attention_heads=4, layer_norm_eps=1e-6))
+    with pytest.raises(CheckpointError, match="4 attention heads share a width of 128"):
+        write_authors(tmp_path / "a.pth", model.config, model.canonical_state())

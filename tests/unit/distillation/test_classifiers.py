@@ -19,7 +19,6 @@ from deit.distillation.classifiers import (
     check_architecture,
     fresh_network,
     load_classifier,
-    model_directory,
     processor_of,
     settings_of,
 )
@@ -110,7 +109,7 @@ def test_one_of_our_models_loads_through_the_same_door(tmp_path: Path) -> None:
 
 def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
     DeiTForImageClassificationWithTeacher(tiny_deit()).save_pretrained(tmp_path / "best")
-    assert model_directory(tmp_path) == tmp_path / "best"
+    assert load_classifier(tmp_path).path == tmp_path / "best"
     assert load_classifier(str(tmp_path)).classes[0] == "LABEL_0"
 
 
@@ -210,3 +209,13 @@ def test_weights_of_another_network_are_refused(saved: Path) -> None:
         load_classifier(edited(saved, label_names=["a", "b", "c", "d"]))
     with pytest.raises(TeacherError, match="no architecture 'hf-hub:evil/model'"):
         load_classifier(edited(saved, architecture="hf-hub:evil/model"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"in_chans": -1}, {"channels": [2**33] * 4}, {"block": "x"}, {"layers": [1]}, {"act_layer": "no"}, {"norm_layer": "no"}],
+    ids=str,
+)
+def test_whatever_timm_makes_of_hostile_arguments_is_one_error(saved: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(TeacherError, match="timm cannot make resnet10t"):
+        load_classifier(edited(saved, model_args=arguments))
