@@ -7,6 +7,7 @@ In the examples here and in ``modeling``, ``config`` is a small :class:`deit.Dei
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
@@ -283,8 +284,6 @@ class PreTrainedModel(nn.Module):
             >>> model.push_to_hub("me/digits", private=True)
             'https://huggingface.co/me/digits'
         """
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             if processor is not None:
