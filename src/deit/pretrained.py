@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -290,6 +290,16 @@ class PreTrainedModel(nn.Module):
                 processor.save_pretrained(folder)
             return publishing.push_to_hub(Path(folder), repo_id, **arguments)
 
+    @overload
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, output_loading_info: Literal[False] = False, **arguments: Any) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, output_loading_info: Literal[True], **arguments: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
     @classmethod
     def from_pretrained(
         cls,
@@ -305,7 +315,7 @@ class PreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = True,
         device_map: DeviceMap = None,
         **arguments: Any,
-    ) -> Any:
+    ) -> Self | tuple[Self, dict[str, Any]]:
         """A model with saved weights, in evaluation mode.
 
         Reads what transformers, timm, the authors' code and this package write, and finds out which of them it is.
