@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TypeVar
@@ -62,14 +61,6 @@ class Progress(AbstractContextManager["Progress"]):
                 f"{self.description}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, "
                 f"{duration(left)} left{', ' + self._note if self._note else ''}"
             )
-
-
-def track(items: Iterable[T], description: str, total: int, unit: str = "files") -> Iterator[T]:
-    """Hand on ``items`` one by one under a progress bar."""
-    with Progress(description, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.advance(1)
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deit import progress
-from deit.progress import Progress, duration, say, track
+from deit.progress import Progress, duration, say
 
 
 class Clock:
@@ -87,10 +87,6 @@ def test_a_quiet_one_shows_nothing_anywhere(monkeypatch: pytest.MonkeyPatch, clo
             clock.now += 60
             bar.advance(1)
         assert stream.getvalue() == ""
-
-
-def test_tracked_items_come_through_in_order() -> None:
-    assert list(track(iter("abc"), "Reading", 3)) == ["a", "b", "c"]
 
 
 def test_a_line_for_a_person_leaves_standard_output_to_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from deit.errors import CheckpointError
 from deit.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json
-from deit.variants import HUB_ORGANISATION, VARIANTS
+from deit.variants import VARIANTS
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder"})
 WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -216,7 +216,7 @@ def _repository(text: str, revision: str | None) -> tuple[str, str | None]:
         _check_relative(revision, "revision")
     short = re.sub(r"\.fb_in1k$", "", name).replace("_", "-") if "/" not in name else name
     if short in VARIANTS:
-        return f"{HUB_ORGANISATION}/{short}", revision
+        return VARIANTS[short].hub_name, revision
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).suffix in FILE_ENDINGS:
         raise CheckpointError(f"{text[:200]} does not exist", "check the path")
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
