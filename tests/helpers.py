@@ -26,6 +26,20 @@ TINY: dict[str, Any] = {
 }
 
 
+# preprocessor_config.json of the published models, from the days of transformers 4.
+PUBLISHED_PREPROCESSING: dict[str, Any] = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "DeiTFeatureExtractor",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": 256,
+}
+
+
 def tiny_deit(**fields: Any) -> DeiTConfig:
     return DeiTConfig(**{**TINY, "num_labels": 5, **fields})
 

@@ -294,16 +294,21 @@ class ViTModel(PreTrainedModel):
         masks = self._head_masks(head_mask)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         x = self.embeddings(pixel_values, bool(interpolate_pos_encoding), bool_masked_pos)  # (B, N, D)
-        states, attentions = [x], []
+        states, attentions = [], []  # only what was asked for: the rest goes as soon as the next layer has read it
         for depth, layer in enumerate(self.layers):
             scale = None if residual_scale is None else residual_scale[depth]
+            if with_states:
+                states.append(x)
             arguments = x, scale, masks[depth], with_attentions or self.explicit_attention
             if depth in self.checkpointed_layers and self.training:
                 x, weights = checkpoint(layer, *arguments, **self.checkpointing)
             else:
                 x, weights = layer(*arguments)
+            del arguments
+            if with_attentions:
+                attentions.append(weights)
+        if with_states:
             states.append(x)
-            attentions.append(weights)
         x = self.layernorm(x)
         output = BaseModelOutput(
             last_hidden_state=x,

@@ -17,21 +17,9 @@ import pytest
 import torch
 import transformers
 
-from tests.helpers import pattern, randomised
+from tests.helpers import PUBLISHED_PREPROCESSING, pattern, randomised
 
 NAME = "facebook/deit-tiny-distilled-patch16-224"
-# As the published file says it, from the days of transformers 4.
-PREPROCESSING = {
-    "crop_size": 224,
-    "do_center_crop": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "DeiTFeatureExtractor",
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "size": 256,
-}
 IMPORTS = {
     "transformers": """
 from transformers import DeiTConfig, DeiTForImageClassification, DeiTForImageClassificationWithTeacher
@@ -138,7 +126,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
     config = transformers.DeiTConfig(**shape, num_labels=1000)  # type: ignore[call-arg]
     randomised(transformers.DeiTForImageClassificationWithTeacher(config), std=0.1).save_pretrained(snapshot)
-    (snapshot / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    (snapshot / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_PREPROCESSING))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     pattern(500, 375).save(root / "image.png")

@@ -19,7 +19,7 @@ from deit import batch_feature, image_arrays, image_processor, image_settings
 from deit.batch_feature import BatchFeature
 from deit.errors import CheckpointError, ConfigError, ImageError
 from deit.image_processor import DeiTFeatureExtractor, DeiTImageProcessor
-from tests.helpers import pattern
+from tests.helpers import PUBLISHED_PREPROCESSING, pattern
 
 PLAIN = DeiTImageProcessor(do_resize=False, do_center_crop=False)
 
@@ -176,17 +176,7 @@ def test_a_processor_comes_back_from_disk(tmp_path: Path, processor: DeiTImagePr
 
 
 def test_the_published_checkpoints_files_are_read(tmp_path: Path) -> None:
-    published = {  # facebook/deit-base-distilled-patch16-384, an old form with bare numbers
-        "crop_size": 384,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "feature_extractor_type": "DeiTFeatureExtractor",
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "resample": 3,
-        "size": 438,
-    }
+    published = {**PUBLISHED_PREPROCESSING, "crop_size": 384, "size": 438}  # facebook/deit-base-distilled-patch16-384
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
     processor = DeiTImageProcessor.from_pretrained(tmp_path)
     assert processor.size == {"height": 438, "width": 438}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,25 @@ def test_attentions_are_answered_when_they_are_asked_for() -> None:
     assert model(images).attentions is None
     model.config.output_attentions = model.config.output_hidden_states = True
     assert list(model(images))[-2:] == ["hidden_states", "attentions"]
+
+
+@torch.inference_mode()
+def test_what_was_not_asked_for_is_not_kept() -> None:
+    model: Any = DeiTModel(tiny_deit(num_hidden_layers=4)).eval()
+    model.set_attn_implementation("eager")
+    seen: list[Any] = []
+    alive: list[int] = []
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        alive.append(sum(reference() is not None for reference in seen))
+        seen.extend(weakref.ref(part) for part in output)  # tokens and attentions
+
+    for layer in model.layers:
+        layer.register_forward_hook(note)
+    model(noise(1, 3, 32, 32))
+    assert max(alive) <= 2  # at most those of the layer before
+    model(noise(1, 3, 32, 32), output_attentions=True, output_hidden_states=True)
+    assert max(alive) >= 6
 
 
 def test_a_tuple_is_answered_when_it_is_asked_for() -> None:
