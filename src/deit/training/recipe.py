@@ -129,6 +129,8 @@ class Recipe(Section):
     Attributes:
         batch_size: of one optimisation step, on all machines together.
         micro_batch_size: how much of it goes through the model at once; an even number.
+        views: V: epoch e takes the draws of epoch e mod V (order, augmentation, mixing), which a stored teacher has seen; None
+            draws every epoch anew. Stochastic depth is drawn anew in either case.
         smoothing: of the labels.
         crop_ratio: of evaluation: the image is resized to size / ratio before the centre crop.
 
@@ -139,6 +141,7 @@ class Recipe(Section):
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Count = 300
+    views: Count | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -176,6 +179,10 @@ class Recipe(Section):
     def peak_lr(self) -> float:
         """The learning rate after warm-up at this recipe's batch size."""
         return self.optimizer.lr * self.batch_size / REFERENCE_BATCH
+
+    def view(self, epoch: int) -> int:
+        """The epoch whose draws an epoch takes."""
+        return epoch if self.views is None else epoch % self.views
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from deit.checkpoints.card import model_card
-from deit.data.augment import TrainTransform
-from deit.data.loader import EvaluationSamples, TrainSamples
+from deit.data.loader import EvaluationSamples
 from deit.data.order import epoch_steps, micro_batches
-from deit.data.sources import DIGITS, VALIDATION_FRACTION, DataRecord, Splits, open_data, relabelled, without_unreadable
+from deit.data.sources import DIGITS, VALIDATION_FRACTION, DataRecord, Splits, open_data, without_unreadable
 from deit.devices import choose_device, choose_precision, describe
+from deit.distillation.answers import is_store
 from deit.distillation.classifiers import Classifier, check_architecture, fresh_network, load_classifier
+from deit.distillation.stored import StoredTeacher
 from deit.distillation.teacher import Teacher
 from deit.draws import Stream, torch_seed
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
@@ -40,8 +41,11 @@ from deit.report import ReportData, write_report
 from deit.training.loop import CHECKPOINTS_NAME, Training, read_log
 from deit.training.optimization import MovingAverage, make_optimizer
 from deit.training.recipe import ConvNet, Recipe, Transformer, get_recipe
+from deit.training.samples import training_samples
 from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
 from deit.training.step import StepContext, batch_loss
+
+AnyTeacher = Teacher | StoredTeacher
 
 REPORT_NAME = "report.html"
 PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
@@ -53,7 +57,7 @@ class RunSettings:
 
     Attributes:
         data: a folder, or ``digits``.
-        teacher: as :meth:`Teacher.load` takes it, or None; likewise ``teacher_weights``.
+        teacher: as :func:`train` takes it, or None; likewise ``teacher_weights``.
         split_seed: by which a missing part of the data is set aside, ``validation_fraction`` of each class.
         skip_unreadable: leave unreadable images out and count them.
     """
@@ -103,7 +107,7 @@ def train(
         recipe: a recipe, its name, or a TOML file.
         out: the run's directory, new or empty; by default a new one below ``runs``.
         resume: an earlier run's directory: go on in it, with its own recipe, teacher and data.
-        teacher: a directory or a timm architecture; needed where the recipe distils.
+        teacher: as :meth:`Teacher.load` takes it, or a directory of ``deit teacher store``; needed where the recipe distils.
         teacher_weights: a file with that architecture's weights.
         settings: values to change in the recipe, as :meth:`Recipe.with_settings` takes them.
         device: ``auto``, ``cpu``, ``cuda``, ...
@@ -122,9 +126,9 @@ def train(
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         chosen = chosen.with_settings(settings or {})
         run = RunSettings(
-            data=_lasting(data),
-            teacher=None if teacher is None else _lasting(teacher),
-            teacher_weights=None if teacher_weights is None else _lasting(teacher_weights),
+            data=lasting(data),
+            teacher=None if teacher is None else lasting(teacher),
+            teacher_weights=None if teacher_weights is None else lasting(teacher_weights),
             skip_unreadable=skip_unreadable,
         )
         directory = _new_run_directory(out, run.data, chosen.name)
@@ -145,11 +149,17 @@ def train_on(
     place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
-    recipe, notes = _fitted(recipe, splits)
-    teacher = _teacher(recipe, run, splits)
-    if teacher is not None:
+    recipe, notes = fitted(recipe, splits)
+    teacher = _teacher(recipe, run, splits, record)
+    if isinstance(teacher, StoredTeacher):
+        recipe, said = teacher.fitted(recipe)
+        notes += said
+    elif teacher is not None:
         teacher.to(place)
+        notes += teacher.notes
     training = _prepare(directory, recipe, run, splits, teacher, place, workers, record)
+    if isinstance(teacher, StoredTeacher):
+        teacher.check_pixels(recipe, training.samples)
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
     if checkpoint is not None:
         training.place = read_place(checkpoint)
@@ -172,7 +182,7 @@ def _prepare(
     chosen: Recipe,
     run: RunSettings,
     splits: Splits,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     device: torch.device,
     workers: int | None,
     record: DataRecord,
@@ -180,15 +190,16 @@ def _prepare(
     processor = chosen.processor()
     model = _fresh_model(chosen, splits.classes).to(device)
     layers = chosen.model.config().num_hidden_layers if isinstance(chosen.model, Transformer) else 0
-    transform = TrainTransform(chosen.augmentation, *chosen.image_hw, *processor.rgb_statistics)
+    answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
+    live = None if isinstance(teacher, StoredTeacher) else teacher
     return Training(
         directory=directory,
         model=model,
         average=MovingAverage(model, chosen.average) if chosen.average.decay else None,
         optimizer=make_optimizer(model, chosen.optimizer),
         place=Place(data=record.fingerprint),
-        context=StepContext(chosen, device, choose_precision(chosen.precision, device), teacher, layers),
-        samples=TrainSamples(splits.train, transform, chosen.mixing, chosen.seed, chosen.smoothing, run.skip_unreadable),
+        context=StepContext(chosen, device, choose_precision(chosen.precision, device), live, layers),
+        samples=training_samples(chosen, splits.train, run.skip_unreadable, answers),
         validation=EvaluationSamples(splits.validation, processor, run.skip_unreadable),
         extras={RECORD_NAME: asdict(record)},
         workers=workers,
@@ -203,7 +214,7 @@ def _fresh_model(chosen: Recipe, classes: tuple[str, ...]) -> Classifier:
     return new_classifier(chosen.model.config(classes), torch.Generator().manual_seed(seed))
 
 
-def _teacher(chosen: Recipe, run: RunSettings, splits: Splits) -> Teacher | None:
+def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
     if isinstance(chosen.model, ConvNet):
         check_architecture(chosen.model.architecture)
     if chosen.distillation.mode == "none":
@@ -218,10 +229,14 @@ def _teacher(chosen: Recipe, run: RunSettings, splits: Splits) -> Teacher | None
             f"The recipe {chosen.name} learns from a teacher, and none is given",
             "pass --teacher; to train one first: deit teacher train DATA --arch regnety_004",
         )
-    return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
+    if not is_store(run.teacher):
+        return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
+    if run.teacher_weights is not None:
+        raise TeacherError(f"{run.teacher} is a store, which needs no weights", "leave out --teacher-weights")
+    return StoredTeacher.open(run.teacher, chosen, splits, record)
 
 
-def _fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
+def fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
     """The recipe for a data set that may be smaller than its batch, and what was changed."""
     images = len(splits.train.labels)
     if chosen.batch_size <= images:
@@ -234,7 +249,7 @@ def _fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
     return smaller, [note]
 
 
-def _say_account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None, notes: list[str]) -> None:
+def _say_account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None, notes: list[str]) -> None:
     """What is about to run, for a person."""
     for label, text in account(training, splits, run, teacher).items():
         say(f"{label + ':':<11}{text}")
@@ -243,7 +258,7 @@ def _say_account(training: Training, splits: Splits, run: RunSettings, teacher: 
     say(f"Time:      about {duration(_estimate(training))} on {describe(training.context.device)}")
 
 
-def account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> dict[str, str]:
+def account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None) -> dict[str, str]:
     """The facts of a run, label -> text: what the terminal and the report show."""
     chosen, context = training.context.recipe, training.context
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
@@ -301,7 +316,7 @@ def _estimate(training: Training) -> float:
     return images / len(batch.labels) * (making + learning if training.workers == 0 else max(making, learning))
 
 
-def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> TrainResult:
+def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None) -> TrainResult:
     """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write model cards and report.
 
     In fp32, whatever training ran in, so that `deit evaluate` gives the same figures.
@@ -312,11 +327,11 @@ def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Tea
     best.model.to(device)
     samples = EvaluationSamples(source, best.processor, run.skip_unreadable)
     evaluation = evaluate_source(best.model, samples, workers=training.workers)
+    live = teacher.load(training.context.recipe) if isinstance(teacher, StoredTeacher) else teacher
     taught = None
-    if teacher is not None:
-        known = teacher.classifier
-        seen = EvaluationSamples(relabelled(source, known.classes), known.processor, run.skip_unreadable)
-        taught = evaluate_source(known.model, seen, workers=training.workers)
+    if live is not None:
+        seen = EvaluationSamples(source, live.classifier.processor, run.skip_unreadable)
+        taught = evaluate_source(live.to(device).evaluated(), seen, workers=training.workers)
     content: dict[str, Any] = {"part": part, "best_epoch": training.place.best["epoch"], **evaluation.to_dict()}
     content["data"] = {"images": _counts(splits), "origin": splits.origin}
     if taught is not None:
@@ -345,7 +360,7 @@ def _resumed(directory: Path, data: str | Path | None) -> tuple[Path, Recipe, Ru
         raise CheckpointError(f"{directory} is no run directory", "pass the directory that an earlier `deit train` made")
     content = read_json(directory / RUN_NAME)
     if data is not None:
-        content["data"] = _lasting(data)
+        content["data"] = lasting(data)
     try:
         run = RunSettings(**content)
     except TypeError as error:
@@ -364,6 +379,6 @@ def _new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> P
     return next(path for path in candidates if not path.exists())
 
 
-def _lasting(name: str | Path) -> str:
+def lasting(name: str | Path) -> str:
     """A path as it is found from any folder; a name that is no path stays as it is."""
     return str(Path(name).resolve()) if str(name) != DIGITS and Path(name).exists() else str(name)

@@ -22,7 +22,7 @@ class StepContext:
     """What stays the same from step to step.
 
     Attributes:
-        teacher: needed where the recipe distils.
+        teacher: needed where the recipe distils and the batches do not carry a stored teacher's answers.
         layers: of the transformer; 0 for a convolutional network.
         precision: of the matrix products.
     """
@@ -86,6 +86,6 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
         scale = residual_scale(recipe.model.drop_path, context.layers, recipe.seed, epoch, step, positions)
     batch = batch.to(context.device)
     with autocast(context.device, context.precision):
-        answer = context.teacher(batch.pixel_values) if context.teacher is not None else None
+        answer = batch.answers if context.teacher is None else context.teacher(batch.pixel_values)
         heads = model(batch.pixel_values, residual_scale=None if scale is None else scale.to(context.device)).heads
     return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer)
