@@ -54,9 +54,13 @@ def test_a_finished_store_says_so_for_programs_too(deit: Deit, root: Path, photo
     assert done.returncode == 0, done.stderr
     assert "is finished: 2 views of 16 samples" in done.stderr
     result = json.loads(done.stdout)
-    assert {name: result[name] for name in ("images", "views", "bytes", "bytes_per_sample", "built")} == dict(
-        images=16, views=2, bytes=64, bytes_per_sample=2, built=0
-    )
+    assert {name: result[name] for name in ("images", "views", "bytes", "bytes_per_sample", "built")} == {
+        "images": 16,
+        "views": 2,
+        "bytes": 64,
+        "bytes_per_sample": 2,
+        "built": 0,
+    }
     assert result["seconds"] > 0
     assert result["images_per_second"] > 0
 
