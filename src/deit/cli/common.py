@@ -14,8 +14,13 @@ from deit.files import BEST_NAME
 
 if TYPE_CHECKING:
     from deit.evaluation import Evaluation
+    from deit.training.run import TrainResult
 
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+RecipeOption = Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")]
+ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model list`.")]
+TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]
 OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
 ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
 InitOption = Annotated[
@@ -35,6 +40,22 @@ ModelArgument = Annotated[
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the weights of a training checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
+    """The recipe for a user who names none."""
+    stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
+    return f"{stem}-distilled" if distilled else stem
+
+
+def check_resume(resume: Path | None, *others: object) -> None:
+    """Refuse to change a run that is gone on with.
+
+    Raises:
+        UserError: there is another setting.
+    """
+    if resume is not None and any(others):
+        raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
 
 
 def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, object]) -> dict[str, str]:
@@ -86,6 +107,17 @@ def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = 
     ]
     title = f"{part}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
     print_table(["head", "top-1", "top-5", "loss", "calibration error"], rows, title)
+
+
+def print_result(result: TrainResult, as_json: bool, *closing: str) -> None:
+    """A finished run: JSON for a program, or how each head did and what to do next."""
+    if as_json:
+        print_json(result_dict(result.directory, result.part, result.evaluation, result.teacher))
+        return
+    print_heads(result.evaluation, result.part, result.teacher)
+    typer.echo()
+    for line in closing:
+        typer.echo(line)
 
 
 def result_dict(directory: Path, part: str, evaluation: Evaluation, teacher: Evaluation | None) -> dict[str, Any]:
