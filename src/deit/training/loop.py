@@ -17,6 +17,7 @@ import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.order import epoch_steps, micro_batches, steps_per_epoch
+from deit.devices import keeping_freed_memory
 from deit.distillation.classifiers import Classifier
 from deit.errors import NonFiniteLossError, WorkError
 from deit.evaluation import evaluate_source
@@ -82,7 +83,7 @@ class Training:
         loader = Loader(self.samples, self.workers, pin=on_gpu)
         judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with _interrupts() as stop, Progress("Training", remaining) as progress:
+        with keeping_freed_memory(self.context.device), _interrupts() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)
