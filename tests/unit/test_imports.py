@@ -43,6 +43,7 @@ ORDER = [
     "distillation.losses",
     "outputs",
     "pretrained",
+    "cpu_attention",
     "modeling",
     "resampling",
     "image_settings",

@@ -13,6 +13,7 @@ import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.order import steps_per_epoch
+from deit.devices import keeping_freed_memory
 from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation import evaluate_source
 from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
@@ -77,7 +78,7 @@ class Training:
         loader = Loader(self.samples, self.workers, pin=on_gpu)
         judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with interrupts() as stop, Progress("Training", remaining) as progress:
+        with keeping_freed_memory(self.context.device), interrupts() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)
