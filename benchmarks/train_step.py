@@ -57,7 +57,7 @@ from deit.data.sources import folder_source
 from deit.devices import Precision, autocast, describe, keeping_freed_memory
 from deit.modeling import new_classifier
 from deit.training.optimization import make_optimizer
-from deit.training.recipe import get_recipe
+from deit.training.recipes import get_recipe
 from deit.training.step import StepContext, train_step
 
 CLASSES = 1000
@@ -160,7 +160,7 @@ def ours(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | N
     config = config or job.config
     model = new_classifier(config, torch.Generator().manual_seed(0)).to(device).train()
     optimizer = make_optimizer(model, recipe.optimizer)
-    context = StepContext(recipe, device, job.precision, None, config.num_hidden_layers)
+    context = StepContext(recipe, device, job.precision, None, config)
     running, batch = compiled(job, model), random_batch(job)
 
     def step() -> object:
