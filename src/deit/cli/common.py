@@ -23,7 +23,12 @@ ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model lis
 TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]
 OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
 ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
-ImageSizeOption = Annotated[int | None, typer.Option(help="Pixels a side of the model's input.")]
+InitOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Start from this checkpoint: a run, a model of any format, a hub name.")
+]
+ImageSizeOption = Annotated[
+    str | None, typer.Option(metavar="PIXELS", help="Of the model's input: 384, or height x width as 256x192.")
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
@@ -39,9 +44,9 @@ EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
-def default_recipe(data: str | None, distilled: bool) -> str:
+def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
     """The recipe for a user who names none."""
-    stem = "digits" if data == "digits" else "small-data"
+    stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
     return f"{stem}-distilled" if distilled else stem
 
 
@@ -55,6 +60,18 @@ def check_resume(resume: Path | None, *others: object) -> None:
         raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
 
 
+def image_sides(text: str) -> int | list[int]:
+    """``384`` -> one side for both, ``256x192`` -> height and width.
+
+    Raises:
+        UserError: neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
+        raise UserError(f"--image-size {text!r} is no size", "write 384, or height x width as 256x192")
+    return int(sides[0]) if len(sides) == 1 else [int(side) for side in sides]
+
+
 def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, object]) -> dict[str, str]:
     """``--set`` values and the options that stand for one, as :meth:`Recipe.with_settings` takes them.
 
@@ -62,6 +79,8 @@ def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, o
         UserError: an assignment without ``=``.
     """
     settings = {name: str(value) for name, value in shortcuts.items() if value is not None}
+    if (size := settings.get("model.image_size")) is not None:
+        settings["model.image_size"] = str(image_sides(size))
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not equals:

@@ -13,6 +13,7 @@ from deit.cli.common import (
     DeviceOption,
     EpochsOption,
     ImageSizeOption,
+    InitOption,
     JsonOption,
     ModelOption,
     OutOption,
@@ -44,6 +45,7 @@ def teacher() -> None:
 def train(
     data: RunDataArgument = None,
     arch: Annotated[str | None, typer.Option(help="An architecture of timm, such as regnety_004.")] = None,
+    init: InitOption = None,
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
@@ -68,12 +70,13 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    check_resume(resume, settings, recipe, out)
+    check_resume(resume, settings, recipe, init, out)
     result = run(
         data,
         recipe or ("digits-convnet" if data == "digits" else "convnet"),
         out=out,
         resume=resume,
+        init=init,
         settings=settings,
         device=device,
         workers=workers,

@@ -11,6 +11,7 @@ from deit.cli.common import (
     DeviceOption,
     EpochsOption,
     ImageSizeOption,
+    InitOption,
     JsonOption,
     ModelOption,
     OutOption,
@@ -33,6 +34,7 @@ TEACHER_HELP = "A directory of `deit teacher train` or `store`, any classifier's
 
 def train(
     data: RunDataArgument = None,
+    init: InitOption = None,
     teacher: Annotated[str | None, typer.Option(help=TEACHER_HELP)] = None,
     teacher_weights: TeacherWeightsOption = None,
     recipe: RecipeOption = None,
@@ -60,12 +62,13 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    check_resume(resume, settings, recipe, teacher, teacher_weights, out)
+    check_resume(resume, settings, recipe, init, teacher, teacher_weights, out)
     result = run(
         data,
-        recipe or default_recipe(data, distilled=teacher is not None),
+        recipe or default_recipe(data, distilled=teacher is not None, init=init is not None),
         out=out,
         resume=resume,
+        init=init,
         teacher=teacher,
         teacher_weights=teacher_weights,
         settings=settings,

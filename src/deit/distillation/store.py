@@ -41,9 +41,11 @@ from deit.errors import InterruptedWorkError, TeacherError, UserError, WorkError
 from deit.files import STORE_NAME, json_text, sha256, write_files
 from deit.interrupts import interrupts
 from deit.progress import Progress, say
-from deit.training.recipe import Recipe, get_recipe
-from deit.training.run import RunSettings, fitted, lasting
+from deit.training.recipe import Recipe
+from deit.training.recipes import get_recipe
+from deit.training.run import fitted
 from deit.training.samples import training_samples, view_steps
+from deit.training.settings import RunSettings, lasting
 
 SAVED_EVERY = 30.0  # seconds
 

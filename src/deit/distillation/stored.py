@@ -120,6 +120,9 @@ class StoredTeacher:
         return teacher
 
 
+AnyTeacher = Teacher | StoredTeacher
+
+
 def pixel_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a fitted recipe that decide the pixels of its samples, ``path.of.setting`` -> JSON value."""
     mean, std = recipe.processor().rgb_statistics
