@@ -67,7 +67,7 @@ def test_a_finished_store_says_so_for_programs_too(deit: Deit, root: Path, photo
 
 def test_ctrl_c_leaves_a_store_that_goes_on(deit: Deit, root: Path, photos: Path) -> None:
     arguments = ["teacher", "store", str(photos), "--teacher", str(root / "the teacher"), "--views", "300", "--out", "stopped"]
-    program = [Path(sys.executable).with_name("deit"), *arguments, *TINY]
+    program: list[str | Path] = [Path(sys.executable).with_name("deit"), *arguments, *TINY]
     with subprocess.Popen(program, cwd=root, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (root / "stopped" / "view-000001.bin").exists():
             time.sleep(0.1)

@@ -24,11 +24,15 @@ from deit.distillation.store import StoreResult, store_on
 from deit.distillation.stored import StoredTeacher
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, TeacherError, UserError, WorkError
+from deit.image_processor import DeiTImageProcessor
+from deit.modeling import DeiTForImageClassificationWithTeacher
 from deit.training.loop import read_log
-from deit.training.recipe import Recipe, get_recipe
-from deit.training.run import RunSettings, train_on
+from deit.training.recipe import Recipe
+from deit.training.recipes import get_recipe
+from deit.training.run import train_on
 from deit.training.samples import training_samples, view_steps
-from tests.helpers import MemorySource, MemorySplits, memory_splits, randomised
+from deit.training.settings import RunSettings
+from tests.helpers import MemorySource, MemorySplits, memory_splits, randomised, tiny_deit
 
 CLASSES = ("a", "b", "c")
 COUNT = 75  # with batches of 32, two steps and a rest
@@ -360,6 +364,22 @@ def test_a_store_is_enough_when_its_teacher_is_gone(tmp_path: Path, capsys: pyte
     assert losses(tmp_path / "three", tmp_path / "store", recipe()) == expected
     assert "the stored teacher is not evaluated" in capsys.readouterr().err
     assert "teacher" not in json.loads((tmp_path / "three" / "evaluation.json").read_text())
+
+
+def test_fine_tuning_takes_size_and_normalisation_from_the_checkpoint(tmp_path: Path, teacher: str) -> None:
+    model = randomised(DeiTForImageClassificationWithTeacher(tiny_deit(image_size=48)), std=0.1)
+    model.save_pretrained(tmp_path / "model")
+    DeiTImageProcessor.for_size(48, 48, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).save_pretrained(tmp_path / "model")
+    chosen = get_recipe("finetune-distilled").replace(epochs=1, views=1, batch_size=32, micro_batch_size=16, precision="fp32")
+    run = RunSettings("memory", init=str(tmp_path / "model"), teacher=teacher)
+    store_on(memory_splits(COUNT), chosen, run, tmp_path / "store", device="cpu", workers=0)
+    pixels = read_manifest(tmp_path / "store").pixels
+    assert (pixels["image_size"], pixels["mean"]) == ([48, 48], [0.1, 0.2, 0.3])
+    found = []
+    for name, source in {"live": teacher, "stored": str(tmp_path / "store")}.items():
+        train_on(memory_splits(COUNT), chosen, replace(run, teacher=source), tmp_path / name, device="cpu", workers=0)
+        found.append(read_log(tmp_path / name)[0]["loss"])
+    assert found[0] == found[1]
 
 
 def test_a_run_with_a_store_is_resumed_with_it(tmp_path: Path, teacher: str) -> None:

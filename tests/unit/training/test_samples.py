@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deit.data.order import epoch_steps
-from deit.training.recipe import get_recipe
+from deit.training.recipes import get_recipe
 from deit.training.samples import training_samples, view_steps
 from tests.helpers import MemorySource
 
