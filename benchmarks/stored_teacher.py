@@ -217,7 +217,7 @@ def table(result: dict[str, Any], built: dict[str, StoreResult]) -> str:
         "",
         f"{result['date']}, {result['hardware']}, {result['workers']} loader workers, {result['software']}.",
         f"tiny at 224, batch {result['batch']}, bf16, JPEG files of 500 x 375, the teacher {result['teacher']}.",
-        f"Images a second, median of {result['repeats']} interleaved repeats and the quartiles; ratios within a repeat. Made by",
+        f"Images a second, median of {result['repeats']} interleaved repeats and the quartiles; ratios within a repeat. By",
         f"`python benchmarks/stored_teacher.py {command} --top-k {result['top_k']} --write`.",
         "",
         f"| training | images a second | to {NONE} | to the {LIVE} |",
