@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, load_classifier
+from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
 from deit.errors import CheckpointError, ConfigError, TeacherError
 from deit.image_processor import DeiTImageProcessor
 from deit.outputs import ImageClassifierOutput
@@ -173,7 +173,7 @@ def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
             "check the network, or pass a file with --teacher-weights",
         ) from error
     classifier = TimmClassifier(name, names, processor)
-    classifier.network = network
+    classifier.network = fast_layout(network)
     return LoadedClassifier(classifier, processor, names)
 
 
