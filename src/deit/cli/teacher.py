@@ -97,6 +97,7 @@ def store(
         int | None, typer.Option(min=1, help="Keep the probabilities of so many classes, for soft distillation.")
     ] = None,
     teacher_weights: TeacherWeightsOption = None,
+    init: InitOption = None,
     recipe: RecipeOption = None,
     model: ModelOption = None,
     image_size: ImageSizeOption = None,
@@ -122,9 +123,10 @@ def store(
     }
     result = run(
         data,
-        recipe or default_recipe(data, distilled=True),
+        recipe or default_recipe(data, distilled=True, init=init is not None),
         teacher=teacher,
         out=out,
+        init=init,
         views=views,
         top_k=top_k,
         teacher_weights=teacher_weights,

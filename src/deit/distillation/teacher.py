@@ -143,8 +143,8 @@ def _matched(name: str, own: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor
         own = tuple(numbers)
     unknown = [label for label in wanted if label not in own]
     if unknown:
-        some = f"; it knows {len(own)}, such as {own[0]!r}, and the data has {len(wanted)}"
-        raise TeacherError(f"The teacher {name} does not know the data's class {unknown[0]!r}{some}", TRAIN_ONE)
+        problem = f"The teacher {name} knows {len(own)} classes, such as {own[0]!r}, and not the data's {unknown[0]!r}"
+        raise TeacherError(problem, TRAIN_ONE)
     if double := [label for label in wanted if own.count(label) > 1]:
         raise TeacherError(
             f"The teacher {name} has several classes called {double[0]!r}", "give its classes names of their own"
