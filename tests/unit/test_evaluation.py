@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from deit.data.folders import folder_source
 from deit.data.loader import EvaluationSamples
-from deit.data.sources import DataRecord, folder_source, open_data
+from deit.data.opening import open_data
+from deit.data.sources import DataRecord
 from deit.errors import CheckpointError, DataError, ImageError
 from deit.evaluation import (
     Evaluation,

@@ -15,7 +15,8 @@ from deit.files import BEST_NAME
 if TYPE_CHECKING:
     from deit.evaluation import Evaluation
 
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+DATA_HELP = "A folder of images, a manifest, hf:OWNER/NAME, or a name of `deit data list`."
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
 ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
 ImageSizeOption = Annotated[int | None, typer.Option(help="Pixels a side of the model's input.")]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deit.cli.common import (
+    DATA_HELP,
     BatchSizeOption,
     DeviceOption,
     EpochsOption,
@@ -35,7 +36,7 @@ def teacher() -> None:
 
 @app.command("train")
 def train(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture of timm, such as regnety_004.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
     image_size: ImageSizeOption = None,

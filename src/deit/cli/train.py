@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deit.cli.common import (
+    DATA_HELP,
     BatchSizeOption,
     DeviceOption,
     EpochsOption,
@@ -27,7 +28,7 @@ from deit.errors import UserError
 
 
 def train(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
     teacher: Annotated[str | None, typer.Option(help="A directory of `deit teacher train`, or a timm name.")] = None,
     teacher_weights: Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,

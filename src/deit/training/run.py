@@ -13,9 +13,11 @@ import torch
 
 from deit.checkpoints.card import model_card
 from deit.data.augment import TrainTransform
+from deit.data.checking import without_unreadable
 from deit.data.loader import EvaluationSamples, TrainSamples
+from deit.data.opening import lasting, open_data, title
 from deit.data.order import epoch_steps, micro_batches
-from deit.data.sources import DIGITS, VALIDATION_FRACTION, DataRecord, Splits, open_data, relabelled, without_unreadable
+from deit.data.sources import VALIDATION_FRACTION, DataRecord, Splits, relabelled
 from deit.devices import choose_device, choose_precision, describe
 from deit.distillation.classifiers import Classifier, check_architecture, fresh_network, load_classifier
 from deit.distillation.teacher import Teacher
@@ -52,7 +54,7 @@ class RunSettings:
     """What a run needs beside its recipe; kept in ``run.json`` so that a resume needs nothing but the directory.
 
     Attributes:
-        data: a folder, or ``digits``.
+        data: as :func:`deit.data.opening.lasting` writes it.
         teacher: as :meth:`Teacher.load` takes it, or None; likewise ``teacher_weights``.
         split_seed: by which a missing part of the data is set aside, ``validation_fraction`` of each class.
         skip_unreadable: leave unreadable images out and count them.
@@ -99,7 +101,7 @@ def train(
     """Train a classifier, evaluate it, and write the report.
 
     Args:
-        data: a folder, or ``digits``; may be left out with ``resume``.
+        data: as :func:`deit.data.opening.open_data` takes it; may be left out with ``resume``.
         recipe: a recipe, its name, or a TOML file.
         out: the run's directory, new or empty; by default a new one below ``runs``.
         resume: an earlier run's directory: go on in it, with its own recipe, teacher and data.
@@ -118,11 +120,11 @@ def train(
         directory, chosen, run = _resumed(Path(resume), data)
     else:
         if data is None:
-            raise UserError("There is no data to train on", "pass a folder of images, or `digits`")
+            raise UserError("There is no data to train on", "pass a folder of images, or a name that `deit data list` shows")
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         chosen = chosen.with_settings(settings or {})
         run = RunSettings(
-            data=_lasting(data),
+            data=lasting(data),
             teacher=None if teacher is None else _lasting(teacher),
             teacher_weights=None if teacher_weights is None else _lasting(teacher_weights),
             skip_unreadable=skip_unreadable,
@@ -325,7 +327,7 @@ def _conclude(training: Training, splits: Splits, run: RunSettings, teacher: Tea
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
-        title=f"{training.context.recipe.name} on {Path(run.data).name}",
+        title=f"{training.context.recipe.name} on {title(run.data)}",
         facts=account(training, splits, run, teacher),
         history=read_log(directory),
         part=part,
@@ -345,7 +347,7 @@ def _resumed(directory: Path, data: str | Path | None) -> tuple[Path, Recipe, Ru
         raise CheckpointError(f"{directory} is no run directory", "pass the directory that an earlier `deit train` made")
     content = read_json(directory / RUN_NAME)
     if data is not None:
-        content["data"] = _lasting(data)
+        content["data"] = lasting(data)
     try:
         run = RunSettings(**content)
     except TypeError as error:
@@ -359,11 +361,11 @@ def _new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> P
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to go on in it")
         return directory
-    stem = Path("runs") / f"{Path(data).name}-{recipe_name}"
+    stem = Path("runs") / f"{title(data)}-{recipe_name}"
     candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
 
 
 def _lasting(name: str | Path) -> str:
     """A path as it is found from any folder; a name that is no path stays as it is."""
-    return str(Path(name).resolve()) if str(name) != DIGITS and Path(name).exists() else str(name)
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)

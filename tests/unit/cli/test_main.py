@@ -14,11 +14,12 @@ VERBS = {
     "quickstart": "--out --fresh --device --workers --json",
     "train": "--teacher --teacher-weights --recipe --model --image-size --epochs --batch-size --seed --set --out --resume "
     "--device --workers --skip-unreadable --json",
-    "evaluate": "--part --combine --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
+    "evaluate": "--part --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
     "predict": "--top --crop --ema --revision --device --json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": "--arch --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
+    "data list": "--json",
     "data check": "--json",
     "recipe list": "--json",
     "recipe show": "--set --json",
