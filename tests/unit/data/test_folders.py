@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit.data.folders import folder_source
+from deit.data.folders import folder_parts, folder_source, unlabelled_source
 from deit.data.opening import open_data
 from deit.errors import DataError
 from tests.conftest import CLASSES
@@ -135,3 +135,23 @@ def test_a_class_of_one_image_stays_in_training(tmp_path: Path) -> None:
     image_files(tmp_path / "two", 1)
     with pytest.raises(DataError, match="one image a class"):
         open_data(tmp_path)
+
+
+def test_images_at_any_depth_need_no_classes(tmp_path: Path) -> None:
+    image_files(tmp_path, 1)
+    image_files(tmp_path / "2021" / "summer", 2)
+    image_files(tmp_path / ".thumbnails", 2)
+    source = unlabelled_source(tmp_path)
+    assert source.names == ("000.png", "2021/summer/000.png", "2021/summer/001.png")
+    assert (source.classes, source.labels.tolist()) == (("image",), [0, 0, 0])
+    with pytest.raises(DataError, match="holds 1 images"):
+        (tmp_path / "one").mkdir()
+        image_files(tmp_path / "one", 1)
+        unlabelled_source(tmp_path / "one")
+    with pytest.raises(DataError, match="is no folder"):
+        unlabelled_source(tmp_path / "none")
+
+
+def test_a_plain_folder_says_that_it_is_one(parted: Path) -> None:
+    assert not folder_parts(parted).plain
+    assert folder_parts(parted / "train").plain

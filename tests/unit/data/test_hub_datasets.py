@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -18,28 +17,7 @@ from deit.data.opening import open_data, open_unlabelled, read_parts
 from deit.errors import DataError, ImageError, MissingExtraError
 from tests.helpers import pattern
 from tests.unit.data.layouts import image_files, names
-
-CLASSES = ["bean", "кошка", "rust"]
-
-
-def png(seed: int) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    pattern(12 + seed, 9, seed).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def table(count: int, label: Any = None, **columns: Any) -> Any:
-    """``count`` images with the labels 0, 1, 2, 0, ... in a column of the feature ``label``, or without."""
-    content: dict[str, Any] = {"image": [png(number) for number in range(count)], "id": list(range(count)), **columns}
-    features = {"image": datasets.Image(), "id": datasets.Value("int64")}
-    features |= {name: datasets.Value("string") for name in columns}
-    if label is not None:
-        content["label"] = [number % 3 for number in range(count)]
-        features["label"] = label
-    return datasets.Dataset.from_dict(content, features=datasets.Features(features))
-
-
-NAMED = datasets.ClassLabel(names=CLASSES)
+from tests.unit.data.tables import CLASSES, NAMED, png, table
 
 
 def test_one_saved_table_is_a_plain_data_set(tmp_path: Path) -> None:

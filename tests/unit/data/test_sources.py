@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,15 @@ from hypothesis import strategies as st
 from deit.data.opening import open_data
 from deit.data.sources import (
     DataRecord,
+    ManyLabels,
+    Parts,
     fingerprint,
+    path_key,
     relabelled,
     split,
+    splits_of,
     subset,
+    unlabelled,
 )
 from deit.errors import CheckpointError, DataError
 from tests.helpers import MemorySource
@@ -92,3 +99,51 @@ def test_a_record_comes_back_or_says_what_it_lacks() -> None:
         DataRecord.from_dict({"fingerprint": "abc"})
     with pytest.raises(CheckpointError, match=r"training\.json"):
         DataRecord.from_dict({"fingerprint": "abc", "split_seed": [], "validation_fraction": 1})
+
+
+def test_a_fingerprint_is_the_hash_of_labels_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that were saved earlier hold it: another way to hash the same data set would take it for another."""
+    source = MemorySource(5)
+    lines = "".join(f"{label}\timage {number}\n" for number, label in enumerate([0, 1, 2, 0, 1]))
+    expected = hashlib.sha256((json.dumps(["a", "b", "c"]) + lines).encode()).hexdigest()
+    assert fingerprint(source) == expected
+    monkeypatch.setattr("deit.data.sources.HASHED_AT_ONCE", 2)
+    assert fingerprint(source) == expected
+
+
+def test_a_name_that_is_no_text_has_a_fingerprint_too() -> None:
+    class Odd(MemorySource):
+        def name(self, index: int) -> str:
+            return f"\udce9{index}"
+
+    assert fingerprint(Odd(3)) != fingerprint(MemorySource(3))
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "a-b", "a.b", "b", "é"]), min_size=1, max_size=3), max_size=8))
+def test_files_are_sorted_as_paths_are(parts: list[list[str]]) -> None:
+    paths = ["/".join(part) for part in parts]
+    assert sorted(paths, key=path_key) == [str(path) for path in sorted(map(Path, paths))]
+
+
+def test_shares_of_a_data_set_go_before_the_users() -> None:
+    splits = splits_of(Parts(MemorySource(30), shares={"validation": 0.1, "test": 0.2}, origin="made"), 4, 0.5)
+    assert splits.test is not None
+    assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [21, 3, 6]
+    assert splits.origin == "made; of each class 10% for validation and 20% for test set aside by seed 4"
+    assert splits.fingerprint == fingerprint(MemorySource(30))
+
+
+def test_images_without_labels_are_of_one_class() -> None:
+    source = unlabelled(MemorySource(6))
+    assert (source.classes, source.labels.tolist()) == (("image",), [0] * 6)
+    assert source.load(4) == MemorySource(6).load(4)
+
+
+def test_several_labels_follow_the_classes_of_a_model() -> None:
+    source = ManyLabels(MemorySource(3), ((0,), (2, 1), (1,)), ("a", "b", "c"))
+    assert source.labels.tolist() == [0, 2, 1]
+    turned = relabelled(source, ("c", "d", "b", "a"))
+    assert isinstance(turned, ManyLabels)
+    assert turned.right == ((3,), (0, 2), (2,))
+    assert turned.right_classes(np.array([1, 0])).tolist() == [[True, False, True, False], [False, False, False, True]]
+    assert (turned.load(1), turned.name(1)) == (source.load(1), "image 1")
