@@ -53,7 +53,7 @@ from deit.config import ViTConfig, variant_config
 from deit.data.augment import TrainTransform
 from deit.data.loader import Batch, Loader, TrainSamples, available_cores
 from deit.data.order import epoch_steps
-from deit.data.sources import folder_source
+from deit.data.folders import folder_source
 from deit.devices import Precision, autocast, describe, keeping_freed_memory
 from deit.modeling import new_classifier
 from deit.training.optimization import make_optimizer
