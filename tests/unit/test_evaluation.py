@@ -385,7 +385,7 @@ def test_v2_and_real_are_answered_among_all(thousand: Path, tmp_path: Path) -> N
 def test_a_sister_has_one_part(tmp_path: Path) -> None:
     for part in ("train", "validation"):
         with pytest.raises(DataError, match=f"imagenet-v2 has no {part} part"):
-            evaluation_part(f"imagenet-v2:{tmp_path}", part)  # type: ignore[arg-type]
+            evaluation_part(f"imagenet-v2:{tmp_path}", part)
     with pytest.raises(DataError, match="switched off by HF_HUB_OFFLINE"):
         evaluation_part(f"imagenet-v2:{tmp_path}")
 
