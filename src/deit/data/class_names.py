@@ -62,7 +62,8 @@ def is_imagenet(classes: Sequence[str]) -> bool:
 def places_among(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """Where each of ``names`` stands among a model's classes.
 
-    By the name itself; where the model knows ImageNet's thousand, also by WordNet id and by :func:`imagenet_names`.
+    By the name itself; where the model knows ImageNet's thousand and ``names`` are WordNet ids, or all of
+    :func:`imagenet_names`, by their order.
 
     Returns:
         (len(names),), int64.
@@ -72,13 +73,14 @@ def places_among(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """
     if tuple(names) == tuple(known):
         return np.arange(len(known))
+    if is_imagenet(known):
+        own = {**_by_place(imagenet_names()), **_by_place(imagenet_ids())}
+        if all(name in own for name in names):
+            return np.asarray([own[name] for name in names], np.int64)
     counts: dict[str, int] = {}
     for name in known:
         counts[name] = counts.get(name, 0) + 1
     places = {name: place for place, name in enumerate(known) if counts[name] == 1}
-    if not all(name in places for name in names) and is_imagenet(known):
-        own = {**_by_place(imagenet_names()), **_by_place(imagenet_ids())}
-        places = {**own, **places}
     missing = [name for name in names if name not in places and name not in counts]
     if missing:
         raise DataError(

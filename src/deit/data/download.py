@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import os
 import shutil
+import ssl
 import tarfile
 import tempfile
 import urllib.error
@@ -64,7 +65,7 @@ def ensure(root: Path, name: str, *remotes: Remote) -> None:
     needed = sum(remote.size * (2 if remote.packed else 1) for remote in missing)
     absent = [remote for remote in missing if not (root / remote.file).is_file()]
     if absent:
-        _prepare(root, name, absent, needed)
+        _prepare(root, name, absent[0], needed)
     for remote in missing:
         file = root / remote.file
         fetched = remote in absent
@@ -84,14 +85,13 @@ def download(remote: Remote, target: Path, name: str) -> None:
     Raises:
         DataError: as :func:`ensure`.
     """
-    get_it = f"fetch {remote.url} elsewhere and put it into {target.parent}"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise DataError(f"{name} is not in {target.parent}, and the network is switched off by HF_HUB_OFFLINE", get_it)
-    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    get_it = _remedy(remote, target.parent)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(remote.url, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as answer, draft.open("wb") as file:
             total = int(answer.headers.get("Content-Length") or remote.size)
+            say(f"Downloading {target.name} of {name}, {total / 1e6:,.1f} MB, to {target.parent}.")
             with Progress(f"Downloading {target.name}", -(-total // BLOCK), unit="MiB") as progress:
                 taken = 0
                 while block := answer.read(BLOCK):
@@ -103,14 +103,14 @@ def download(remote: Remote, target: Path, name: str) -> None:
                     progress.advance(1)
         if taken < total or (remote.md5 is not None and digest.hexdigest() != remote.md5):
             raise DataError(f"What came from {remote.url} is cut off or another file", f"try again, or {get_it}")
-        Path(draft).replace(target)
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        draft.replace(target)
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         reason = getattr(error, "reason", None) or error
         raise DataError(f"{name} cannot be downloaded ({reason})", get_it) from error
     finally:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
@@ -124,22 +124,26 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
     Raises:
         DataError: the archive is damaged, has no such thing in it, or wants to become too large.
     """
-    most = UNPACKED * archive.stat().st_size + BLOCK
+    packed = archive.stat().st_size
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking.") as draft:
         content = Path(draft) / "content"
         content.mkdir()
         try:
-            with tarfile.open(archive) as tar, Progress(f"Unpacking {archive.name}", most // BLOCK, unit="MiB") as progress:
+            with (
+                archive.open("rb") as raw,
+                tarfile.open(fileobj=raw) as tar,
+                Progress(f"Unpacking {archive.name}", packed // BLOCK, unit="MiB") as progress,
+            ):
                 taken = done = 0
                 for member in tar:
                     if not (member.isfile() or member.isdir()):
                         continue
                     taken += member.size
-                    if taken > most:
-                        raise DataError(f"{archive} unpacks to more than {most:,} bytes", "it is no archive of images")
+                    if taken > UNPACKED * packed + BLOCK:
+                        raise DataError(f"{archive} unpacks to far more than its size", "it is no archive of images")
                     tar.extract(member, content, filter="data")
-                    progress.advance(taken // BLOCK - done)
-                    done = taken // BLOCK
+                    progress.advance(raw.tell() // BLOCK - done)
+                    done = raw.tell() // BLOCK
         except ARCHIVE_ERRORS as error:
             if isinstance(error, DataError):
                 raise
@@ -150,7 +154,11 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
         found.rename(root / holds)
 
 
-def _prepare(root: Path, name: str, absent: list[Remote], needed: int) -> None:
+def _prepare(root: Path, name: str, first: Remote, needed: int) -> None:
+    """Make the folder, where there may be a download and there is room for it."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        problem = f"{name} is not in {root}, and the network is switched off by HF_HUB_OFFLINE"
+        raise DataError(problem, _remedy(first, root))
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if free < needed:
@@ -158,10 +166,10 @@ def _prepare(root: Path, name: str, absent: list[Remote], needed: int) -> None:
             f"{name} needs {needed / 1e9:,.1f} GB in {root}, where {free / 1e9:,.1f} GB are free",
             "name a folder on another disk: NAME:FOLDER, or DEIT_DATA in the environment",
         )
-    size = sum(remote.size for remote in absent)
-    say(
-        f"{name} is not in {root} yet: {size / 1e9:,.1f} GB are downloaded." if size > 1e8 else f"Downloading {name} to {root}."
-    )
+
+
+def _remedy(remote: Remote, root: Path) -> str:
+    return f"fetch {remote.url} elsewhere and put it into {root}"
 
 
 def _md5(file: Path) -> str:

@@ -19,7 +19,7 @@ from deit.data.folders import VALIDATION_NAMES
 from deit.data.sources import UNLABELLED, ImageSource, Parts
 from deit.errors import CheckpointError, DataError, ImageError, MissingExtraError
 from deit.files import read_json
-from deit.images import open_image
+from deit.images import check_header, open_image
 
 PREFIX = "hf:"
 STATE_NAME = "state.json"  # of one table on disk
@@ -49,16 +49,22 @@ class TableSource:
     files_below: tuple[Path, ...] = ()
 
     def load(self, index: int) -> Image.Image:
-        cell = self.table[index][self.column] or {}
-        content, path = cell.get("bytes"), cell.get("path")
-        if content is not None:
-            return open_image(content, self.name(index))
-        if path is not None and any(Path(path).resolve().is_relative_to(folder) for folder in self.files_below):
-            return open_image(Path(path))
-        raise ImageError(f"{self.name(index)} is not in the data set itself", "save it with its images embedded")
+        return open_image(self._content(index), self.name(index))
+
+    def check(self, index: int) -> None:
+        check_header(self._content(index), self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self.part}[{index}]"
+
+    def _content(self, index: int) -> Path | bytes:
+        cell = self.table[index][self.column] or {}
+        content, path = cell.get("bytes"), cell.get("path")
+        if isinstance(content, bytes):
+            return content
+        if path is not None and any(Path(path).resolve().is_relative_to(folder) for folder in self.files_below):
+            return Path(path)
+        raise ImageError(f"{self.name(index)} is not in the data set itself", "save it with its images embedded")
 
 
 def is_saved(path: Path) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,7 +141,7 @@ class ManyLabels:
     right: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         return np.asarray([classes[0] for classes in self.right], np.int64)
 

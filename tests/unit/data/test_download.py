@@ -164,7 +164,7 @@ def test_nothing_lands_outside(tmp_path: Path) -> None:
 def test_an_archive_that_grows_without_bound_is_stopped(tmp_path: Path) -> None:
     archive(tmp_path / "a.tgz", ("things/zeros", bytes(30 * 2**20)))
     assert (tmp_path / "a.tgz").stat().st_size < 2**18
-    with pytest.raises(DataError, match="unpacks to more than"):
+    with pytest.raises(DataError, match="unpacks to far more than its size"):
         unpack(tmp_path / "a.tgz", tmp_path, "things")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
 

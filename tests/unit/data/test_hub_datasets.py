@@ -102,6 +102,7 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
     problems = check_images(source, whole=True)
     assert 1 in problems
     assert "all[1] is not an image" in str(problems[1])
+    assert check_images(source, whole=False).keys() == problems.keys()
     assert "all[3] is not in the data set itself" in str(problems[3])
     bare = type(source)(made.select_columns(["image"]), "image", "all", source.classes, source.labels)  # type: ignore[call-arg]
     with pytest.raises(ImageError, match=r"all\[2\] is not in the data set itself"):
