@@ -42,7 +42,7 @@ from PIL import Image
 from torch import nn
 
 from deit.data.loader import Batch, Loader, default_workers
-from deit.data.sources import DataRecord, FolderSource, Splits, fingerprint
+from deit.data.sources import DataRecord, FileSource, Splits, fingerprint
 from deit.devices import choose_device, describe, keeping_freed_memory
 from deit.distillation.classifiers import fresh_network
 from deit.distillation.store import StoreResult, store_on
@@ -75,23 +75,23 @@ class Contender:
     loader: Loader
 
 
-def photos(folder: Path, count: int) -> tuple[Path, ...]:
-    """JPEG files with large shapes and fine grain, the same on every machine."""
-    files = []
+def photos(folder: Path, count: int) -> list[str]:
+    """Names of JPEG files with large shapes and fine grain, the same on every machine."""
+    names = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
         shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
         grain = rng.normal(0, 8, (SIZE[1], SIZE[0], 3))
-        files.append(folder / f"{seed}.jpg")
-        Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(files[-1], quality=90)
-    return tuple(files)
+        names.append(f"{seed}.jpg")
+        Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(folder / names[-1], quality=90)
+    return names
 
 
 def data(folder: Path) -> Splits:
     """One training image of each of a thousand classes; several classes share a file."""
-    files = photos(folder, FILES)
-    shared = tuple(files[number % FILES] for number in range(len(CLASSES)))
-    train = FolderSource(folder, shared, CLASSES, np.arange(len(CLASSES), dtype=np.int64))
+    names = photos(folder, FILES)
+    shared = tuple(names[number % FILES] for number in range(len(CLASSES)))
+    train = FileSource(folder, shared, CLASSES, np.arange(len(CLASSES), dtype=np.int64))
     return Splits(train, train, None, "made by the benchmark", fingerprint(train))
 
 

@@ -272,8 +272,10 @@ def _data_name(facts: ModelFacts) -> str:
 
 
 def _base(name: object) -> str:
-    """A name of the hub or of timm as it is; of a path, the last part."""
+    """A name of the hub or of timm as it is; of a path, the last part; of a data set's name and folder, the name."""
     text = name if isinstance(name, str) else ""
+    if match := re.match(r"([a-z][a-z0-9-]+):[\\/](?![\\/])", text):
+        return match[1]
     if re.fullmatch(r"([a-z]+:)?\w[\w.-]*(/\w[\w.-]*)?", text):
         return text
     return re.split(r"[\\/]+", text.rstrip("\\/"))[-1]

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from deit.evaluation import Evaluation
     from deit.training.run import TrainResult
 
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
-RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+DATA_HELP = "A folder of images, a manifest, hf:OWNER/NAME, or a name of `deit data list`."
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)]
 RecipeOption = Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")]
 ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model list`.")]
 TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from deit.data.checking import without_unreadable
 from deit.data.loader import Batch, Loader, TrainSamples
+from deit.data.opening import lasting, open_data
 from deit.data.order import steps_per_epoch
-from deit.data.sources import DataRecord, Splits, open_data, without_unreadable
+from deit.data.sources import DataRecord, Splits
 from deit.devices import autocast, choose_device, choose_precision, describe, keeping_freed_memory
 from deit.distillation.answers import (
     MAX_STORED_CLASSES,
@@ -45,7 +47,7 @@ from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
 from deit.training.run import fitted
 from deit.training.samples import training_samples, view_steps
-from deit.training.settings import RunSettings, lasting
+from deit.training.settings import RunSettings, absolute
 from deit.training.start import start
 
 SAVED_EVERY = 30.0  # seconds
@@ -117,9 +119,9 @@ def store(
     chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
     run = RunSettings(
         data=lasting(data),
-        init=None if init is None else lasting(init),
-        teacher=lasting(teacher),
-        teacher_weights=None if teacher_weights is None else lasting(teacher_weights),
+        init=None if init is None else absolute(init),
+        teacher=absolute(teacher),
+        teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
         skip_unreadable=skip_unreadable,
     )
     splits = open_data(run.data, run.split_seed, run.validation_fraction)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from deit.checkpoints.card import model_card
+from deit.data.checking import without_unreadable
 from deit.data.loader import EvaluationSamples
-from deit.data.sources import DataRecord, Splits, open_data, without_unreadable
+from deit.data.opening import lasting, open_data, open_unlabelled, title
+from deit.data.sources import DataRecord, Splits
 from deit.devices import choose_device, choose_precision
 from deit.distillation.answers import is_store
 from deit.distillation.classifiers import TimmClassifier, load_classifier
@@ -39,7 +41,7 @@ from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
 from deit.training.samples import training_samples
 from deit.training.scaling import scaled
-from deit.training.settings import RunSettings, lasting, new_run_directory, resumed_run
+from deit.training.settings import RunSettings, absolute, new_run_directory, resumed_run
 from deit.training.start import Start, start
 from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
 from deit.training.step import StepContext
@@ -96,7 +98,7 @@ def train(
     """Train a classifier, evaluate it, and write the report.
 
     Args:
-        data: a folder, or ``digits``; may be left out with ``resume``.
+        data: as :func:`deit.data.opening.open_data` takes it; may be left out with ``resume``.
         recipe: a recipe, its name, or a TOML file.
         out: the run's directory, new or empty; by default a new one below ``runs``.
         resume: an earlier run's directory: go on in it, with its own recipe, teacher and data.
@@ -117,14 +119,14 @@ def train(
         directory, chosen, run = resumed_run(Path(resume), data)
     else:
         if data is None:
-            raise UserError("There is no data to train on", "pass a folder of images, or `digits`")
+            raise UserError("There is no data to train on", "pass a folder of images, or a name that `deit data list` shows")
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         chosen = chosen.with_settings(settings or {})
         run = RunSettings(
             data=lasting(data),
-            init=None if init is None else lasting(init),
-            teacher=None if teacher is None else lasting(teacher),
-            teacher_weights=None if teacher_weights is None else lasting(teacher_weights),
+            init=None if init is None else absolute(init),
+            teacher=None if teacher is None else absolute(teacher),
+            teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
             skip_unreadable=skip_unreadable,
         )
         directory = new_run_directory(out, run.data, chosen.name)
@@ -162,11 +164,11 @@ def pretrain(
         if data is None:
             raise UserError("There is no data to train on", "pass a folder of images")
         chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
-        run = RunSettings(data=lasting(data), init=None if init is None else lasting(init), skip_unreadable=skip_unreadable)
+        run = RunSettings(data=lasting(data), init=None if init is None else absolute(init), skip_unreadable=skip_unreadable)
         directory = new_run_directory(out, run.data, chosen.name)
     if not chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns labels", "deit train takes it; set masking.ratio to hide patches")
-    splits = open_data(run.data, run.split_seed, run.validation_fraction)
+    splits = open_unlabelled(run.data, run.split_seed, run.validation_fraction)
     training, *_ = _fit(splits, chosen, run, directory, device, workers)
     best = training.place.best
     write_json(directory / EVALUATION_NAME, {"part": "validation", "best_epoch": best["epoch"], "loss": best["loss"]})
@@ -310,7 +312,7 @@ def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, ru
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
-        title=f"{training.context.recipe.name} on {Path(run.data).name}",
+        title=f"{training.context.recipe.name} on {title(run.data)}",
         facts=account(training, splits, run, teacher),
         history=read_log(directory),
         part=part,
