@@ -256,6 +256,7 @@ class _Building:
         going_on = f", of which {finished} are there" if finished else ""
         say(f"Store:     {self.directory}: {manifest.views} views of {manifest.samples:,} samples{going_on}")
         say(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
+        self._save({})  # from here on the directory is a store, which this call's successor recognises
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
         with keeping_freed_memory(self.device), interrupts() as stop, Progress("Storing", left) as progress:
             for view in range(finished, manifest.views):

@@ -344,6 +344,11 @@ def test_other_versions_and_damage_are_refused(tmp_path: Path, teacher: str) -> 
     (store / "store.json").write_text(json.dumps({**content, "probe": "%%%"}))
     with pytest.raises(TeacherError, match="garbled"):
         losses(tmp_path / "run", store, recipe())
+    for garbled in ({"steps": 2**39}, {"batch_size": 16, "steps": 4}):  # of the second, the files have the right size
+        (store / "store.json").write_text(json.dumps({**content, **garbled}))
+        for attempt in (lambda: losses(tmp_path / "run", store, recipe()), lambda: build(store, teacher, views=2)):
+            with pytest.raises(TeacherError, match="is garbled: its steps"):
+                attempt()
     (store / "store.json").write_text(json.dumps(content))
     raw = bytearray(view_path(store, 0).read_bytes())
     raw[7] ^= 1
