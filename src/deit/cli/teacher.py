@@ -22,6 +22,7 @@ from deit.cli.common import (
     print_heads,
     print_json,
     recipe_settings,
+    refuse_two_shapes,
     result_dict,
 )
 from deit.errors import UserError
@@ -63,6 +64,7 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
+    refuse_two_shapes(init, arch, "--arch")
     if resume is not None and (settings or recipe or init or out):
         raise UserError("A resumed run keeps its own recipe", "pass --resume without other settings")
     result = run(
