@@ -22,7 +22,7 @@ from deit.data.loader import Batch, Loader, TrainSamples
 from deit.data.opening import lasting, open_data
 from deit.data.order import steps_per_epoch
 from deit.data.sources import DataRecord, Splits
-from deit.devices import autocast, choose_device, choose_precision, describe
+from deit.devices import autocast, choose_device, choose_precision, describe, keeping_freed_memory
 from deit.distillation.answers import (
     MAX_STORED_CLASSES,
     NO_ANSWER,
@@ -257,7 +257,7 @@ class _Building:
         say(f"Store:     {self.directory}: {manifest.views} views of {manifest.samples:,} samples{going_on}")
         say(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
-        with interrupts() as stop, Progress("Storing", left) as progress:
+        with keeping_freed_memory(self.device), interrupts() as stop, Progress("Storing", left) as progress:
             for view in range(finished, manifest.views):
                 self._build_view(view, loader, progress, stop)
         return self._result()
