@@ -13,19 +13,18 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data.imagenet_info import ImageNetInfo
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
+from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, places_among
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
-from deit.errors import CheckpointError, ConfigError, TeacherError
+from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
 from deit.image_processor import DeiTImageProcessor
 from deit.outputs import ImageClassifierOutput
 from deit.variants import VARIANTS
 
-IMAGENET_CLASSES = 1000
 TRAIN_ONE = "train one on this data: deit teacher train DATA --arch regnety_004"
 
 
@@ -138,24 +137,16 @@ def _matched(name: str, own: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor
     Raises:
         TeacherError: the teacher does not know one of them, or two of its own have that name.
     """
-    numbers: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    if len(own) == len(numbers) and set(wanted) <= set(numbers) and _are_imagenet(own):
-        own = tuple(numbers)
-    unknown = [label for label in wanted if label not in own]
-    if unknown:
-        problem = f"The teacher {name} knows {len(own)} classes, such as {own[0]!r}, and not the data's {unknown[0]!r}"
-        raise TeacherError(problem, TRAIN_ONE)
-    if double := [label for label in wanted if own.count(label) > 1]:
-        raise TeacherError(
-            f"The teacher {name} has several classes called {double[0]!r}", "give its classes names of their own"
-        )
-    return torch.tensor([own.index(label) for label in wanted])
-
-
-def _are_imagenet(names: tuple[str, ...]) -> bool:
-    """Whether these are ImageNet's classes by their descriptions, in its order, give or take a spelling."""
-    described = list(ImageNetInfo().label_descriptions())
-    return sum(one == other for one, other in zip(names, described, strict=True)) >= 0.95 * len(described)
+    try:
+        return torch.from_numpy(places_among(wanted, own))
+    except DataError as error:
+        unknown = [label for label in wanted if label not in own]
+        if unknown:
+            problem = f"The teacher {name} knows {len(own)} classes, such as {own[0]!r}, and not the data's {unknown[0]!r}"
+            raise TeacherError(problem, TRAIN_ONE) from error
+        double = next(label for label in wanted if own.count(label) > 1)
+        problem = f"The teacher {name} has several classes called {double!r}"
+        raise TeacherError(problem, "give its classes names of their own") from error
 
 
 def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
@@ -181,8 +172,7 @@ def _published_classes(name: str, count: int) -> tuple[str, ...]:
     """The class names of published weights: ImageNet's, by their WordNet numbers, as its folders are called."""
     if count != IMAGENET_CLASSES:
         raise TeacherError(f"The published weights of {name} know {count} classes without names", TRAIN_ONE)
-    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    return tuple(names)
+    return imagenet_ids()
 
 
 def _from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedClassifier:
