@@ -28,6 +28,7 @@ Z_95 = 1.96  # standard deviations to either side that hold 95% of a normal dist
 
 HEAD_NAMES = {"class": "class token", "distillation": "distillation token", "both": "both, the model's answer"}
 COLUMNS = {"top-1": "top1", "top-5": "top5", "loss": "loss", "calibration error": "calibration_error"}
+TRAINED_PARTS = {"heads": "the heads", "attention": "attention, position embeddings and heads"}
 CAUTIONS = {
     "test": "They took no part in training nor in choosing among checkpoints.",
     "validation": "The checkpoint was chosen by them too: the figures are slightly optimistic.",
@@ -160,8 +161,8 @@ def _recipe(facts: ModelFacts) -> str:
     lines = [f"Trained by the recipe {_code(facts.recipe.get('name'))}, {taught}.", ""]
     if start := _base(facts.run.get("init")):
         lines[0] += f" It started from {_code(start)}."
-    if (parts := at(facts.recipe, "model.trainable")) in ("heads", "attention"):
-        lines[0] += f" Of its weights, the {parts} alone learned."
+    if parts := TRAINED_PARTS.get(str(at(facts.recipe, "model.trainable"))):
+        lines[0] += f" Of its weights, {parts} alone learned."
     if epoch := count(facts.row, "epoch"):
         lines[0] += f" These are the weights after epoch {epoch}."
     lines += ["| setting | value |", "|---|---:|"]
