@@ -223,6 +223,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--write", action="store_true", help="write the results into benchmarks/results")
     options = parser.parse_args()
+    unknown = set(options.contenders or ()) - jobs("tiny", "bf16", options.batch, options.device).keys()
+    if unknown:
+        parser.error(f"no such contender on {options.device}: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(available_cores())
     rows: list[dict[str, Any]] = []
     fed_rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -253,6 +257,20 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def best_to_best(rows: list[dict[str, Any]]) -> list[str]:
+    """For each size and precision, our fastest contender beside the fastest of timm, by their medians."""
+    lines = []
+    for size, precision in dict.fromkeys((row["size"], row["precision"]) for row in rows):
+        here = [row for row in rows if (row["size"], row["precision"]) == (size, precision)]
+        rates = {row["contender"]: row["images_per_second"]["median"] for row in here}
+        kinds = [[row["contender"] for row in here if row["kind"] == kind] for kind in (OURS, "timm")]
+        best = [max(names, key=rates.__getitem__, default="") for names in kinds]
+        if all(best):
+            ratio = rates[best[0]] / rates[best[1]]
+            lines.append(f"{size} in {precision}, our best ({best[0]}) to timm's best ({best[1]}): {ratio:.2f}.")
+    return lines
+
+
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
@@ -273,6 +291,7 @@ def table(result: dict[str, Any]) -> str:
             f"({rate['low']:.1f} to {rate['high']:.1f}) | {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
             f"{parts} | {row['share_of_peak']:.0%} | {row['memory_mib']:.0f} |"
         )
+    lines += ["", *best_to_best(result["steps"])]
     peaks = {row["precision"]: row["peak_gflops"] for row in result["steps"]}
     lines += [
         "",

@@ -196,7 +196,9 @@ def evaluate_source(
         {name: torch.cat(logits) for name, logits in parts.items()},
         torch.cat(labels),
         torch.cat(indices).numpy(),
-        (skipped, seconds, None if among is None else len(among)),
+        skipped,
+        seconds,
+        None if among is None else len(among),
     )
 
 
@@ -311,9 +313,10 @@ def _summarise(
     heads: dict[str, torch.Tensor],
     labels: torch.Tensor,
     indices: np.ndarray,
-    account: tuple[int, float, int | None],
+    skipped: int,
+    seconds: float,
+    among: int | None,
 ) -> Evaluation:
-    skipped, seconds, among = account
     right = torch.from_numpy(source.right_classes(indices)) if isinstance(source, ManyLabels) else None
     results = {name: _judge(logits, _likeliest(logits, right, labels)) for name, logits in heads.items()}
     last = list(heads.values())[-1]

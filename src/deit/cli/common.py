@@ -90,6 +90,16 @@ def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, o
     return settings
 
 
+def refuse_two_shapes(init: str | None, shape: str | None, option: str = "--model") -> None:
+    """A checkpoint brings its own shape.
+
+    Raises:
+        UserError: another shape is asked for beside it.
+    """
+    if init is not None and shape is not None:
+        raise UserError(f"--init brings the model's shape and {option} names another", "leave one of them out")
+
+
 def print_json(content: Any) -> None:
     """One JSON document on standard output."""
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

@@ -31,6 +31,7 @@ from deit.cli.common import (
     print_result,
     print_table,
     recipe_settings,
+    refuse_two_shapes,
 )
 
 app = typer.Typer(help="Teachers: convolutional networks that a transformer learns from.", no_args_is_help=True)
@@ -70,6 +71,7 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
+    refuse_two_shapes(init, arch, "--arch")
     check_resume(resume, settings, recipe, init, out)
     result = run(
         data,

@@ -110,6 +110,6 @@ def _source(root: Path, part: str, content: Any, places: dict[int, int], classes
     if not found:
         raise DataError(f"The part {part} in {root} lists no images", "copy its JSON files again")
     for name, _ in found:
-        if Path(name).is_absolute() or os.pardir in Path(name).parts:
+        if name.startswith(os.sep) or (os.pardir in name and os.pardir in Path(name).parts):
             raise DataError(f"The part {part} in {root} lists {name!r}, which is not below it", "copy its JSON files again")
     return FileSource(root, tuple(name for name, _ in found), classes, np.asarray([label for _, label in found], np.int64))

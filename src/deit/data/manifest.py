@@ -26,7 +26,7 @@ MAX_LINE_BYTES = 2**16
 TRAIN_NAME = "train"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image of a manifest; a label or split that is not given is None."""
 
@@ -142,7 +142,7 @@ def _row(manifest: Path, line: int, fields: dict[str, str]) -> Row:
     here = f"{manifest}, line {line}"
     if not path or "\0" in path:
         raise DataError(f"{here} has no path", "every line names an image")
-    if not Path(path).is_absolute() and os.pardir in Path(path).parts:
+    if os.pardir in path and not Path(path).is_absolute() and os.pardir in Path(path).parts:
         raise DataError(f"{here} leaves the manifest's folder", "put the manifest beside the images, or write absolute paths")
     if label is not None and not (label := label.strip()):
         raise DataError(f"{here} has no label", "give it one or remove the line")

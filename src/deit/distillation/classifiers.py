@@ -209,6 +209,8 @@ def check_architecture(name: str) -> None:
     Raises:
         TeacherError: it has not; the message names the nearest.
     """
+    if Path(name).is_absolute():  # it was there when the run began
+        raise TeacherError(f"{name} does not exist", "put it back, or check the path")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
         raise TeacherError(f"timm has no architecture {name!r}", f"did you mean {near[0]}")

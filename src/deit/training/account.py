@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import time
 
+from deit.checkpoints.facts import shape_name
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import Splits
 from deit.devices import describe
 from deit.distillation.stored import AnyTeacher
-from deit.progress import duration, say
+from deit.progress import duration, plural, say
 from deit.training.loop import Training
-from deit.training.recipe import ConvNet, Recipe
+from deit.training.recipe import ConvNet
 from deit.training.settings import RunSettings
 from deit.training.step import batch_loss
 
@@ -37,9 +38,9 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTe
     facts = {
         "Data": f"{run.data}: {images} images ({splits.origin})",
         "Classes": "not looked at" if chosen.masked else f"{len(splits.classes)} ({shown})",
-        "Model": f"{_model_name(chosen, run.init)} at {height} x {width}, {parameters:,} parameters",
+        "Model": f"{_model_name(training, run.init)} at {height} x {width}, {parameters:,} parameters{_learning(training)}",
         "Recipe": (
-            f"{chosen.name}: {chosen.epochs} epochs of {training.steps} steps, batch {chosen.batch_size}, "
+            f"{chosen.name}: {plural(chosen.epochs, 'epoch')} of {plural(training.steps, 'step')}, batch {chosen.batch_size}, "
             f"peak learning rate {chosen.peak_lr:.3g}, seed {chosen.seed}"
         ),
         "Precision": f"{context.precision} on {context.device}",
@@ -56,16 +57,25 @@ def counts(splits: Splits) -> dict[str, int]:
     return {name: len(part.labels) for name, part in parts.items() if part is not None}
 
 
-def _model_name(recipe: Recipe, init: str | None) -> str:
-    """A published name, with what a recipe changed in the shape behind it; or where the shape comes from."""
-    model = recipe.model
+def _model_name(training: Training, init: str | None) -> str:
+    """A published name, with what a recipe changed in the shape behind it, and the checkpoint that the run started from."""
+    model, config = training.context.recipe.model, training.context.config
+    start = "" if init is None else f", from {init},"
     if isinstance(model, ConvNet):
-        return model.architecture
+        return f"{model.architecture}{start}"
     if model.variant is None:
-        return f"as {init}"
+        assert config is not None
+        return f"{shape_name(config)}{start}"
     words = {"patch_size": "patch", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
     changes = [f"{word} {getattr(model, field)}" for field, word in words.items() if getattr(model, field) is not None]
     return f"{model.variant} with {', '.join(changes)}" if changes else model.variant
+
+
+def _learning(training: Training) -> str:
+    """How many of the parameters learn, where that is not all of them."""
+    learning = sum(parameter.numel() for parameter in training.model.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in training.model.parameters())
+    return "" if learning == whole else f", of which {learning:,} learn"
 
 
 def _estimate(training: Training) -> float:
@@ -83,5 +93,5 @@ def _estimate(training: Training) -> float:
         start = time.perf_counter()
         batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
         learning = time.perf_counter() - start
-    images = (chosen.epochs - training.place.epoch) * training.images_an_epoch
+    images = (chosen.epochs - training.place.epoch) * training.images_an_epoch - training.place.images
     return images / len(batch.labels) * (making + learning if training.workers == 0 else max(making, learning))

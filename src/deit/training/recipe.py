@@ -229,6 +229,10 @@ class Recipe(Section):
             raise ValueError("binary cross-entropy takes labels as they are; set smoothing=0")
         if self.masked and (isinstance(self.model, ConvNet) or self.distillation.mode != "none" or self.model.drop_path):
             raise ValueError("masked image modelling takes a transformer without teacher and with model.drop_path=0")
+        if self.masked and isinstance(self.model, Transformer) and self.model.trainable != "all":
+            raise ValueError("masked image modelling trains the whole model; set model.trainable=all")
+        if isinstance(self.model, ConvNet) and self.optimizer.layer_decay != 1:
+            raise ValueError("a convolutional network learns at one rate; set optimizer.layer_decay=1")
         return self
 
     def _variant_fits(self, name: str) -> None:

@@ -204,6 +204,10 @@ def small_data() -> Recipe:
     Against ``deit``: small batches, so that there are enough steps; a learning rate that moves at each of them; milder
     crops, RandAugment and mixing, which a small model with little time can still learn from; an average of the weights
     with a memory of a few epochs.
+
+    Command:   deit train PHOTOS
+    Hardware:  a laptop or one GPU; the time is said before training starts.
+    Result:    see ``docs/log.md``.
     """
     return deit().replace(
         name="small-data",
@@ -220,7 +224,12 @@ def small_data() -> Recipe:
 
 
 def small_data_distilled() -> Recipe:
-    """As ``small-data``, learning from a teacher through the token."""
+    """As ``small-data``, learning from a teacher through the token.
+
+    Command:   deit train PHOTOS --teacher runs/teacher
+    Hardware:  as ``small-data``, and the teacher's forward passes.
+    Result:    see ``docs/log.md``.
+    """
     return small_data().replace(
         name="small-data-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
@@ -232,6 +241,8 @@ def convnet() -> Recipe:
     """A convolutional teacher from scratch on small data: ``small-data``'s pipeline, a convnet's step sizes.
 
     Command:   deit teacher train PHOTOS --arch regnety_004
+    Hardware:  a laptop or one GPU; the time is said before training starts.
+    Result:    see ``docs/log.md``.
     """
     return small_data().replace(
         name="convnet",
@@ -246,6 +257,10 @@ def digits() -> Recipe:
 
     Against ``small-data``: a patch is 2 x 2 pixels of the original; wider first weights, since 0.02 is for wide models
     (docs/log.md); crops, slants and turns alone, since the images have no colour and a mirrored digit is none.
+
+    Command:   deit train digits
+    Hardware:  two cores of a CPU, some two minutes.
+    Result:    not measured at full length; distilled, see ``digits-distilled``.
     """
     return small_data().replace(
         name="digits",
@@ -276,7 +291,12 @@ def digits() -> Recipe:
 
 
 def digits_distilled() -> Recipe:
-    """As ``digits``, learning from a teacher through the token. What ``deit quickstart`` runs."""
+    """As ``digits``, learning from a teacher through the token. What ``deit quickstart`` runs.
+
+    Command:   deit quickstart
+    Hardware:  two cores of a CPU, 2 min 18 s with the teacher's training.
+    Result:    98.3 top-1 of both heads on the 359 test images, somewhat optimistic: the recipe was chosen with them in view.
+    """
     return digits().replace(
         name="digits-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
@@ -285,7 +305,12 @@ def digits_distilled() -> Recipe:
 
 
 def digits_convnet() -> Recipe:
-    """The small convolutional teacher of ``deit quickstart``."""
+    """The small convolutional teacher of ``deit quickstart``.
+
+    Command:   deit teacher train digits
+    Hardware:  two cores of a CPU, less than a minute.
+    Result:    98.6 top-1 on the 359 test images.
+    """
     return digits().replace(
         name="digits-convnet",
         epochs=12,

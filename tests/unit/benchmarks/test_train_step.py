@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 import train_step
-from train_step import measured, operations, table
+from train_step import best_to_best, measured, operations, table
 from trainees import KINDS, OURS, Job, Stopwatch, compiled, jobs
 
 
@@ -76,3 +76,20 @@ def test_a_contender_in_its_own_process_takes_its_turns_and_tells_its_memory(job
     assert 100 < row["memory_mib"] < 20_000
     result = {"date": "today", "hardware": "here", "software": "this", "repeats": 2, "steps": [row], "from_files": []}
     assert f"| tiny | fp32 | 2 | {OURS} |" in table(result)
+
+
+def test_the_best_of_each_is_compared() -> None:
+    rates = {"ours": 30.0, "ours, compiled": 36.0, "timm": 20.0, "timm, compiled": 24.0, "transformers": 90.0}
+    rows = [
+        {
+            "size": "tiny",
+            "precision": precision,
+            "contender": name,
+            "kind": name.split(",")[0],
+            "images_per_second": {"median": rate},
+        }
+        for precision, names in (("bf16", list(rates)), ("fp32", ["ours"]))
+        for name, rate in rates.items()
+        if name in names
+    ]
+    assert best_to_best(rows) == ["tiny in bf16, our best (ours, compiled) to timm's best (timm, compiled): 1.50."]
