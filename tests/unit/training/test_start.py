@@ -23,7 +23,7 @@ from deit.training import loop
 from deit.training.loop import InterruptedTrainingError
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
-from deit.training.run import pretrain, train_on
+from deit.training.run import pretrain, train, train_on
 from deit.training.settings import RunSettings
 from deit.training.start import start
 from tests.helpers import TINY, memory_splits, randomised, tiny_deit, tiny_vit
@@ -351,3 +351,11 @@ def test_a_card_and_a_report_say_what_a_run_started_from(tmp_path: Path, capsys:
     assert "It started from `a start`. Of its weights, the heads alone learned." in card
     assert "secret folder" not in card
     assert f"from {init}" in (result.directory / "report.html").read_text()
+
+
+def test_each_verb_takes_the_recipes_of_its_kind(tmp_path: Path, photo_folder: Path) -> None:
+    with pytest.raises(RecipeError, match="learns labels: deit train takes it"):
+        pretrain(photo_folder, "deit", out=tmp_path / "run")
+    with pytest.raises(RecipeError, match="learns no labels: deit pretrain takes it"):
+        train(photo_folder, "pretrain-mim", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
