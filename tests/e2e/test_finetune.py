@@ -23,7 +23,7 @@ SHORT = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--workers", 
 
 @pytest.fixture(scope="module")
 def work(deit: Deit, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a ``teacher`` and, in the form they are published in, a ``distilled`` and a ``plain`` model of 7 classes."""
+    """A folder with a teacher and, in the published form, a ``distilled`` and a ``plain`` model of seven classes."""
     import transformers
 
     kinds: Any = transformers

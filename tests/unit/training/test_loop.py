@@ -91,11 +91,13 @@ def test_in_evaluation_mode_dropout_is_off_while_training(quiet: bool, tmp_path:
     splits = memory_splits(32)
     begun = start(recipe, splits.classes)
     training = _prepare(tmp_path, begun, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
-    step, modes = loop.train_step, set()  # type: ignore[attr-defined]
+    step: Any = loop.train_step  # type: ignore[attr-defined]
+    modes: set[bool] = set()
 
     def seen(model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
         modes.update(module.training for module in model.modules())
-        return step(model, *arguments)
+        result: torch.Tensor = step(model, *arguments)
+        return result
 
     monkeypatch.setattr(loop, "train_step", seen)
     training.fit()

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from deit.checkpoints.reading import open_checkpoint
+from deit.config import ViTConfig
 from deit.distillation.classifiers import TimmClassifier, fresh_network
 from deit.errors import DeiTError, RecipeError, TeacherError
 from deit.image_processor import DeiTImageProcessor
@@ -78,6 +79,7 @@ def test_a_published_checkpoint_starts_training_with_new_heads_alone(tmp_path: P
     begun = start(_recipe(DISTILLED if distilled else PLAIN), CLASSES, str(tmp_path / "their model"))
     assert isinstance(begun.model, DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
     _same(begun.model, tmp_path / "their model", HEADS)
+    assert isinstance(begun.model.config, ViTConfig)
     assert begun.model.config.classes == CLASSES
     assert begun.model.training
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in begun.model.parameters())
@@ -108,6 +110,7 @@ def test_the_same_classes_keep_their_heads_to_the_bit_and_others_get_new_ones(tm
     for classes in (OTHERS, CLASSES[::-1]):  # as many, but others or in another order
         new = start(recipe, classes, str(path))
         _same(new.model, path, HEADS)
+        assert isinstance(new.model.config, ViTConfig)
         assert new.model.config.classes == classes
         assert any(note.startswith("New, with fresh weights: ") and "classifier" in note for note in new.notes)
 
@@ -184,7 +187,7 @@ def test_new_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     path = str(_saved(tmp_path / "m"))
     for recipe in (_recipe(DISTILLED), get_recipe("deit-distilled").tiny(), get_recipe("pretrain-mim").tiny()):
         init = path if recipe.model.kind == "transformer" and recipe.model.variant is None else None
-        states = []
+        states: list[dict[str, Tensor]] = []
         for seed in (0, 0, 1):
             torch.manual_seed(len(states))  # of no account
             states.append(_canonical(start(recipe.replace(seed=seed), OTHERS, init).model))
@@ -195,6 +198,7 @@ def test_new_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
 def test_a_recipe_s_own_shape_has_no_effect_on_a_checkpoint_and_that_is_said(tmp_path: Path) -> None:
     recipe = get_recipe("small-data").tiny().replace(model={"image_size": None})
     begun = start(recipe, CLASSES, str(_saved(tmp_path / "m")))
+    assert isinstance(begun.model.config, ViTConfig)
     assert begun.model.config.hidden_size == TINY["hidden_size"]
     [note] = [note for note in begun.notes if "no effect" in note]
     assert "variant, patch_size, hidden_size" in note
