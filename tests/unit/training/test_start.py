@@ -16,12 +16,11 @@ from torch import Tensor
 from deit.checkpoints.reading import open_checkpoint
 from deit.config import ViTConfig
 from deit.distillation.classifiers import TimmClassifier, fresh_network
-from deit.errors import DeiTError, RecipeError, TeacherError
+from deit.errors import DeiTError, InterruptedWorkError, RecipeError, TeacherError
 from deit.image_processor import DeiTImageProcessor
 from deit.modeling import DeiTForImageClassification, DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from deit.position import resample
 from deit.training import loop
-from deit.training.loop import InterruptedTrainingError
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
 from deit.training.run import pretrain, train, train_on
@@ -284,7 +283,7 @@ def test_a_resumed_run_ends_with_the_same_weights_though_its_checkpoint_is_gone(
     train_on(splits, recipe, run, tmp_path / "whole", device="cpu", workers=0)
     with monkeypatch.context() as patch:
         _interrupted_at(4, patch)
-        with pytest.raises(InterruptedTrainingError, match="deit train --resume"):
+        with pytest.raises(InterruptedWorkError, match="deit train --resume"):
             train_on(splits, recipe, run, tmp_path / "parts", device="cpu", workers=0)
     shutil.rmtree(init)
     saved = Recipe.load(tmp_path / "parts" / "recipe.toml")
@@ -299,7 +298,7 @@ def test_a_resumed_teacher_needs_its_first_checkpoint_no_more(tmp_path: Path, mo
     train_on(splits, recipe, run, tmp_path / "whole", device="cpu", workers=0)
     with monkeypatch.context() as patch:
         _interrupted_at(2, patch)
-        with pytest.raises(InterruptedTrainingError):
+        with pytest.raises(InterruptedWorkError):
             train_on(splits, recipe, run, tmp_path / "parts", device="cpu", workers=0)
     shutil.rmtree(tmp_path / "net")
     train_on(splits, Recipe.load(tmp_path / "parts" / "recipe.toml"), run, tmp_path / "parts", device="cpu", workers=0)
@@ -313,7 +312,7 @@ def test_a_pretrained_model_is_a_start_and_an_interrupted_pretraining_names_its_
     arguments: dict[str, Any] = {"device": "cpu", "workers": 0}
     with monkeypatch.context() as patch:
         _interrupted_at(1, patch)
-        with pytest.raises(InterruptedTrainingError, match='deit pretrain --resume "'):
+        with pytest.raises(InterruptedWorkError, match='deit pretrain --resume "'):
             pretrain(photo_folder, recipe, out=tmp_path / "parts", **arguments)
     result = pretrain(resume=tmp_path / "parts", **arguments)
     whole = pretrain(photo_folder, recipe, out=tmp_path / "whole", **arguments)
