@@ -51,6 +51,8 @@ ORDER = [
     "data.sources",
     "data.order",
     "data.mixing",
+    "data.crops",
+    "data.randaugment",
     "data.augment",
     "data.loader",
     "distillation.classifiers",

@@ -58,6 +58,12 @@ class MixDraw:
     weight: np.ndarray
     box: np.ndarray
 
+    def kept(self, rows: np.ndarray) -> MixDraw:
+        """What is left of the draw if only some rows of the batch are: whoever lost the partner is not mixed."""
+        place = {row: rank for rank, row in enumerate(rows.tolist())}
+        partner = [place.get(int(self.partner[row]), rank) for row, rank in place.items()]
+        return MixDraw(np.asarray(partner, np.int64), self.weight[rows], self.box[rows])
+
 
 def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: int, width: int) -> MixDraw:
     """Draw for a batch.
@@ -84,18 +90,22 @@ def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: i
     return MixDraw(partner, weight, box)
 
 
-def mix_images(images: Tensor, draw: MixDraw) -> Tensor:
-    """(B, C, height, width) -> the same, mixed."""
-    mixed = images.clone()
-    for position, (partner, weight) in enumerate(zip(draw.partner, draw.weight, strict=True)):
-        if partner == position:
+def mix_images(images: Tensor, draw: MixDraw) -> None:
+    """Mix a batch (B, C, height, width) in place; partners are each other's."""
+    for one, other in enumerate(draw.partner.tolist()):
+        if other <= one:  # alone, or done with its partner
             continue
-        top, bottom, left, right = draw.box[position]
-        if bottom > top and right > left:
-            mixed[position, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-        elif not draw.box[position].any():
-            mixed[position] = torch.lerp(images[partner], images[position], float(weight))
-    return mixed
+        top, bottom, left, right = draw.box[one]
+        if draw.box[one].any():
+            part, others = images[one, :, top:bottom, left:right], images[other, :, top:bottom, left:right]
+            kept = part.clone()
+            part.copy_(others)
+            others.copy_(kept)
+        else:
+            weight = float(draw.weight[one])
+            difference = images[one] - images[other]
+            images[one].sub_(difference, alpha=1 - weight)
+            images[other].add_(difference, alpha=1 - weight)
 
 
 def soft_targets(labels: Tensor, draw: MixDraw, classes: int, smoothing: float = 0.0) -> Tensor:

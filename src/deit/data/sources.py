@@ -18,7 +18,7 @@ from PIL import Image
 from deit.draws import Stream, generator
 from deit.errors import CheckpointError, DataError, ImageError
 from deit.files import RECORD_NAME
-from deit.images import check_header, is_image_name, open_image
+from deit.images import Reduction, check_header, is_image_name, open_image
 from deit.progress import Progress
 
 DIGITS = "digits"
@@ -157,6 +157,24 @@ def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
     """The images of ``base`` at ``indices``, in that order."""
     chosen = np.asarray(list(indices), dtype=np.int64)
     return Subset(base, chosen, base.classes, base.labels[chosen])
+
+
+def load_reduced(source: ImageSource, index: int, reduction: Reduction) -> Image.Image:
+    """An image that may be smaller than its file says, where its format offers that.
+
+    Args:
+        reduction: is told height and width of the whole image, and answers how many times smaller it may be.
+
+    Raises:
+        ImageError: as :meth:`ImageSource.load`.
+    """
+    while isinstance(source, Subset):
+        source, index = source.base, int(source.indices[index])
+    if isinstance(source, FolderSource):
+        return open_image(source.files[index], reduction=reduction)
+    image = source.load(index)
+    reduction(image.height, image.width)
+    return image
 
 
 def relabelled(source: ImageSource, classes: tuple[str, ...]) -> ImageSource:
