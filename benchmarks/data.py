@@ -3,8 +3,8 @@
     python benchmarks/data.py [--repeats 9] [--write]
 
 From JPEG files on disk to a mixed, normalised float32 batch with soft targets: decode, random resized crop, flip, RandAugment
-rand-m9-mstd0.5-inc1, erasing, mixup or cutmix, with three repeats of each image. The photos are crops of scikit-learn's two sample
-photos with grain, of 500 x 375 pixels, as ImageNet's mostly are, and of 2000 x 1500, as a phone's or camera's at least.
+rand-m9-mstd0.5-inc1, erasing, mixup or cutmix, with three repeats of each image. The photos are crops of scikit-learn's two
+sample photos with grain, of 500 x 375 pixels, as ImageNet's mostly are, and of 2000 x 1500, as a phone's or camera's at least.
 
 Each contender lives in a process of its own with one thread, and they take turns; the figures are samples a second of that
 process's CPU time, so that another program on the machine disturbs them less: median and quartiles over the turns.
@@ -58,17 +58,22 @@ BATCH = 128  # the recipe's micro-batch
 SIZES = {(500, 375): (32, 256), (2000, 1500): (8, 64)}  # different files, and samples of a turn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST = 9.99  # magnitude of timm's RandAugment: Pillow 13 refuses its posterizing at 10
-SPEEDS = {"tiny on two CPU cores": 36, "an older GPU": 1000, "small on one H100 (goal)": 12_000, "tiny on one H100 (goal)": 20_000}
+SPEEDS = {
+    "tiny on two CPU cores": 36,
+    "an older GPU": 1000,
+    "small on one H100 (goal)": 12_000,
+    "tiny on one H100 (goal)": 20_000,
+}
 
 OURS, UNSHARED = "ours", "ours, without repeats"
 TIMM, TIMM_FAST, VISION, VISION_TENSORS = "timm", "timm, its prefetcher", "torchvision, Pillow", "torchvision, tensors"
 PEERS = (TIMM, TIMM_FAST, VISION, VISION_TENSORS)
 
 REMARKS = """\
-timm: `create_transform` with `RandomErasing` on the CPU, the default collation and `Mixup`; "its prefetcher" is the other way that
-its loader goes, with `FastCollateMixup` on 8 bits and normalisation and erasing of whole batches. torchvision: its `v2` transforms,
-each of RandAugment's two operations with a probability of a half as in timm's; with tensors, files are decoded by
-`decode_image`, and turns are bilinear, since it has bicubic ones for Pillow images alone. Both draw samples by timm's
+timm: `create_transform` with `RandomErasing` on the CPU, the default collation and `Mixup`; "its prefetcher" is the other way
+that its loader goes, with `FastCollateMixup` on 8 bits and normalisation and erasing of whole batches. torchvision: its `v2`
+transforms, each of RandAugment's two operations with a probability of a half as in timm's; with tensors, files are decoded
+by `decode_image`, and turns are bilinear, since it has bicubic ones for Pillow images alone. Both draw samples by timm's
 `RepeatAugSampler` and decode a file for each. "Ours, without repeats" decodes a file for each sample too.
 
 Where ours saves: one decoding for the three repeats of an image; torch's resize of 8 bits, where timm has Pillow's; slants and
@@ -128,7 +133,7 @@ def through(loader: Any, sampler: RepeatAugSampler, mix: Callable[[Any, Any], An
     """An epoch of a loader, every batch mixed."""
 
     def turn(epoch: int) -> int:
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)  # type: ignore[no-untyped-call]
         count = 0
         for images, labels in loader:
             pixels, targets = (images, labels) if mix is None else mix(images, labels)
@@ -152,7 +157,7 @@ def timms(files: list[Path], prefetcher: bool) -> Callable[[int], int]:
     if not prefetcher:
         transform.transforms[-1].device = "cpu"
     dataset = Files(files, pillow, transform)
-    sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=REPEATS, selected_round=0)
+    sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=REPEATS, selected_round=0)  # type: ignore[no-untyped-call]
     mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": CLASSES}
     if not prefetcher:
         return through(DataLoader(dataset, BATCH, sampler=sampler), sampler, data.Mixup(**mixing))
@@ -171,12 +176,12 @@ def torchvisions(files: list[Path], tensors: bool) -> Callable[[int], int]:
             *([] if tensors else [v2.PILToTensor()]),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(MEAN), list(STD)),
-            v2.RandomErasing(0.25, value="random"),  # type: ignore[arg-type]  # which it documents
+            v2.RandomErasing(0.25, value="random"),
         ]
     )
     decode = (lambda path: torchvision.io.decode_image(str(path))) if tensors else pillow
     dataset = Files(files, decode, transform)
-    sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=REPEATS, selected_round=0)
+    sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=REPEATS, selected_round=0)  # type: ignore[no-untyped-call]
     mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
     return through(DataLoader(dataset, BATCH, sampler=sampler), sampler, mix)
 
@@ -279,7 +284,9 @@ def table(result: dict[str, Any]) -> str:
         width, height = row["size"]
         lines.append(f"| {width} x {height} | {' | '.join(cells)} | {row['ratio']:.2f} |")
     lines += ["", "Cores that must load so that training never waits:", ""]
-    lines += ["| training | samples a second | " + " | ".join("{} x {}".format(*row["size"]) for row in result["results"]) + " |"]
+    lines += [
+        "| training | samples a second | " + " | ".join("{} x {}".format(*row["size"]) for row in result["results"]) + " |"
+    ]
     lines += ["|---|--:|" + "--:|" * len(result["results"])]
     for name, speed in SPEEDS.items():
         cores = [speed / row["samples_per_second"][OURS]["median"] for row in result["results"]]

@@ -41,7 +41,7 @@ Reduction = Callable[[int, int], int]
 
 # Pillow gives the memory of each image back to the system, and getting it again takes as long as decoding. This is its own
 # setting for keeping some: blocks of 16 MiB at most.
-Image.core.set_blocks_max(KEPT_BLOCKS)
+Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # documented, but not exported
 
 # Pillow warns of odd metadata and from half its bound on; ours is the bound above. Once and for good, since filters that
 # come and go (warnings.catch_warnings) would disturb each other between threads.

@@ -1,4 +1,4 @@
-"""What training does to one image: crop, flip, RandAugment, 3-Augment or colour jitter, normalise, erase. Every draw is handed in.
+"""What training does to one image: crop, flip, RandAugment, 3-Augment or jitter, normalise, erase. Every draw is handed in.
 
 The defaults are DeiT's (table 9), with the fine points of the released code: RandAugment replaces colour jitter, fills with the
 mean colour and resamples bicubically; erasing comes after normalisation. 3-Augment and the simple random crop are DeiT III's

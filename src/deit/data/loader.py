@@ -81,9 +81,9 @@ class TrainSamples:
         Raises:
             ImageError: the image is unreadable.
         """
-        values = np.empty((1, 3, *self.transform.size), np.float32)
-        self._write(epoch, index, [repeat], values)
-        return values[0]
+        values = np.empty((3, *self.transform.size), np.float32)
+        self._write(epoch, index, [repeat], [values])
+        return values
 
     def batch(self, plan: Plan) -> Batch:
         """The mixed batch of a plan; empty where unreadable images are skipped and all of them are.

@@ -81,9 +81,8 @@ def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: i
             continue
         partner[pair] = first + 1, first
         if settings.cutmix > 0 and (settings.mixup == 0 or rng.random() < settings.switch):
-            rectangle = _rectangle(rng, rng.beta(settings.cutmix, settings.cutmix), height, width)
-            box[pair] = rectangle
-            top, bottom, left, right = rectangle
+            share, middle = rng.beta(settings.cutmix, settings.cutmix), (int(rng.integers(height)), int(rng.integers(width)))
+            top, bottom, left, right = box[pair] = rectangle(share, middle, height, width)
             weight[pair] = 1 - (bottom - top) * (right - left) / (height * width)
         else:
             weight[pair] = rng.beta(settings.mixup, settings.mixup)
@@ -116,11 +115,10 @@ def soft_targets(labels: Tensor, draw: MixDraw, classes: int, smoothing: float =
     return own * weight + own[torch.from_numpy(draw.partner)] * (1 - weight)
 
 
-def _rectangle(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A rectangle of the share 1 - weight around a uniform centre, cut at the edges."""
+def rectangle(weight: float, middle: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a rectangle of the share 1 - weight around a row and column, cut off at the edges."""
     scale = np.sqrt(1 - weight)
     cut_height, cut_width = int(height * scale), int(width * scale)
-    middle_y, middle_x = int(rng.integers(height)), int(rng.integers(width))
-    top, bottom = np.clip([middle_y - cut_height // 2, middle_y + cut_height // 2], 0, height)
-    left, right = np.clip([middle_x - cut_width // 2, middle_x + cut_width // 2], 0, width)
-    return int(top), int(bottom), int(left), int(right)
+    top, left = middle[0] - cut_height // 2, middle[1] - cut_width // 2
+    bottom, right = top + cut_height, left + cut_width
+    return max(top, 0), min(bottom, height), max(left, 0), min(right, width)

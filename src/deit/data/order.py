@@ -33,9 +33,9 @@ def epoch_steps(count: int, batch_size: int, seed: int, epoch: int, repeats: int
     """The global batches of an epoch.
 
     With repeated augmentation (Hoffer et al., arXiv 1901.09335; section 6 of the paper) an epoch has as many samples as the
-    data set, but ``repeats`` of each image that is in it, all in one batch but for the image that a batch's edge cuts, and close
-    together, so that an image is decoded once. What does not fill a last batch is left for another epoch; a data set
-    smaller than a batch is one batch.
+    data set, but ``repeats`` of each image that is in it, all in one batch but for the image that a batch's edge cuts, and
+    close together, so that an image is decoded once. What does not fill a last batch is left for another epoch; a data
+    set smaller than a batch is one batch.
 
     Args:
         count: images in the data set, at least 1.

@@ -118,7 +118,7 @@ def _cubic(values: np.ndarray, place: np.ndarray) -> np.ndarray:
     before, at, after, beyond = (values[:, tap : tap + width] for tap in range(4))
     step = before - at
     bend = beyond - after - step
-    moved = bend * place
+    moved: np.ndarray = bend * place
     moved += step - bend
     moved *= place
     moved += after - before

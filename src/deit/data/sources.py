@@ -168,8 +168,8 @@ def load_reduced(source: ImageSource, index: int, reduction: Reduction) -> Image
     Raises:
         ImageError: as :meth:`ImageSource.load`.
     """
-    while isinstance(source, Subset):
-        source, index = source.base, int(source.indices[index])
+    if isinstance(source, Subset):
+        return load_reduced(source.base, int(source.indices[index]), reduction)
     if isinstance(source, FolderSource):
         return open_image(source.files[index], reduction=reduction)
     image = source.load(index)
