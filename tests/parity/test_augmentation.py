@@ -170,7 +170,7 @@ def test_the_operations_are_timms_increasing_set() -> None:
 def test_an_operation_gives_timms_pixels(monkeypatch: pytest.MonkeyPatch, place: int, magnitude: float, way: int) -> None:
     monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: way * value)
     theirs = data.auto_augment.AugmentOp(auto_augment._RAND_INCREASING_TRANSFORMS[place], 1.0, magnitude, HPARAMS)
-    for size in ((48, 48), (31, 17), (1, 5), (200, 90)):
+    for size in ((48, 48), (31, 17), (1, 5), (200, 90), (90, 201)):
         image = pattern(*size)
         ours = OPERATIONS[place](image, magnitude / 10, way, FILL)
         assert np.array_equal(np.asarray(ours), np.asarray(theirs(image)))

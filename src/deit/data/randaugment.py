@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LEVEL = 10.0
+FEW_PIXELS = 96 * 96  # up to which Pillow moves rows faster than NumPy
 OPERATION_PROBABILITY = 0.5  # of each of the drawn operations
 
 Colour = tuple[int, int, int]
@@ -96,6 +97,9 @@ def _along_rows(image: Image.Image, slant: float, shift: float, fill: Colour) ->
     of them say everything.
     """
     width, height = image.size
+    if width * height <= FEW_PIXELS:
+        matrix = (1, slant, shift, 0, 1, 0)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
     columns, rows = np.arange(width), np.arange(height)[:, None]
     # In the order of Pillow's own sum, since its rounding decides how values that are nearly whole are cut off.
     place = (columns + 0.5) + slant * (rows + 0.5) + shift  # (H, W)
