@@ -48,7 +48,7 @@ from deit.data.augment import Augmentation, TrainTransform
 from deit.data.loader import TrainSamples
 from deit.data.mixing import Mixing
 from deit.data.order import epoch_steps, micro_batches
-from deit.data.sources import FolderSource
+from deit.data.sources import FileSource
 from deit.devices import describe
 
 INPUT = 224
@@ -118,7 +118,7 @@ def pillow(path: Path) -> Image.Image:
 def ours(files: list[Path], repeats: int) -> Callable[[int], int]:
     """The training batches of an epoch."""
     names = tuple(str(name) for name in range(CLASSES))
-    source = FolderSource(files[0].parent, tuple(files), names, np.arange(len(files)) % CLASSES)
+    source = FileSource(files[0].parent, tuple(file.name for file in files), names, np.arange(len(files)) % CLASSES)
     transform = TrainTransform(Augmentation(repeats=repeats), INPUT, INPUT)
     samples = TrainSamples(source, transform, Mixing(mixup=0.8, cutmix=1.0), seed=0, smoothing=0.1)
 

@@ -83,19 +83,23 @@ def open_image(source: Path | bytes, name: str = "", reduction: Reduction | None
         raise _unreadable(name, error) from error
 
 
-def check_header(path: Path) -> None:
-    """Whether the file begins as an image of an allowed size does; a few hundred bytes are read.
+def check_header(source: Path | bytes, name: str = "") -> None:
+    """Whether a file begins as an image of an allowed size does; a few hundred bytes are read.
+
+    Args:
+        source: as for :func:`open_image`; likewise ``name``.
 
     Raises:
         ImageError: as :func:`open_image`, but what comes after the header is not looked at.
     """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
-        with _opened(path, str(path)):
+        with _opened(source, name):
             pass
     except ImageError:
         raise
     except DECODING_ERRORS as error:
-        raise _unreadable(str(path), error) from error
+        raise _unreadable(name, error) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from deit.checkpoints.fitting import Distilled
 from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig
+from deit.cpu_attention import self_attention, trains_faster
 from deit.distillation.losses import Distillation, as_targets, labels_loss, training_loss
 from deit.errors import CheckpointError, UserError
 from deit.outputs import (
@@ -137,20 +138,24 @@ class Attention(nn.Module):
         """(B, N, D), a factor a head (H) -> (B, N, D), and the attention weights (B, H, N, N) where ``explicit``."""
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, len(self.heads), self.head_width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if explicit:
-            scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
-            weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
-            x = weights @ v
+        if not (explicit or dropout) and trains_faster(qkv):
+            x = self_attention(qkv)  # (B, N, H, D / H)
         else:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
+            if explicit:
+                scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
+                weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
+                x = weights @ v
+            else:
+                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            x = x.transpose(1, 2)
         if head_mask is not None:
-            factors = head_mask.to(x.dtype)[:, None, None]  # (H, 1, 1)
+            factors = head_mask.to(x.dtype)[:, None]  # (H, 1)
             x = x * factors
-            weights = None if weights is None else weights * factors
-        return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, -1)), weights
+            weights = None if weights is None else weights * factors[..., None]
+        return self.o_proj(x.reshape(batch, tokens, -1)), weights
 
     @torch.no_grad()
     def prune(self, gone: Collection[int]) -> None:
@@ -197,6 +202,8 @@ class Block(nn.Module):
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if config.layer_scale is not None:
+            self.layer_scale = nn.Parameter(torch.full((2, config.hidden_size), config.layer_scale))
 
     def forward(
         self,
@@ -207,13 +214,23 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, D), factors (2, B), factors (H) -> (B, N, D), and the attention weights where ``explicit``."""
         attended, weights = self.attention(self.layernorm_before(x), head_mask, explicit)
-        x = x + _scaled(self.dropout(attended), residual_scale, 0)
+        x = x + self._scaled(self.dropout(attended), residual_scale, 0)
         mixed = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + _scaled(mixed, residual_scale, 1), weights
+        return x + self._scaled(mixed, residual_scale, 1), weights
 
+    def _scaled(self, branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
+        """A residual branch, by its factor a channel (layer scale) and its factor an image (stochastic depth)."""
+        if hasattr(self, "layer_scale"):
+            branch = branch * self.layer_scale[row].to(branch.dtype)
+        return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
 
-def _scaled(branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
-    return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
+    @torch.no_grad()
+    def fold_layer_scale(self) -> None:
+        """Multiply the factors of layer scale into the weights before them."""
+        for factors, last in zip(self.layer_scale, (self.attention.o_proj, self.mlp.fc2), strict=True):
+            last.weight.mul_(factors[:, None])
+            last.bias.mul_(factors)
+        del self.layer_scale
 
 
 class ViTModel(PreTrainedModel):
@@ -672,6 +689,7 @@ def classifier_of(
         kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
     if kind is None:
         raise CheckpointError(
-            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes", "pass num_labels for new heads"
+            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes",
+            "`deit train --init` gives it heads; in Python, num_labels does",
         )
     return kind.from_checkpoint(checkpoint, fields, distillation=distillation, **choices)

@@ -51,3 +51,27 @@ def test_the_heads_are_not_swapped(tmp_path: Path) -> None:
     output = ours(x)
     assert torch.allclose(output.cls_logits, head, atol=1e-5, rtol=0)
     assert torch.allclose(output.distillation_logits, head_dist, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_layer_scale_is_timm_s() -> None:
+    theirs: Any = randomised(
+        timm.create_model("deit3_small_patch16_224", num_classes=7, depth=2, no_embed_class=False), std=0.05
+    )
+    assert theirs.blocks[0].ls1.gamma.shape == (384,)
+    ours = new_classifier(variant_config("deit-small-patch16-224", num_labels=7, num_hidden_layers=2, layer_scale=1e-4)).eval()
+    state = theirs.state_dict()
+    factors = {name: state.pop(name) for name in list(state) if name.endswith(".gamma")}
+    wanted = ours.canonical_state()
+    names = {name: next(iter(to_layout({name: value}, "timm"))) for name, value in wanted.items() if "layer_scale" not in name}
+    for name, value in wanted.items():
+        if "layer_scale" in name:
+            layer = name.split(".")[1]
+            value.copy_(torch.stack([factors[f"blocks.{layer}.ls{n}.gamma"] for n in (1, 2)]))
+        else:
+            value.copy_(state.pop(names[name]).reshape(value.shape))
+    assert not state
+    x = noise(2, 3, 224, 224)
+    expected = theirs(x)
+    assert torch.allclose(ours(x).logits, expected, atol=1e-5, rtol=0)
+    assert torch.allclose(ours.without_layer_scale()(x).logits, expected, atol=1e-5, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -54,14 +55,26 @@ def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
-def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each class for itself, averaged over batch and classes; every class that a mixed image shows is wholly right.
+
+    As the released code of DeiT III (arXiv 2204.07118) has it.
+
+    Args:
+        logits: (B, K).
+        targets: (B, K), not smoothed.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
+
+
+def hard_distillation(logits: Tensor, answer: Tensor) -> Tensor:
     """Cross-entropy with the teacher's most likely class: no temperature, no smoothing.
 
     Args:
         logits: (B, K), of the distillation head.
-        teacher_logits: (B, K).
+        answer: of the teacher: logits (B, K), or the number of its most likely class (B,).
     """
-    return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
+    return F.cross_entropy(logits.float(), answer if answer.ndim == 1 else answer.argmax(dim=-1))
 
 
 def soft_distillation(
@@ -87,6 +100,7 @@ def training_loss(
     targets: Tensor,
     distillation_logits: Tensor | None = None,
     teacher_logits: Tensor | None = None,
+    labels_part: Callable[[Tensor, Tensor], Tensor] = soft_target_cross_entropy,
 ) -> Tensor:
     """The loss that training minimises: (1 - weight) x labels' part + weight x teacher's part.
 
@@ -95,12 +109,13 @@ def training_loss(
         class_logits: (B, K), of the head on the class token.
         targets: (B, K), smoothed and mixed labels.
         distillation_logits: (B, K), of the head on the distillation token; needed unless the mode is ``none``.
-        teacher_logits: (B, K), likewise.
+        teacher_logits: (B, K), likewise; (B,) labels will do for the mode ``hard``.
+        labels_part: of class logits and targets; :func:`binary_cross_entropy` is the other one.
 
     Returns:
         A scalar in float32.
     """
-    base = soft_target_cross_entropy(class_logits, targets)
+    base = labels_part(class_logits, targets)
     if settings.mode == "none":
         return base
     assert distillation_logits is not None

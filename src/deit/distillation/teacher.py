@@ -6,22 +6,25 @@ normalisation, and it answers in the data's order of classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data.imagenet_info import ImageNetInfo
 from timm.models import PretrainedCfg
-from torch import Tensor
+from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, load_classifier
-from deit.errors import CheckpointError, TeacherError
+from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, places_among
+from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
+from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
 from deit.image_processor import DeiTImageProcessor
+from deit.outputs import ImageClassifierOutput
+from deit.variants import VARIANTS
 
-IMAGENET_CLASSES = 1000
 TRAIN_ONE = "train one on this data: deit teacher train DATA --arch regnety_004"
 
 
@@ -34,8 +37,11 @@ class Teacher:
         student: the student's preprocessing, whose normalisation its batches carry.
         name: what to call the teacher.
 
+    Attributes:
+        notes: what a user should know of it.
+
     Raises:
-        TeacherError: the teacher's classes are not those of the data.
+        TeacherError: the data has a class that the teacher does not know.
     """
 
     def __init__(self, classifier: LoadedClassifier, classes: tuple[str, ...], student: DeiTImageProcessor, name: str) -> None:
@@ -43,6 +49,10 @@ class Teacher:
         self.classifier = classifier
         self._model = classifier.model.eval().requires_grad_(False)
         self._order = _matched(name, classifier.classes, classes)
+        more = len(classifier.classes) - len(classes)
+        self.notes = (
+            [f"The teacher {name} knows {more} classes more than the data has; their logits are left out"] if more else []
+        )
         self._size = classifier.processor.input_hw
         # values * std_s + mean_s undoes the student's normalisation; the teacher's own follows.
         mean_s, std_s = map(_column, student.rgb_statistics)
@@ -60,7 +70,8 @@ class Teacher:
         """A teacher by name.
 
         Args:
-            name: a directory (of ``deit teacher train``, or any model of ours), or an architecture of timm.
+            name: a directory or file that :func:`load_classifier` reads (of ``deit teacher train``, any model of ours, a
+                classifier of transformers), a name on the hub, a variant's name, or an architecture of timm.
             classes: of the data set.
             student: the student's preprocessing.
             weights: a file with the weights of a timm architecture (``.safetensors``, or ``.pth`` with tensors alone);
@@ -69,9 +80,13 @@ class Teacher:
         Raises:
             TeacherError: no such teacher, weights that cannot be had, or other classes than the data's.
         """
-        if Path(name).is_dir():
-            return cls(load_classifier(name), classes, student, str(name))
-        check_architecture(str(name))
+        text = str(name)
+        if weights is None and (Path(name).exists() or "/" in text or text in VARIANTS):
+            try:
+                return cls(load_classifier(name), classes, student, text)
+            except (CheckpointError, ConfigError) as error:
+                raise TeacherError(f"The teacher {text} cannot be loaded: {error.problem}", error.remedy) from error
+        check_architecture(text)
         if weights is not None:
             return cls(_from_file(str(name), Path(weights), classes), classes, student, str(name))
         return cls(_from_hub(str(name), classes), classes, student, str(name))
@@ -83,6 +98,19 @@ class Teacher:
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         return self
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that its answers depend on: weights, preprocessing, and which logits are taken."""
+        settings = [self.classifier.processor.to_dict(), self._order.tolist(), type(self._model).__name__]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def evaluated(self) -> nn.Module:
+        """The classifier as a model that answers its own input in the data's order of classes."""
+        return _InOrder(self._model, self._order)
+
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """A batch as the student sees it, (B, 3, height, width) -> logits (B, K) in the data's order of classes."""
@@ -93,19 +121,29 @@ class Teacher:
         return answer[:, self._order]
 
 
+class _InOrder(nn.Module):
+    def __init__(self, model: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self._model = model
+        self._order = order
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=list(self._model(pixel_values).heads.values())[-1][:, self._order])
+
+
 def _matched(name: str, own: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
     """Where each of the data's classes stands among the teacher's logits.
 
     Raises:
-        TeacherError: the two are not the same set of names.
+        TeacherError: the teacher does not know one of them, or several of its own have that name.
     """
-    if len(own) != len(wanted):
-        raise TeacherError(f"The teacher {name} knows {len(own)} classes, the data has {len(wanted)}", TRAIN_ONE)
-    place = {label: index for index, label in enumerate(own)}
-    unknown = [label for label in wanted if label not in place]
-    if unknown:
-        raise TeacherError(f"The teacher {name} does not know the data's class {unknown[0]!r}", TRAIN_ONE)
-    return torch.tensor([place[label] for label in wanted])
+    try:
+        return torch.from_numpy(places_among(wanted, own))
+    except DataError as error:
+        reason = error.problem[0].lower() + error.problem[1:]
+        raise TeacherError(
+            f"The teacher {name}, of {len(own):,} classes such as {own[0]!r}, does not fit: {reason}", TRAIN_ONE
+        ) from error
 
 
 def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
@@ -123,7 +161,7 @@ def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
             "check the network, or pass a file with --teacher-weights",
         ) from error
     classifier = TimmClassifier(name, names, processor)
-    classifier.network = network
+    classifier.network = fast_layout(network)
     return LoadedClassifier(classifier, processor, names)
 
 
@@ -131,8 +169,7 @@ def _published_classes(name: str, count: int) -> tuple[str, ...]:
     """The class names of published weights: ImageNet's, by their WordNet numbers, as its folders are called."""
     if count != IMAGENET_CLASSES:
         raise TeacherError(f"The published weights of {name} know {count} classes without names", TRAIN_ONE)
-    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    return tuple(names)
+    return imagenet_ids()
 
 
 def _from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedClassifier:

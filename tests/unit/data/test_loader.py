@@ -16,7 +16,7 @@ from deit.data.crops import Box
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
 from deit.data.mixing import Mixing
 from deit.data.order import Plan, epoch_steps, micro_batches, share
-from deit.data.sources import FolderSource, subset
+from deit.data.sources import FileSource, subset
 from deit.errors import ImageError
 from deit.image_processor import DeiTImageProcessor
 from tests.helpers import MemorySource, pattern
@@ -114,7 +114,7 @@ def test_a_batch_of_the_recipe_is_cut_almost_between_images() -> None:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> FolderSource:
+def photos(tmp_path: Path) -> FileSource:
     """Large files of several kinds, among them photos that were taken upright."""
     files = []
     for seed in range(6):
@@ -123,13 +123,13 @@ def photos(tmp_path: Path) -> FolderSource:
         image = pattern(400 + 30 * seed, 300, seed).resize((800 + 60 * seed, 600), Image.Resampling.BICUBIC)
         files.append(tmp_path / f"{seed}.{'png' if seed == 5 else 'jpg'}")
         image.save(files[-1], quality=92, exif=exif)
-    return FolderSource(tmp_path, tuple(files), ("a", "b", "c"), np.arange(6) % 3)
+    return FileSource(tmp_path, tuple(file.name for file in files), ("a", "b", "c"), np.arange(6) % 3)
 
 
 LARGE = TrainTransform(Augmentation(scale=(0.3, 1.0)), 64, 48)
 
 
-def test_large_photos_are_decoded_smaller_and_a_sample_knows_nothing_of_its_batch(photos: FolderSource) -> None:
+def test_large_photos_are_decoded_smaller_and_a_sample_knows_nothing_of_its_batch(photos: FileSource) -> None:
     samples = TrainSamples(photos, LARGE, PAPER_MIXING, seed=1)
     (plan,) = epoch_steps(6, 6, 1, epoch=0, repeats=3)
     whole = samples.batch(plan)
@@ -140,7 +140,7 @@ def test_large_photos_are_decoded_smaller_and_a_sample_knows_nothing_of_its_batc
         assert np.array_equal(plain.batch(plan).pixel_values[row].numpy(), plain.sample(0, index, repeat))
 
 
-def test_all_repeats_of_an_image_decide_how_small_it_is_decoded(photos: FolderSource) -> None:
+def test_all_repeats_of_an_image_decide_how_small_it_is_decoded(photos: FileSource) -> None:
     """Those that are in another batch too, since a sample must not depend on its company."""
     asked: list[int] = []
 

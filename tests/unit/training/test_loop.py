@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from deit.errors import NonFiniteLossError
+from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation import evaluate_source
 from deit.modeling import load_model
 from deit.training import loop
-from deit.training.loop import InterruptedTrainingError, Training, read_log
-from deit.training.recipe import get_recipe
-from deit.training.run import RunSettings, _prepare
+from deit.training.loop import Training, read_log
+from deit.training.recipes import get_recipe
+from deit.training.run import _prepare
+from deit.training.settings import RunSettings
+from deit.training.start import start
 from deit.training.state import latest_checkpoint, read_place
 from tests.helpers import memory_splits
 
@@ -24,7 +26,8 @@ from tests.helpers import memory_splits
 def _training(directory: Path) -> Training:
     recipe = get_recipe("small-data").tiny()
     splits = memory_splits(48)
-    return _prepare(directory, recipe, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
+    begun = start(recipe, splits.classes)
+    return _prepare(directory, begun, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
 
 
 def test_an_epoch_is_one_line_and_one_checkpoint(tmp_path: Path) -> None:
@@ -73,10 +76,27 @@ def test_an_interrupt_leaves_a_checkpoint_of_this_step_and_the_handlers_as_they_
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(InterruptedTrainingError, match="deit train --resume"):
+    with pytest.raises(InterruptedWorkError, match="deit train --resume"):
         _training(tmp_path).fit()
     assert signal.getsignal(signal.SIGINT) is before
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     place = read_place(newest)
     assert (place.epoch, place.step, place.steps_taken, place.images) == (0, 1, 1, 32)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_in_evaluation_mode_dropout_is_off_while_training(quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe("small-data").tiny().replace(epochs=1, model={"evaluation_mode": quiet})
+    splits = memory_splits(32)
+    begun = start(recipe, splits.classes)
+    training = _prepare(tmp_path, begun, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
+    step, modes = loop.train_step, set()  # type: ignore[attr-defined]
+
+    def seen(model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        modes.update(module.training for module in model.modules())
+        return step(model, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", seen)
+    training.fit()
+    assert modes == {not quiet}

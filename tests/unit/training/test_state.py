@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from deit.checkpoints.reading import open_checkpoint
+from deit.distillation.classifiers import TimmClassifier, fresh_network
 from deit.errors import CheckpointError
+from deit.image_processor import DeiTImageProcessor
 from deit.modeling import ViTForImageClassification
 from deit.training.optimization import MovingAverage, make_optimizer
 from deit.training.recipe import Average, Optimizer
@@ -18,7 +21,7 @@ from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_
 from tests.helpers import backward, noise, tiny_vit
 
 
-def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage, torch.optim.Optimizer]:
+def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage[Any], torch.optim.Optimizer]:
     model = ViTForImageClassification(tiny_vit())
     average, optimizer = MovingAverage(model, Average(decay=0.5)), make_optimizer(model, Optimizer())
     for step in range(steps):
@@ -26,7 +29,7 @@ def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage, 
     return model, average, optimizer
 
 
-def _step(model: ViTForImageClassification, average: MovingAverage, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _step(model: torch.nn.Module, average: MovingAverage[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     optimizer.zero_grad()
@@ -35,7 +38,7 @@ def _step(model: ViTForImageClassification, average: MovingAverage, optimizer: t
     average.update(model, step)
 
 
-def _everything(model: torch.nn.Module, average: MovingAverage) -> dict[str, Tensor]:
+def _everything(model: torch.nn.Module, average: MovingAverage[Any]) -> dict[str, Tensor]:
     state = {f"model/{name}": value.clone() for name, value in model.state_dict().items()}
     return state | {f"average/{name}": value.clone() for name, value in average.model.state_dict().items()}
 
@@ -47,12 +50,33 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
     expected = _everything(model, average)
 
     model, average, optimizer = _trained(steps=0)
-    load_checkpoint(path, model, average, optimizer)
+    load_checkpoint(path, model, average, optimizer, steps_taken=2)
     _step(model, average, optimizer, 2)
     actual = _everything(model, average)
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
         assert torch.equal(value, actual[name]), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_a_convolutional_network_goes_on_exactly(name: Literal["adamw", "lamb", "sgd"], tmp_path: Path) -> None:
+    processor, settings = DeiTImageProcessor.for_size(32, 32), Optimizer(name=name)
+
+    def fresh() -> tuple[TimmClassifier, MovingAverage[Any], torch.optim.Optimizer]:
+        model = fresh_network("test_resnet", ("a", "b", "c", "d", "e"), processor, {}, seed=0).train()
+        return model, MovingAverage(model, Average(decay=0.5)), make_optimizer(model, settings)
+
+    model, average, optimizer = fresh()
+    for step in range(2):
+        _step(model, average, optimizer, step)
+    path = save_checkpoint(tmp_path, Place(), model, average, optimizer)
+    _step(model, average, optimizer, 2)
+    expected = _everything(model, average)
+    model, average, optimizer = fresh()
+    load_checkpoint(path, model, average, optimizer, steps_taken=2)
+    _step(model, average, optimizer, 2)
+    for key, value in _everything(model, average).items():
+        assert torch.equal(value, expected[key]), key
 
 
 def test_a_checkpoint_opens_as_a_model_and_so_does_its_average(tmp_path: Path) -> None:
@@ -115,7 +139,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, Place(), *_trained())
     other = ViTForImageClassification(tiny_vit(hidden_size=48))
     with pytest.raises(CheckpointError):
-        load_checkpoint(path, other, MovingAverage(other, Average()), make_optimizer(other, Optimizer()))
+        load_checkpoint(path, other, MovingAverage(other, Average()), make_optimizer(other, Optimizer()), steps_taken=2)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
