@@ -66,6 +66,8 @@ ORDER = [
     "data.opening",
     "data.order",
     "data.mixing",
+    "data.crops",
+    "data.randaugment",
     "data.augment",
     "distillation.answers",
     "data.loader",

@@ -18,7 +18,7 @@ from deit.data.class_names import places_among
 from deit.draws import Stream, generator
 from deit.errors import CheckpointError, DataError
 from deit.files import RECORD_NAME
-from deit.images import check_header, open_image
+from deit.images import Reduction, check_header, open_image
 
 VALIDATION_FRACTION = 0.2
 HASHED_AT_ONCE = 10_000  # names: hashing them one by one takes several times as long
@@ -255,6 +255,26 @@ def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
     """The images of ``base`` at ``indices``, in that order."""
     chosen = np.asarray(list(indices), dtype=np.int64)
     return Subset(base, chosen, base.classes, base.labels[chosen])
+
+
+def load_reduced(source: ImageSource, index: int, reduction: Reduction) -> Image.Image:
+    """An image that may be smaller than its file says, where its format offers that.
+
+    Args:
+        reduction: is told height and width of the whole image, and answers how many times smaller it may be.
+
+    Raises:
+        ImageError: as :meth:`ImageSource.load`.
+    """
+    if isinstance(source, Subset):
+        return load_reduced(source.base, int(source.indices[index]), reduction)
+    if isinstance(source, ManyLabels):
+        return load_reduced(source.base, index, reduction)
+    if isinstance(source, FileSource):
+        return open_image(source.path(index), reduction=reduction)
+    image = source.load(index)
+    reduction(image.height, image.width)
+    return image
 
 
 def unlabelled(base: ImageSource) -> Subset:
