@@ -74,10 +74,10 @@ def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: i
     """
     count = len(samples)
     partner, weight, box = np.arange(count), np.ones(count), np.zeros((count, 4), np.int64)
-    for first in range(0, count - 1, 2):
+    for first in range(0, count - 1, 2) if settings.on else ():
         pair = slice(first, first + 2)
         rng = generator(seed, Stream.MIX, epoch, index=int(samples[first, 0]), repeat=int(samples[first, 1]))
-        if not settings.on or rng.random() >= settings.probability:
+        if rng.random() >= settings.probability:
             continue
         partner[pair] = first + 1, first
         if settings.cutmix > 0 and (settings.mixup == 0 or rng.random() < settings.switch):
