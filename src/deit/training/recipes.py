@@ -55,7 +55,7 @@ def deit3() -> Recipe:
         smoothing=0.0,
         crop_ratio=1.0,
         model={"variant": "deit-small-patch16-224", "layer_scale": 1e-4, "drop_path": 0.05},
-        augmentation={"randaugment": {"operations": 0}, "color_jitter": 0.3, "erasing": 0.0},
+        augmentation={"crop": "simple", "three_augment": True, "randaugment": {"operations": 0}, "erasing": 0.0},
         optimizer={"name": "lamb", "lr": 4e-3, "reference_batch": 2048, "clip_norm": 1.0},
     )
 
