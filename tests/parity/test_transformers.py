@@ -26,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one channel": {"num_channels": 1, "num_labels": 2},
 }
 # Fields that they have not, or write out where ours is None.
-OURS = {"pooler_output_size", "pruned_heads", "distillation_type"}
+OURS = {"pooler_output_size", "pruned_heads", "distillation_type", "layer_scale"}
 KINDS = ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 every_kind = pytest.mark.parametrize("kind", KINDS)

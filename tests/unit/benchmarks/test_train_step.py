@@ -11,8 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
-import train_step
-from train_step import best_to_best, measured, operations, table
+from train_step import best_to_best, measured, operations
 from trainees import KINDS, OURS, Job, Stopwatch, compiled, jobs
 
 
@@ -68,15 +67,6 @@ def test_contenders_are_compiled_as_they_are_named(monkeypatch: pytest.MonkeyPat
             assert compiled(entrant, model) is model
             mode = "reduce-overhead" if "CUDA graphs" in name else "default" if "compiled" in name else None
             assert asked == ([] if mode is None else [mode])
-
-
-def test_a_contender_in_its_own_process_takes_its_turns_and_tells_its_memory(job: Job) -> None:
-    (row,) = train_step.compare({OURS: job}, 2)
-    assert row["images_per_second"]["median"] > 0
-    assert row["ours_to_it"]["median"] == 1
-    assert 100 < row["memory_mib"] < 20_000
-    result = {"date": "today", "hardware": "here", "software": "this", "repeats": 2, "steps": [row], "from_files": []}
-    assert f"| tiny | fp32 | 2 | {OURS} |" in table(result)
 
 
 def test_the_best_of_each_is_compared() -> None:

@@ -176,7 +176,7 @@ def test_another_task_makes_its_own_parts_and_says_so(tmp_path: Path, source: An
 
 def test_a_model_without_a_head_is_no_classifier_unless_classes_are_given(tmp_path: Path) -> None:
     saved(tmp_path, DeiTModel)
-    with pytest.raises(CheckpointError, match="DeiTModel, which tells no classes: pass num_labels"):
+    with pytest.raises(CheckpointError, match="DeiTModel, which tells no classes: `deit train --init` gives it heads"):
         load_model(tmp_path)
     assert load_model(tmp_path, num_labels=2)(IMAGES).logits.shape == (2, 2)
 
