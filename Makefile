@@ -10,8 +10,9 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 quickstart: $(VENV)/quickstart.done
 	$(BIN)/deit quickstart
 
+# A process for each core, each with one thread: more would wait for each other in turn.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
