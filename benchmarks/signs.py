@@ -1,4 +1,4 @@
-"""A made data set that is like a user's: signs of 35 classes in colour, 64 pixels a side, tested on sources that training lacks.
+"""A made data set that is like a user's: signs of 35 classes in colour, tested on sources that training lacks.
 
     python benchmarks/signs.py OUT [--seed 0] [--train 100] [--test 30]
 
