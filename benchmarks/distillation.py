@@ -28,8 +28,10 @@ import torch
 from deit.data.sources import Splits, open_data, subset
 from deit.devices import describe
 from deit.progress import say
-from deit.training.recipe import Recipe, get_recipe
-from deit.training.run import RunSettings, train_on
+from deit.training.recipe import Recipe
+from deit.training.recipes import get_recipe
+from deit.training.run import train_on
+from deit.training.settings import RunSettings
 
 SHARES = (0.1, 1.0)
 TEACHER_EPOCHS = 5

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         load_model,
     )
     from deit.training.recipe import Recipe
-    from deit.training.run import train
+    from deit.training.run import pretrain, train
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,7 @@ _HOMES = {
     "ViTModel": "deit.modeling",
     "evaluate": "deit.evaluation",
     "load_model": "deit.modeling",
+    "pretrain": "deit.training.run",
     "train": "deit.training.run",
 }
 
@@ -63,6 +64,7 @@ __all__ = [
     "ViTModel",
     "evaluate",
     "load_model",
+    "pretrain",
     "train",
 ]
 

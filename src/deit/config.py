@@ -87,6 +87,7 @@ class ViTConfig(BaseModel):
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
+    layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     pruned_heads: Annotated[dict[int, list[int]], Field(max_length=256)] = {}
     id2label: Annotated[dict[int, str], Field(max_length=MAX_CLASSES)] = Field(
         default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"}
@@ -109,7 +110,7 @@ class ViTConfig(BaseModel):
         """``num_labels`` alone stands for that many numbered names; numbers serve as names too."""
         rest = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
         count, names, numbers = fields.get("num_labels"), fields.get("id2label"), fields.get("label2id")
-        if names is None and isinstance(numbers, dict):
+        if names is None and isinstance(numbers, dict) and all(isinstance(number, int | str) for number in numbers.values()):
             names = {number: name for name, number in numbers.items()}
         if isinstance(names, dict):
             rest["id2label"] = {key: str(name) if isinstance(name, int | float) else name for key, name in names.items()}
@@ -242,7 +243,8 @@ class ViTConfig(BaseModel):
             >>> config.to_dict()["label2id"]["LABEL_4"]
             4
         """
-        return {**self.model_dump(mode="json", fallback=_plain), "label2id": self.label2id}
+        content = {**self.model_dump(mode="json", fallback=_plain), "label2id": self.label2id}
+        return content if self.layer_scale is not None else {key: content[key] for key in content if key != "layer_scale"}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     MIX = 5
     DROP_PATH = 6
     INIT = 7
+    MASK = 8
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:

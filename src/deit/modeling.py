@@ -197,6 +197,8 @@ class Block(nn.Module):
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if config.layer_scale is not None:
+            self.layer_scale = nn.Parameter(torch.full((2, config.hidden_size), config.layer_scale))
 
     def forward(
         self,
@@ -207,13 +209,23 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, D), factors (2, B), factors (H) -> (B, N, D), and the attention weights where ``explicit``."""
         attended, weights = self.attention(self.layernorm_before(x), head_mask, explicit)
-        x = x + _scaled(self.dropout(attended), residual_scale, 0)
+        x = x + self._scaled(self.dropout(attended), residual_scale, 0)
         mixed = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + _scaled(mixed, residual_scale, 1), weights
+        return x + self._scaled(mixed, residual_scale, 1), weights
 
+    def _scaled(self, branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
+        """A residual branch, by its factor a channel (layer scale) and its factor an image (stochastic depth)."""
+        if hasattr(self, "layer_scale"):
+            branch = branch * self.layer_scale[row].to(branch.dtype)
+        return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
 
-def _scaled(branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
-    return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
+    @torch.no_grad()
+    def fold_layer_scale(self) -> None:
+        """Multiply the factors of layer scale into the weights before them."""
+        for factors, last in zip(self.layer_scale, (self.attention.o_proj, self.mlp.fc2), strict=True):
+            last.weight.mul_(factors[:, None])
+            last.bias.mul_(factors)
+        del self.layer_scale
 
 
 class ViTModel(PreTrainedModel):

@@ -6,9 +6,10 @@ In the examples here and in ``modeling``, ``config`` is a small :class:`deit.Dei
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, overload
 
@@ -121,11 +122,12 @@ class PreTrainedModel(nn.Module):
         self.init_weights()
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
+    def init_weights(self, generator: torch.Generator | None = None, names: Collection[str] | None = None) -> None:
         """Fresh weights: truncated normal for weights, tokens and positions, zero biases, unit norms (section 3).
 
         Args:
             generator: where the draws come from; torch's default one when None.
+            names: canonical names of the tensors to make anew; all when None.
 
         Example:
             >>> model.init_weights(torch.Generator().manual_seed(0))
@@ -133,7 +135,27 @@ class PreTrainedModel(nn.Module):
             [0.0, 0.0, 0.0, 0.0, 0.0]
         """
         for name, parameter in self.named_parameters():
-            _init(name, parameter, self.config.initializer_range, generator)
+            if names is None or name.removeprefix(f"{self.base_model_prefix}.") in names:
+                _init(name, parameter, self.config, generator)
+
+    def without_layer_scale(self) -> Self:
+        """The same model with the factors of layer scale multiplied into its weights, so that every program can open it.
+
+        Returns:
+            A copy; the model itself where it has no such factors.
+
+        Example:
+            >>> scaled = deit.DeiTForImageClassification(config.replace(layer_scale=0.1))
+            >>> scaled.without_layer_scale().config.layer_scale is None
+            True
+        """
+        if self.config.layer_scale is None:
+            return self
+        folded = copy.deepcopy(self)
+        for layer in folded.base_model.layers:
+            layer.fold_layer_scale()
+        folded.config.layer_scale = None
+        return folded
 
     def activation_checkpointing_enable(
         self,
@@ -262,8 +284,9 @@ class PreTrainedModel(nn.Module):
                 f"save_pretrained has no argument {min(hub)!r}", "remove it; those of push_to_hub go with push_to_hub=True"
             )
         if is_main_process:
-            state = self.state_dict() if state_dict is None else state_dict
-            write_transformers(Path(directory), self.config, self._canonical(state), type(self).__name__)
+            saved = self.without_layer_scale()  # which no other program knows
+            state = saved.state_dict() if state_dict is None else state_dict
+            write_transformers(Path(directory), saved.config, self._canonical(state), type(self).__name__)
         if is_main_process and push_to_hub:
             publishing.push_to_hub(Path(directory), **hub)
 
@@ -376,8 +399,12 @@ class PreTrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         attn_implementation: AttentionName = "sdpa",
         ignore_mismatched_sizes: bool = True,
+        quiet: bool = False,
     ) -> Self:
         """As :meth:`from_pretrained`, of a checkpoint that is open. No memory is taken before all shapes are known to fit.
+
+        Args:
+            quiet: do not log the report, which ``load_report`` holds all the same.
 
         Example:
             >>> from deit.checkpoints.reading import open_checkpoint
@@ -399,10 +426,10 @@ class PreTrainedModel(nn.Module):
         tensors = plan.tensors(kept)
         for name in plan.report.new:
             tensors[name] = torch.empty(wanted[name], dtype=kept)
-            _init(name, tensors[name], target.initializer_range, None)
+            _init(name, tensors[name], target, None)
         model.load_state_dict({model._own_name(name): tensor for name, tensor in tensors.items()}, assign=True)
         model.load_report = plan.report
-        if plan.report:
+        if plan.report and not quiet:
             logger.warning("%s from %s: %s", cls.__name__, checkpoint.path, plan.report)
         model.set_attn_implementation(attn_implementation)
         return model.eval()
@@ -443,13 +470,16 @@ def open_named(
     return open_checkpoint(fetch(name, **options), ema=ema, fields={**known, **fields}), fields
 
 
-def _init(name: str, tensor: Tensor, std: float, generator: torch.Generator | None) -> None:
+def _init(name: str, tensor: Tensor, config: ViTConfig, generator: torch.Generator | None) -> None:
     if name.endswith(".bias"):
         tensor.zero_()
     elif "layernorm" in name:
         tensor.fill_(1.0)
+    elif name.endswith(".layer_scale"):
+        assert config.layer_scale is not None
+        tensor.fill_(config.layer_scale)
     else:
-        nn.init.trunc_normal_(tensor, std=std, generator=generator)
+        nn.init.trunc_normal_(tensor, std=config.initializer_range, generator=generator)
 
 
 def _dtype(asked: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:

@@ -16,10 +16,10 @@ from deit.data.loader import TrainSamples
 from deit.data.order import epoch_steps, micro_batches
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
 from deit.distillation.teacher import Teacher
-from deit.draws import Stream, torch_seed
-from deit.modeling import new_classifier
 from deit.training.optimization import learning_rate, make_optimizer
-from deit.training.recipe import RECIPES, ConvNet, Recipe, Transformer, get_recipe
+from deit.training.recipe import ConvNet, Recipe
+from deit.training.recipes import RECIPES, get_recipe
+from deit.training.start import start
 from deit.training.step import StepContext, train_step
 from tests.helpers import MemorySource
 
@@ -30,17 +30,18 @@ CLASSES = ("a", "b", "c")
 
 def first_losses(recipe: Recipe) -> list[float]:
     """Ten steps on images made from their numbers."""
+    if isinstance(recipe.model, ConvNet):
+        recipe = recipe.replace(model={"architecture": "test_resnet", "arguments": {}})
     source = MemorySource(96, CLASSES)
     processor = recipe.processor()
-    model, teacher, layers = _model(recipe), None, 0
-    if isinstance(recipe.model, Transformer):
-        layers = recipe.model.config().num_hidden_layers
+    model, teacher = start(recipe, CLASSES).model, None
     if recipe.distillation.mode != "none":
         network = fresh_network("test_resnet", CLASSES, processor, {}, seed=1)
         teacher = Teacher(LoadedClassifier(network, processor, CLASSES), CLASSES, processor, "t")
     transform = TrainTransform(recipe.augmentation, *recipe.image_hw)
     samples = TrainSamples(source, transform, recipe.mixing, recipe.seed, recipe.smoothing)
-    context = StepContext(recipe, torch.device("cpu"), "fp32", teacher, layers)
+    config = None if isinstance(model, TimmClassifier) else model.config
+    context = StepContext(recipe, torch.device("cpu"), "fp32", teacher, config)
     optimizer = make_optimizer(model, recipe.optimizer)
     losses: list[float] = []
     for epoch in range(STEPS):
@@ -52,14 +53,6 @@ def first_losses(recipe: Recipe) -> list[float]:
             if len(losses) == STEPS:
                 return losses
     raise AssertionError
-
-
-def _model(recipe: Recipe) -> torch.nn.Module:
-    seed = torch_seed(recipe.seed, Stream.INIT)
-    if isinstance(recipe.model, ConvNet):
-        network: TimmClassifier = fresh_network("test_resnet", CLASSES, recipe.processor(), {}, seed)
-        return network.train()
-    return new_classifier(recipe.model.config(CLASSES), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", RECIPES)

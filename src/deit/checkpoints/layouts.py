@@ -59,7 +59,7 @@ _TRANSFORMERS_5: Rows = (
         "layers.{n}.attention.q_proj.{p}|layers.{n}.attention.k_proj.{p}|layers.{n}.attention.v_proj.{p}",
     ),
 )
-_OURS: Rows = (*_OUTSIDE, *_SAME_IN_5, ("layers.{n}.attention.qkv.{p}",) * 2)
+_OURS: Rows = (*_OUTSIDE, *_SAME_IN_5, ("layers.{n}.attention.qkv.{p}",) * 2, ("layers.{n}.layer_scale",) * 2)
 _TIMM: Rows = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.distillation_token", "dist_token"),

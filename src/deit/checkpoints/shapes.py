@@ -57,6 +57,8 @@ def trunk_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
         }
         if config.qkv_bias:
             block["attention.qkv.bias"] = (3 * attended,)
+        if config.layer_scale is not None:
+            block["layer_scale"] = (2, width)
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
 OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
 ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
+InitOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Start from this checkpoint: a run, a model of any format, a hub name.")
+]
 ImageSizeOption = Annotated[int | None, typer.Option(help="Pixels a side of the model's input.")]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]

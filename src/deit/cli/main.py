@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from deit.cli import convert, data, evaluate, model, predict, quickstart, recipe, teacher, train
+from deit.cli import convert, data, evaluate, model, predict, pretrain, quickstart, recipe, teacher, train
 from deit.errors import DeiTError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
+app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)

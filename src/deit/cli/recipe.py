@@ -20,7 +20,7 @@ def recipe() -> None:
 @app.command("list")
 def show_all(as_json: JsonOption = False) -> None:
     """Every recipe, and what it is for."""
-    from deit.training.recipe import RECIPES
+    from deit.training.recipes import RECIPES
 
     purposes = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in RECIPES.items()}
     if as_json:
@@ -37,7 +37,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Every value of a recipe, as `deit train --recipe` takes it."""
-    from deit.training.recipe import get_recipe
+    from deit.training.recipes import get_recipe
 
     chosen = get_recipe(name).with_settings(recipe_settings(assignments, {}))
     if as_json:

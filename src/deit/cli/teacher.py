@@ -11,6 +11,7 @@ from deit.cli.common import (
     DeviceOption,
     EpochsOption,
     ImageSizeOption,
+    InitOption,
     JsonOption,
     OutOption,
     ResumeOption,
@@ -37,6 +38,7 @@ def teacher() -> None:
 def train(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture of timm, such as regnety_004.")] = None,
+    init: InitOption = None,
     recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
@@ -61,13 +63,14 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    if resume is not None and (settings or recipe or out):
+    if resume is not None and (settings or recipe or init or out):
         raise UserError("A resumed run keeps its own recipe", "pass --resume without other settings")
     result = run(
         data,
         recipe or ("digits-convnet" if data == "digits" else "convnet"),
         out=out,
         resume=resume,
+        init=init,
         settings=settings,
         device=device,
         workers=workers,

@@ -11,6 +11,7 @@ from deit.cli.common import (
     DeviceOption,
     EpochsOption,
     ImageSizeOption,
+    InitOption,
     JsonOption,
     OutOption,
     ResumeOption,
@@ -28,6 +29,7 @@ from deit.errors import UserError
 
 def train(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")] = None,
+    init: InitOption = None,
     teacher: Annotated[str | None, typer.Option(help="A directory of `deit teacher train`, or a timm name.")] = None,
     teacher_weights: Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
@@ -55,13 +57,14 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    if resume is not None and (settings or recipe or teacher or teacher_weights or out):
+    if resume is not None and (settings or recipe or init or teacher or teacher_weights or out):
         raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
     result = run(
         data,
-        recipe or default_recipe(data, distilled=teacher is not None),
+        recipe or default_recipe(data, distilled=teacher is not None, init=init is not None),
         out=out,
         resume=resume,
+        init=init,
         teacher=teacher,
         teacher_weights=teacher_weights,
         settings=settings,
@@ -76,7 +79,7 @@ def train(
     typer.echo(f"\nModel:  {result.directory / 'best'}\nReport: {result.directory / 'report.html'}")
 
 
-def default_recipe(data: str | None, distilled: bool) -> str:
+def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
     """The recipe for a user who names none."""
-    stem = "digits" if data == "digits" else "small-data"
+    stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
     return f"{stem}-distilled" if distilled else stem

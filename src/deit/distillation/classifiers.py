@@ -70,6 +70,13 @@ class TimmClassifier(nn.Module):
         assert residual_scale is None
         return ImageClassifierOutput(logits=self.network(pixel_values))
 
+    def new_head(self, classes: tuple[str, ...], seed: int) -> None:
+        """Replace the last layer by a fresh one for other classes, with weights that depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):  # timm draws from torch's global generator
+            torch.manual_seed(seed)
+            self.network.reset_classifier(len(classes))  # type: ignore[operator]
+        self.classes = classes
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a directory that ``timm.create_model("local-dir:...")`` and this class read."""
         directory = Path(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -54,6 +55,18 @@ def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each class for itself, averaged over batch and classes; every class that a mixed image shows is wholly right.
+
+    As the released code of DeiT III (arXiv 2204.07118) has it.
+
+    Args:
+        logits: (B, K).
+        targets: (B, K), not smoothed.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
+
+
 def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy with the teacher's most likely class: no temperature, no smoothing.
 
@@ -87,6 +100,7 @@ def training_loss(
     targets: Tensor,
     distillation_logits: Tensor | None = None,
     teacher_logits: Tensor | None = None,
+    labels_part: Callable[[Tensor, Tensor], Tensor] = soft_target_cross_entropy,
 ) -> Tensor:
     """The loss that training minimises: (1 - weight) x labels' part + weight x teacher's part.
 
@@ -96,11 +110,12 @@ def training_loss(
         targets: (B, K), smoothed and mixed labels.
         distillation_logits: (B, K), of the head on the distillation token; needed unless the mode is ``none``.
         teacher_logits: (B, K), likewise.
+        labels_part: of class logits and targets; :func:`binary_cross_entropy` is the other one.
 
     Returns:
         A scalar in float32.
     """
-    base = soft_target_cross_entropy(class_logits, targets)
+    base = labels_part(class_logits, targets)
     if settings.mode == "none":
         return base
     assert distillation_logits is not None

@@ -17,12 +17,15 @@ import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.order import epoch_steps, micro_batches, steps_per_epoch
-from deit.distillation.classifiers import Classifier
 from deit.errors import NonFiniteLossError, WorkError
 from deit.evaluation import evaluate_source
 from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
+from deit.modeling import DeiTForMaskedImageModeling
 from deit.progress import Progress
+from deit.training.masking import masked_loss
 from deit.training.optimization import MovingAverage, learning_rate
+from deit.training.recipe import Transformer
+from deit.training.start import Trained
 from deit.training.state import Place, save_checkpoint
 from deit.training.step import StepContext, train_step
 
@@ -48,8 +51,8 @@ class Training:
     """
 
     directory: Path
-    model: Classifier
-    average: MovingAverage | None
+    model: Trained
+    average: MovingAverage[Trained] | None
     optimizer: torch.optim.Optimizer
     place: Place
     context: StepContext
@@ -86,14 +89,15 @@ class Training:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)
-                progress.advance(0, f"validation {row['validation']['top1']:.1%}")
+                progress.advance(0, _words(row["validation"]))
 
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
         recipe, place = self.context.recipe, self.place
         count = len(self.samples.source.labels)
         plans = epoch_steps(count, recipe.batch_size, recipe.seed, epoch, self.samples.transform.settings.repeats)[place.step :]
         pieces = [micro_batches(plan, recipe.micro_batch_size) for plan in plans]
-        self.model.train()
+        chosen = recipe.model
+        self.model.train(not (isinstance(chosen, Transformer) and chosen.evaluation_mode))
         start = time.perf_counter()
         batches = loader.run([piece for plan in pieces for piece in plan])
         for step, plan in enumerate(pieces, place.step):
@@ -122,8 +126,7 @@ class Training:
         """Evaluate, log, save, and move on to the next epoch."""
         recipe, place = self.context.recipe, self.place
         chosen = self.average.model if self.average is not None and recipe.average.evaluate else self.model
-        result = evaluate_source(chosen, self.validation, loader=judge, precision=self.context.precision, quiet=True)
-        answer = result.answer
+        result = self._judged(chosen, judge)
         last_step = epoch + (self.steps - 1) / self.steps
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -132,11 +135,10 @@ class Training:
             "seconds": place.seconds,
             "images_per_second": place.images / place.seconds,
             "skipped": place.skipped,
-            "validation": {"top1": answer.top1, "loss": answer.loss},
+            "validation": result,
         }
-        best = place.best
-        if not best or (answer.top1, -answer.loss) > (best["top1"], -best["loss"]):
-            place.best = {"epoch": epoch + 1, "top1": answer.top1, "loss": answer.loss}
+        if not place.best or _rank(result) > _rank(place.best):
+            place.best = {"epoch": epoch + 1, **result}
             self._save_model(BEST_NAME, chosen)
         place.epoch, place.step = epoch + 1, 0
         place.loss_sum, place.images, place.skipped, place.seconds = 0.0, 0, 0, 0.0
@@ -145,12 +147,25 @@ class Training:
         self._checkpoint()
         return row
 
+    def _judged(self, model: Trained, judge: Loader) -> dict[str, float]:
+        """The loss on the validation part, and the accuracy where labels are learned."""
+        recipe, precision = self.context.recipe, self.context.precision
+        if isinstance(model, DeiTForMaskedImageModeling):
+            size = recipe.micro_batch_size
+            settings = recipe.masking
+            loss = masked_loss(
+                model, self.validation, settings, recipe.seed, loader=judge, batch_size=size, precision=precision
+            )
+            return {"loss": loss}
+        answer = evaluate_source(model, self.validation, loader=judge, precision=precision, quiet=True).answer
+        return {"top1": answer.top1, "loss": answer.loss}
+
     def _checkpoint(self) -> Path:
         beside = {**self.extras, PROCESSOR_NAME: self.validation.processor.to_dict()}
         folder = self.directory / CHECKPOINTS_NAME
         return save_checkpoint(folder, self.place, self.model, self.average, self.optimizer, beside)
 
-    def _save_model(self, name: str, model: Classifier) -> None:
+    def _save_model(self, name: str, model: Trained) -> None:
         with new_directory(self.directory / name) as draft:
             model.save_pretrained(draft)
             self.validation.processor.save_pretrained(draft)
@@ -167,6 +182,15 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``log.jsonl`` whole."""
     write_text(directory / LOG_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _rank(result: dict[str, float]) -> tuple[float, float]:
+    """Which of two epochs is the better one: the more accurate, and of equals the one with the lower loss."""
+    return result.get("top1", 0.0), -result["loss"]
+
+
+def _words(result: dict[str, float]) -> str:
+    return f"validation {result['top1']:.1%}" if "top1" in result else f"validation loss {result['loss']:.4f}"
 
 
 def _diverged(epoch: int, step: int, lr: float, clip_norm: float | None) -> NonFiniteLossError:

@@ -4,37 +4,80 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
-from deit.distillation.classifiers import Classifier
 from deit.draws import Stream, generator
 from deit.training.recipe import Average, Optimizer
 
-NO_DECAY = ("cls_token", "distillation_token", "mask_token", "position_embeddings")
+NO_DECAY = ("cls_token", "distillation_token", "mask_token", "position_embeddings", "layer_scale")
+HEADS = ("classifier.",)  # part of the names of all heads
+M = TypeVar("M", bound=nn.Module)
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights that decay, and those that do not: biases, norms, tokens, position embeddings (section 6)."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Weights that decay, and those that do not: biases, norms, tokens, position embeddings (section 6).
+
+    Args:
+        layer_decay: 1, or the factor from a layer's learning rate to that of the layer below: the heads learn at the whole
+            rate, the last block at ``layer_decay`` of it, the embeddings at the smallest share (BEiT, arXiv 2106.08254).
+
+    Returns:
+        Groups for an optimizer; ``scale`` is the share of the learning rate.
+    """
+    top = 1 + max((int(match[1]) + 1 for name, _ in model.named_parameters() if (match := _LAYER.search(name))), default=0)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim > 1 and not name.endswith(NO_DECAY)
-            (decayed if plain else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            below = top - _depth(name, top) if layer_decay < 1 else 0
+            groups.setdefault((below, not plain), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if kept else weight_decay, "scale": layer_decay**below}
+        for (below, kept), parameters in sorted(groups.items())
+    ]
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over a model's parameters; the learning rate is set anew before each step."""
-    groups = parameter_groups(model, settings.weight_decay)
+def _depth(name: str, top: int) -> int:
+    """0 for the embeddings, n + 1 for block n, ``top`` for what comes after the blocks."""
+    match = _LAYER.search(name)
+    if match:
+        return int(match[1]) + 1
+    return 0 if "embeddings." in name else top
+
+
+def freeze(model: nn.Module, trainable: Literal["all", "heads", "attention"]) -> None:
+    """Let only a part of a transformer learn: :class:`deit.training.recipe.Transformer` says which."""
+    parts = {"all": ("",), "heads": HEADS, "attention": (*HEADS, ".attention.", "position_embeddings")}[trainable]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts))
+
+
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """The recipe's optimizer over what is not frozen; the learning rate is set anew before each step."""
+    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+    if settings.name == "lamb":  # clips by itself unless told not to; the step clips
+        return Lamb(groups, lr=0.0, betas=settings.betas, eps=settings.eps, max_grad_norm=None)
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, for each group its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
 def learning_rate(settings: Optimizer, peak: float, epochs: int, epoch: float) -> float:
-    """Linear warm-up, then a cosine over all epochs, which the warm-up hides the beginning of (as the released code has it).
+    """Linear warm-up, then a cosine over all epochs, which the warm-up hides the beginning of (as the released code has it);
+    or a constant rate.
 
     Args:
         peak: the rate that the cosine starts from.
@@ -45,6 +88,8 @@ def learning_rate(settings: Optimizer, peak: float, epochs: int, epoch: float) -
         epoch = math.floor(epoch)
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr + (peak - settings.warmup_lr) * epoch / settings.warmup_epochs
+    if settings.schedule == "constant":
+        return peak
     low = min(settings.min_lr, peak)
     return low + (peak - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
@@ -71,7 +116,7 @@ def residual_scale(rate: float, layers: int, seed: int, epoch: int, step: int, p
     return torch.from_numpy(np.ascontiguousarray(scale.transpose(1, 2, 0), dtype=np.float32))
 
 
-class MovingAverage:
+class MovingAverage(Generic[M]):
     """The exponential moving average of a model's weights and buffers, as a model of its own.
 
     Args:
@@ -79,9 +124,9 @@ class MovingAverage:
         settings: decay and warm-up.
     """
 
-    def __init__(self, model: Classifier, settings: Average) -> None:
+    def __init__(self, model: M, settings: Average) -> None:
         self.settings = settings
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

@@ -1,13 +1,10 @@
-"""Recipes: everything that decides how a model is trained, as validated values with names.
-
-Each recipe below is a small function that derives from another, so that what is special about it is all that it says.
-"""
+"""A recipe: everything that decides how a model is trained, as validated values with names. The defaults are table 9's."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,15 +17,17 @@ from deit.data.mixing import Mixing
 from deit.distillation.losses import Distillation
 from deit.errors import RecipeError, validation_problem
 from deit.files import write_text
-from deit.image_processor import CROP_RATIO, DeiTImageProcessor
+from deit.image_processor import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
 from deit.variants import variant
 
-REFERENCE_BATCH = 512  # the learning rate of a recipe is for this batch size (section 5.1)
+TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # without and with a distillation token
+IMAGENET_IMAGES = 1_281_167  # for training, in ImageNet-1k
 
 Side = Annotated[int, Field(ge=8, le=2048)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, le=100)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=100)]
 
 
 class Section(BaseModel):
@@ -37,35 +36,57 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_SHAPE = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "initializer_range")
+SHAPE = (
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "initializer_range",
+    "layer_scale",
+)
 
 
 class Transformer(Section):
-    """The student: a published shape, or a change of one.
+    """The student: a published shape, a change of one, or the shape of the checkpoint that training starts from.
 
     Attributes:
-        variant: a name of ``deit model list``.
+        variant: a name of ``deit model list``; None for the checkpoint's shape.
         image_size: pixels a side, or height and width; the variant's own when None, like all that follow.
+        layer_scale: first value of a learned factor of each channel of each residual branch (arXiv 2103.17239); none when
+            None. What is saved has the factors multiplied into the weights, so that it is an ordinary DeiT.
         drop_path: stochastic depth's rate at the last block, rising linearly from 0 at the first.
+        head: of a checkpoint: ``keep`` it, or a ``new`` one; ``auto`` keeps it where its classes are the data's.
+        trainable: ``all``; the ``heads`` alone; or ``attention``, with heads and position embeddings (arXiv 2203.09795).
+        evaluation_mode: train without stochastic depth and dropout, as the original DeiT was fine-tuned.
     """
 
     kind: Literal["transformer"] = "transformer"
-    variant: str = "deit-tiny-patch16-224"
+    variant: str | None = None
     image_size: Side | tuple[Side, Side] | None = None
     patch_size: Annotated[int, Field(ge=1, le=256)] | None = None
     hidden_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     num_hidden_layers: Annotated[int, Field(ge=1, le=256)] | None = None
     num_attention_heads: Annotated[int, Field(ge=1, le=256)] | None = None
     initializer_range: Annotated[float, Field(gt=0, le=1)] | None = None
+    layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    head: Literal["auto", "keep", "new"] = "auto"
+    trainable: Literal["all", "heads", "attention"] = "all"
+    evaluation_mode: bool = False
 
     def config(self, classes: tuple[str, ...] = ("0", "1")) -> ViTConfig:
         """The model's configuration for a data set's classes.
 
         Raises:
             ConfigError: sizes that do not fit each other.
+            RecipeError: the shape is a checkpoint's.
         """
-        fields = {name: getattr(self, name) for name in _SHAPE if getattr(self, name) is not None}
+        if self.variant is None:
+            raise RecipeError(
+                "The recipe starts from a checkpoint, and none is given", "pass --init MODEL, or set model.variant"
+            )
+        fields = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
         if self.hidden_size is not None:
             fields["intermediate_size"] = 4 * self.hidden_size
         return variant_config(self.variant, **fields, id2label=dict(enumerate(classes)))
@@ -83,28 +104,50 @@ class ConvNet(Section):
     kind: Literal["convnet"] = "convnet"
     architecture: str = "regnety_004"
     image_size: Side | tuple[Side, Side] = 224
-    arguments: dict[str, bool | int | float | str] = {}
+    arguments: dict[str, bool | int | float | str | list[int]] = {}
+
+
+class Masking(Section):
+    """Masked image modelling (SimMIM, arXiv 2111.09886): the model fills in hidden patches; no label is looked at.
+
+    Attributes:
+        ratio: share of the patches that is hidden; 0 learns the labels.
+        block: patches a side that are hidden together.
+    """
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    block: Annotated[int, Field(ge=1, le=64)] = 2
 
 
 class Optimizer(Section):
-    """AdamW and its learning rate (table 9).
+    """The optimizer and its learning rate (table 9).
 
     Attributes:
-        lr: peak learning rate at a batch of 512; it scales with the batch.
+        name: ``adamw``; ``sgd`` with momentum; ``lamb``, large-batch Adam (arXiv 1904.00962).
+        lr: peak learning rate at a batch of ``reference_batch``; it scales with the batch.
+        schedule: ``cosine`` or, after warm-up, ``constant``.
         min_lr: where the cosine ends.
         warmup_epochs: of linear growth from ``warmup_lr``; a fraction is allowed.
         by: when the rate moves: once an ``epoch``, as in the released code, or at each ``step``.
+        layer_decay: each layer learns at this fraction of the rate of the one above it; 1 for all the same.
+        betas: of ``adamw`` and ``lamb``, likewise ``eps``.
+        momentum: of ``sgd``.
         clip_norm: largest norm of the gradient; None leaves it.
     """
 
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Rate = 5e-4
+    reference_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    schedule: Literal["cosine", "constant"] = "cosine"
     min_lr: Rate = 1e-5
     warmup_lr: Rate = 1e-6
     warmup_epochs: Annotated[float, Field(ge=0)] = 5
     by: Literal["epoch", "step"] = "epoch"
     weight_decay: Rate = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -127,10 +170,17 @@ class Recipe(Section):
     """How a model is trained. Immutable; :meth:`replace` and :meth:`with_settings` give changed copies.
 
     Attributes:
+        name: of the recipe that this one is, or was made from.
+        images: in the training set that the values are for; :func:`deit.training.scaling.scaled` says what another one means.
+        epochs: an epoch has as many samples as the data set has images.
+        minutes: that training may take: epochs, and the sizes that the model leaves open, are chosen to fit.
         batch_size: of one optimisation step, on all machines together.
         micro_batch_size: how much of it goes through the model at once; an even number.
+        loss: of the labels: ``cross-entropy``, or ``binary``: each class for itself, where every class of a mixed image is
+            right (as the released code of DeiT III has it).
         smoothing: of the labels.
         crop_ratio: of evaluation: the image is resized to size / ratio before the centre crop.
+        mean: of each channel, by which images are normalised; likewise ``std``. A checkpoint brings its own.
 
     Raises:
         RecipeError: an unknown name or an impossible value.
@@ -138,13 +188,19 @@ class Recipe(Section):
 
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    images: Annotated[int, Field(ge=1, le=10**12)] = IMAGENET_IMAGES
     epochs: Count = 300
+    minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    loss: Literal["cross-entropy", "binary"] = "cross-entropy"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = CROP_RATIO
+    mean: tuple[Unit, Unit, Unit] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     model: Annotated[Transformer | ConvNet, Field(discriminator="kind")] = Transformer()
+    masking: Masking = Masking()
     augmentation: Augmentation = Augmentation()
     mixing: Mixing = Mixing(mixup=0.8, cutmix=1.0)
     distillation: Distillation = Distillation()
@@ -161,33 +217,48 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.distillation.mode != "none":
-            if isinstance(self.model, ConvNet):
-                raise ValueError("a convolutional network has no distillation token; set distillation.mode=none")
-            if not variant(self.model.variant).distilled:
-                raise ValueError(f"{self.model.variant} has no distillation token; take a distilled variant")
-        elif isinstance(self.model, Transformer) and variant(self.model.variant).distilled:
-            raise ValueError("a distilled variant needs a teacher; set distillation.mode, or take a variant without the token")
-        if isinstance(self.model, Transformer):
+        if isinstance(self.model, Transformer) and self.model.variant is not None:
+            self._variant_fits(self.model.variant)
             self.model.config()  # refuses sizes that do not fit each other
+        if isinstance(self.model, ConvNet) and self.distillation.mode != "none":
+            raise ValueError("a convolutional network has no distillation token; set distillation.mode=none")
+        if self.loss == "binary" and self.smoothing:
+            raise ValueError("binary cross-entropy takes labels as they are; set smoothing=0")
+        if self.masked and (isinstance(self.model, ConvNet) or self.distillation.mode != "none" or self.model.drop_path):
+            raise ValueError("masked image modelling takes a transformer without teacher and with model.drop_path=0")
         return self
+
+    def _variant_fits(self, name: str) -> None:
+        distilled = variant(name).distilled
+        if self.distillation.mode != "none" and not distilled:
+            raise ValueError(f"{name} has no distillation token; take a distilled variant")
+        if self.masked and not distilled:
+            raise ValueError(f"masked image modelling takes a distilled variant, not {name}")
+        if distilled and self.distillation.mode == "none" and not self.masked:
+            raise ValueError("a distilled variant needs a teacher; set distillation.mode, or take a variant without the token")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the model learns to fill in hidden patches, and no labels."""
+        return self.masking.ratio > 0
 
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up at this recipe's batch size."""
-        return self.optimizer.lr * self.batch_size / REFERENCE_BATCH
+        return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch
 
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of the model's input, in pixels."""
-        if isinstance(self.model, Transformer):
-            return self.model.config().image_hw
         size = self.model.image_size
+        if size is None:
+            assert isinstance(self.model, Transformer)
+            return self.model.config().image_hw
         return (size, size) if isinstance(size, int) else size
 
     def processor(self) -> DeiTImageProcessor:
         """The preprocessing of evaluation and prediction."""
-        return DeiTImageProcessor.for_size(*self.image_hw, crop_ratio=self.crop_ratio)
+        return DeiTImageProcessor.for_size(*self.image_hw, self.crop_ratio, self.mean, self.std)
 
     def replace(self, **fields: Any) -> Recipe:
         """A copy with other values; a mapping changes part of a section."""
@@ -215,7 +286,8 @@ class Recipe(Section):
         """The same recipe in a size that a CPU runs in seconds, for tests and first tries."""
         model: dict[str, Any] = {"image_size": 32}
         if isinstance(self.model, Transformer):
-            model |= {"patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+            variant = self.model.variant or TINY_VARIANTS[self.distillation.mode != "none"]
+            model |= {"variant": variant, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
         return self.replace(epochs=2, batch_size=32, micro_batch_size=16, precision="fp32", model=model)
 
     def to_toml(self) -> str:
@@ -240,151 +312,6 @@ class Recipe(Section):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RecipeError(f"{path} is no valid TOML", str(error)) from error
         return cls(**content)
-
-
-def deit() -> Recipe:
-    """DeiT without a teacher, table 9. The defaults above are its values.
-
-    Command:   deit train IMAGENET --recipe deit --set model.variant=deit-base-patch16-224
-    Hardware:  the paper: 8 GPUs (V100) for 53 hours with base.
-    Published: tiny 72.2, small 79.9, base 81.8 top-1 on ImageNet-1k.
-    """
-    return Recipe(name="deit")
-
-
-def deit_distilled() -> Recipe:
-    """DeiT with hard distillation through the token (section 4): the teacher RegNetY-16GF, else as ``deit``.
-
-    Command:   deit train IMAGENET --recipe deit-distilled --teacher regnety_160
-    Published: tiny 74.5, small 81.2, base 83.4 top-1 on ImageNet-1k.
-    """
-    return deit().replace(
-        name="deit-distilled",
-        model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard"},
-    )
-
-
-def small_data() -> Recipe:
-    """From scratch on a few hundred to some ten thousand images, on a laptop or one GPU.
-
-    Against ``deit``: small batches, so that there are enough steps; a learning rate that moves at each of them; milder
-    crops, RandAugment and mixing, which a small model with little time can still learn from; an average of the weights
-    with a memory of a few epochs.
-    """
-    return deit().replace(
-        name="small-data",
-        epochs=100,
-        batch_size=64,
-        micro_batch_size=32,
-        model={"drop_path": 0.05},
-        augmentation={"scale": (0.35, 1.0), "randaugment": {"magnitude": 6.0}, "erasing": 0.1, "repeats": 1},
-        mixing={"mixup": 0.2, "cutmix": 1.0, "probability": 0.5},
-        optimizer={"lr": 4e-3, "min_lr": 1e-6, "by": "step", "clip_norm": 1.0},
-        average={"decay": 0.998, "warmup": True, "evaluate": True},
-    )
-
-
-def small_data_distilled() -> Recipe:
-    """As ``small-data``, learning from a teacher through the token."""
-    return small_data().replace(
-        name="small-data-distilled",
-        model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard"},
-    )
-
-
-def convnet() -> Recipe:
-    """A convolutional teacher from scratch on small data: ``small-data``'s pipeline, a convnet's step sizes.
-
-    Command:   deit teacher train PHOTOS --arch regnety_004
-    """
-    return small_data().replace(
-        name="convnet",
-        epochs=60,
-        model=ConvNet().model_dump(),
-        optimizer={"lr": 1.6e-2, "warmup_epochs": 3},
-    )
-
-
-def digits() -> Recipe:
-    """The handwritten digits of 8 x 8 pixels, without a teacher.
-
-    Against ``small-data``: a patch is 2 x 2 pixels of the original; wider first weights, since 0.02 is for wide models
-    (docs/log.md); crops, slants and turns alone, since the images have no colour and a mirrored digit is none.
-    """
-    return small_data().replace(
-        name="digits",
-        epochs=100,
-        batch_size=32,
-        precision="fp32",
-        crop_ratio=1.0,
-        model={
-            "image_size": 32,
-            "patch_size": 8,
-            "hidden_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "initializer_range": 0.1,
-        },
-        augmentation={
-            "crop": "resized",
-            "scale": (0.6, 1.0),
-            "flip": 0.0,
-            "randaugment": {"subset": "rotate-shear", "magnitude": 5.0},
-            "color_jitter": 0.0,
-            "erasing": 0.0,
-        },
-        mixing={"mixup": 0.0, "cutmix": 0.0},
-        optimizer={"lr": 1.6e-2, "warmup_epochs": 3, "weight_decay": 0.1},
-    )
-
-
-def digits_distilled() -> Recipe:
-    """As ``digits``, learning from a teacher through the token. What ``deit quickstart`` runs."""
-    return digits().replace(
-        name="digits-distilled",
-        model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard"},
-    )
-
-
-def digits_convnet() -> Recipe:
-    """The small convolutional teacher of ``deit quickstart``."""
-    return digits().replace(
-        name="digits-convnet",
-        epochs=12,
-        batch_size=64,
-        model={**ConvNet().model_dump(), "architecture": "resnet10t", "image_size": 32},
-        augmentation={"randaugment": {"operations": 0}},
-        optimizer={"warmup_epochs": 1.5, "weight_decay": 0.05},
-    )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "deit": deit,
-    "deit-distilled": deit_distilled,
-    "small-data": small_data,
-    "small-data-distilled": small_data_distilled,
-    "convnet": convnet,
-    "digits": digits,
-    "digits-distilled": digits_distilled,
-    "digits-convnet": digits_convnet,
-}
-
-
-def get_recipe(name: str) -> Recipe:
-    """A recipe by its name, or from a TOML file.
-
-    Raises:
-        RecipeError: neither; the message says the nearest name.
-    """
-    if name in RECIPES:
-        return RECIPES[name]()
-    if name.endswith(".toml"):
-        return Recipe.load(Path(name))
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
-    raise RecipeError(f"There is no recipe {name!r}", f"did you mean {near}? `deit recipe list` shows all")
 
 
 def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
@@ -55,7 +56,7 @@ def save_checkpoint(
     directory: Path,
     place: Place,
     model: nn.Module,
-    average: MovingAverage | None,
+    average: MovingAverage[Any] | None,
     optimizer: torch.optim.Optimizer,
     beside: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
@@ -112,8 +113,13 @@ def read_place(path: Path) -> Place:
         raise CheckpointError(f"{path / 'place.json'} is garbled", "resume from another checkpoint") from error
 
 
-def load_checkpoint(path: Path, model: nn.Module, average: MovingAverage | None, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(
+    path: Path, model: nn.Module, average: MovingAverage[Any] | None, optimizer: torch.optim.Optimizer, steps_taken: int
+) -> None:
     """Put a checkpoint's weights, average and moments into place.
+
+    Args:
+        steps_taken: in all epochs together, as its :class:`Place` says.
 
     Raises:
         CheckpointError: the checkpoint is of another model or recipe.
@@ -122,6 +128,9 @@ def load_checkpoint(path: Path, model: nn.Module, average: MovingAverage | None,
     if average is not None:
         load_into(average.model, read_tensors(path / AVERAGE_NAME))
     _load_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
+    if isinstance(optimizer, Lamb):  # which counts its steps beside the moments
+        for group in optimizer.param_groups:
+            group["step"] = torch.tensor(float(steps_taken))
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deit.config import ViTConfig
 from deit.data.loader import Batch
 from deit.devices import Precision, autocast
-from deit.distillation.losses import training_loss
+from deit.distillation.losses import binary_cross_entropy, soft_target_cross_entropy, training_loss
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
-from deit.training.optimization import residual_scale
+from deit.training.masking import masks
+from deit.training.optimization import residual_scale, set_learning_rate
 from deit.training.recipe import Recipe, Transformer
 
 
@@ -23,7 +25,7 @@ class StepContext:
 
     Attributes:
         teacher: needed where the recipe distils.
-        layers: of the transformer; 0 for a convolutional network.
+        config: of the transformer; None for a convolutional network.
         precision: of the matrix products.
     """
 
@@ -31,7 +33,7 @@ class StepContext:
     device: torch.device
     precision: Precision
     teacher: Teacher | None
-    layers: int
+    config: ViTConfig | None
 
 
 def train_step(
@@ -71,8 +73,7 @@ def train_step(
     clip = context.recipe.optimizer.clip_norm
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(optimizer, lr)
     optimizer.step()
     return loss
 
@@ -80,12 +81,26 @@ def train_step(
 def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int) -> Tensor:
     """The training loss of one micro-batch, with its graph."""
     recipe = context.recipe
+    if recipe.masked:
+        return _reconstruction_loss(model, batch, context, epoch)
     scale = None
-    if isinstance(recipe.model, Transformer):
-        positions = batch.samples[:, 2]
-        scale = residual_scale(recipe.model.drop_path, context.layers, recipe.seed, epoch, step, positions)
+    if isinstance(recipe.model, Transformer) and not recipe.model.evaluation_mode:
+        assert context.config is not None
+        positions, layers = batch.samples[:, 2], context.config.num_hidden_layers
+        scale = residual_scale(recipe.model.drop_path, layers, recipe.seed, epoch, step, positions)
     batch = batch.to(context.device)
     with autocast(context.device, context.precision):
         answer = context.teacher(batch.pixel_values) if context.teacher is not None else None
         heads = model(batch.pixel_values, residual_scale=None if scale is None else scale.to(context.device)).heads
-    return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer)
+    part = binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy
+    return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer, part)
+
+
+def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int) -> Tensor:
+    """Of masked image modelling: the hidden patches' pixels; labels and targets are not looked at."""
+    recipe = context.recipe
+    assert context.config is not None
+    hidden = masks(recipe.masking, recipe.seed, epoch, batch.samples, context.config.grid).to(context.device)
+    with autocast(context.device, context.precision):
+        loss: Tensor = model(batch.pixel_values.to(context.device, non_blocking=True), bool_masked_pos=hidden).loss
+    return loss

@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from deit.files import write_json
-from deit.training.recipe import Recipe, get_recipe
+from deit.training.recipe import Recipe
+from deit.training.recipes import get_recipe
 from tests.helpers import TINY
 
 CLASSES = ("red", "green", "blue")

@@ -12,12 +12,14 @@ from deit.cli.main import app
 
 VERBS = {
     "quickstart": "--out --fresh --device --workers --json",
-    "train": "--teacher --teacher-weights --recipe --model --image-size --epochs --batch-size --seed --set --out --resume "
-    "--device --workers --skip-unreadable --json",
+    "train": "--init --teacher --teacher-weights --recipe --model --image-size --epochs --batch-size --seed --set --out "
+    "--resume --device --workers --skip-unreadable --json",
+    "pretrain": "--init --recipe --model --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
+    "--skip-unreadable --json",
     "evaluate": "--part --combine --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
     "predict": "--top --crop --ema --revision --device --json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
-    "teacher train": "--arch --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
+    "teacher train": "--arch --init --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
     "data check": "--json",
     "recipe list": "--json",

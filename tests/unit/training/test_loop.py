@@ -15,8 +15,10 @@ from deit.evaluation import evaluate_source
 from deit.modeling import load_model
 from deit.training import loop
 from deit.training.loop import InterruptedTrainingError, Training, read_log
-from deit.training.recipe import get_recipe
-from deit.training.run import RunSettings, _prepare
+from deit.training.recipes import get_recipe
+from deit.training.run import _prepare
+from deit.training.settings import RunSettings
+from deit.training.start import start
 from deit.training.state import latest_checkpoint, read_place
 from tests.helpers import memory_splits
 
@@ -24,7 +26,8 @@ from tests.helpers import memory_splits
 def _training(directory: Path) -> Training:
     recipe = get_recipe("small-data").tiny()
     splits = memory_splits(48)
-    return _prepare(directory, recipe, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
+    begun = start(recipe, splits.classes)
+    return _prepare(directory, begun, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
 
 
 def test_an_epoch_is_one_line_and_one_checkpoint(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deit.errors import RecipeError
-from deit.training.recipe import RECIPES, ConvNet, Recipe, Transformer, get_recipe
+from deit.training.recipe import ConvNet, Recipe, Transformer
+from deit.training.recipes import RECIPES, get_recipe
 
 
 def test_the_paper_s_recipe_has_the_values_of_table_9() -> None:
@@ -108,7 +109,7 @@ def test_a_convolutional_network_replaces_the_transformer_whole() -> None:
 
 
 def test_a_small_student_is_wider_inside_by_four() -> None:
-    model = Transformer(hidden_size=96, num_attention_heads=3, image_size=32, patch_size=8)
+    model = Transformer(variant="deit-tiny-patch16-224", hidden_size=96, num_attention_heads=3, image_size=32, patch_size=8)
     assert model.config(("a", "b", "c")).intermediate_size == 384
     assert model.config(("a", "b", "c")).classes == ("a", "b", "c")
 

@@ -9,8 +9,9 @@ import pytest
 
 from deit.checkpoints.card import model_card
 from deit.errors import CheckpointError, TeacherError, UserError
-from deit.training.recipe import get_recipe
-from deit.training.run import RunSettings, train, train_on
+from deit.training.recipes import get_recipe
+from deit.training.run import train, train_on
+from deit.training.settings import RunSettings
 from tests.helpers import memory_splits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_
 from tests.helpers import backward, noise, tiny_vit
 
 
-def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage, torch.optim.Optimizer]:
+def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage[Any], torch.optim.Optimizer]:
     model = ViTForImageClassification(tiny_vit())
     average, optimizer = MovingAverage(model, Average(decay=0.5)), make_optimizer(model, Optimizer())
     for step in range(steps):
@@ -26,7 +27,7 @@ def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage, 
     return model, average, optimizer
 
 
-def _step(model: ViTForImageClassification, average: MovingAverage, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _step(model: ViTForImageClassification, average: MovingAverage[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     optimizer.zero_grad()
@@ -35,7 +36,7 @@ def _step(model: ViTForImageClassification, average: MovingAverage, optimizer: t
     average.update(model, step)
 
 
-def _everything(model: torch.nn.Module, average: MovingAverage) -> dict[str, Tensor]:
+def _everything(model: torch.nn.Module, average: MovingAverage[Any]) -> dict[str, Tensor]:
     state = {f"model/{name}": value.clone() for name, value in model.state_dict().items()}
     return state | {f"average/{name}": value.clone() for name, value in average.model.state_dict().items()}
 
@@ -47,7 +48,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
     expected = _everything(model, average)
 
     model, average, optimizer = _trained(steps=0)
-    load_checkpoint(path, model, average, optimizer)
+    load_checkpoint(path, model, average, optimizer, steps_taken=2)
     _step(model, average, optimizer, 2)
     actual = _everything(model, average)
     assert expected.keys() == actual.keys()
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, Place(), *_trained())
     other = ViTForImageClassification(tiny_vit(hidden_size=48))
     with pytest.raises(CheckpointError):
-        load_checkpoint(path, other, MovingAverage(other, Average()), make_optimizer(other, Optimizer()))
+        load_checkpoint(path, other, MovingAverage(other, Average()), make_optimizer(other, Optimizer()), steps_taken=2)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from deit.distillation.teacher import Teacher
 from deit.errors import DataError
 from deit.modeling import ViTForImageClassification, new_classifier
 from deit.training.optimization import make_optimizer
-from deit.training.recipe import Recipe, Transformer, get_recipe
+from deit.training.recipe import Recipe, Transformer
+from deit.training.recipes import get_recipe
 from deit.training.step import StepContext, batch_loss, train_step
 from tests.helpers import MemorySource, randomised, tiny_vit
 
@@ -21,7 +22,7 @@ CLASSES = ("a", "b", "c")
 
 
 def _context(recipe: Recipe, teacher: Teacher | None = None) -> StepContext:
-    return StepContext(recipe, torch.device("cpu"), "fp32", teacher, layers=2)
+    return StepContext(recipe, torch.device("cpu"), "fp32", teacher, tiny_vit(num_hidden_layers=2))
 
 
 def _batches(recipe: Recipe, size: int) -> list[Batch]:

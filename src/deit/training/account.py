@@ -1,0 +1,87 @@
+"""What a run says of itself before it starts: data, model, recipe, how long it will take."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+from deit.data.order import epoch_steps, micro_batches
+from deit.data.sources import Splits
+from deit.devices import describe
+from deit.distillation.teacher import Teacher
+from deit.progress import duration, say
+from deit.training.loop import Training
+from deit.training.recipe import ConvNet, Recipe
+from deit.training.settings import RunSettings
+from deit.training.step import batch_loss
+
+PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
+
+
+def say_account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None, notes: list[str]) -> None:
+    """What is about to run, for a person."""
+    for label, text in account(training, splits, run, teacher).items():
+        say(f"{label + ':':<11}{text}")
+    for note in notes:
+        say(f"Note:      {note}.")
+    say(f"Time:      about {duration(_estimate(training))} on {describe(training.context.device)}")
+
+
+def account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> dict[str, str]:
+    """The facts of a run, label -> text: what the terminal and the report show."""
+    chosen, context = training.context.recipe, training.context
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    height, width = chosen.image_hw
+    images = ", ".join(f"{count:,} {name}" for name, count in counts(splits).items())
+    shown = ", ".join(splits.classes[:5]) + (", ..." if len(splits.classes) > 5 else "")
+    facts = {
+        "Data": f"{run.data}: {images} images ({splits.origin})",
+        "Classes": "not looked at" if chosen.masked else f"{len(splits.classes)} ({shown})",
+        "Model": f"{_model_name(chosen, run.init)} at {height} x {width}, {parameters:,} parameters",
+        "Recipe": (
+            f"{chosen.name}: {chosen.epochs} epochs of {training.steps} steps, batch {chosen.batch_size}, "
+            f"peak learning rate {chosen.peak_lr:.3g}, seed {chosen.seed}"
+        ),
+        "Precision": f"{context.precision} on {context.device}",
+        "Run": str(training.directory),
+    }
+    if teacher is not None:
+        facts["Teacher"] = f"{teacher.name}, {chosen.distillation.mode} distillation"
+    return facts
+
+
+def counts(splits: Splits) -> dict[str, int]:
+    """Images in each part that there is."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: len(part.labels) for name, part in parts.items() if part is not None}
+
+
+def _model_name(recipe: Recipe, init: str | None) -> str:
+    """A published name, with what a recipe changed in the shape behind it; or where the shape comes from."""
+    model = recipe.model
+    if isinstance(model, ConvNet):
+        return model.architecture
+    if model.variant is None:
+        return f"as {init}"
+    words = {"patch_size": "patch", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
+    changes = [f"{word} {getattr(model, field)}" for field, word in words.items() if getattr(model, field) is not None]
+    return f"{model.variant} with {', '.join(changes)}" if changes else model.variant
+
+
+def _estimate(training: Training) -> float:
+    """Seconds that the remaining epochs will take, from one batch on a copy of the model."""
+    chosen, context = training.context.recipe, training.context
+    count = len(training.samples.source.labels)
+    first = epoch_steps(count, chosen.batch_size, chosen.seed, 0, chosen.augmentation.repeats)[0]
+    start = time.perf_counter()
+    batch = training.samples.batch(micro_batches(first, min(PROBE_IMAGES, chosen.micro_batch_size))[0])
+    making = (time.perf_counter() - start) / max(training.workers or 1, 1)
+    if not len(batch.labels):
+        return 0.0
+    model = copy.deepcopy(training.model).train()
+    for _ in range(2):  # the first run of a shape pays for its set-up
+        start = time.perf_counter()
+        batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
+        learning = time.perf_counter() - start
+    images = (chosen.epochs - training.place.epoch) * training.images_an_epoch
+    return images / len(batch.labels) * (making + learning if training.workers == 0 else max(making, learning))
