@@ -78,10 +78,10 @@ def source(font: str, rng: np.random.Generator) -> Source:
         turn=float(rng.normal(0, 8)),
         slant=float(rng.normal(0, 0.15)),
         tilt=float(rng.uniform(0.02, 0.12)),
-        clutter=float(rng.uniform(0, 0.8)),
+        clutter=float(rng.uniform(0, 0.6)),
         light=float(rng.uniform(0, 0.7)),
         blur=float(rng.uniform(0, 1.0)),
-        noise=float(rng.uniform(0, 15)),
+        noise=float(rng.uniform(0, 12)),
         quality=int(rng.integers(40, 95)),
     )
 
@@ -128,7 +128,7 @@ def _glyph(sign: str, origin: Source, rng: np.random.Generator, fonts: Path) -> 
 def _seen(glyph: Image.Image, origin: Source, rng: np.random.Generator, near: bool = True) -> np.ndarray:
     """The sign where the camera sees it: (64, 64), 0..1. ``near`` has it whole in the picture, else it lies at the rim."""
     angle = np.deg2rad(origin.turn + rng.normal(0, 9))
-    size = rng.uniform(0.7, 1.1) * SIDE / CANVAS
+    size = rng.uniform(0.75, 1.15) * SIDE / CANVAS
     shift = rng.uniform(-0.12, 0.12, 2) * SIDE if near else rng.choice([-1, 1], 2) * rng.uniform(0.4, 0.6, 2) * SIDE
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     forward = size * turn @ np.array([[1, origin.slant + rng.normal(0, 0.08)], [0, rng.uniform(0.8, 1.2)]])
@@ -146,7 +146,7 @@ def _seen(glyph: Image.Image, origin: Source, rng: np.random.Generator, near: bo
 def _paint(origin: Source, rng: np.random.Generator, behind: float) -> np.ndarray:
     """The sign's colour: (64, 64, 3), 0..255, lighter or darker than what is behind it."""
     colour = _colour(origin.hues[1], rng)
-    distance = rng.uniform(50, 120) * (1 if behind < 128 else -1)
+    distance = rng.uniform(60, 130) * (1 if behind < 128 else -1)
     colour = colour + (behind + distance - colour.mean())
     if origin.paint == "shaded":
         ramp = np.linspace(-35, 35, SIDE, dtype=np.float32)
