@@ -10,7 +10,8 @@ DeiTError
 │   ├── TeacherError          a teacher that does not fit the data
 │   └── MissingExtraError     an optional library that is not installed
 └── WorkError                 the work itself failed: the command line exits with 1
-    └── NonFiniteLossError    training diverged
+    ├── NonFiniteLossError    training diverged
+    └── InterruptedWorkError  it was asked to stop, and can be gone on with
 """
 
 from __future__ import annotations
@@ -85,6 +86,12 @@ class WorkError(DeiTError, RuntimeError):
 
 class NonFiniteLossError(WorkError):
     """The training loss became infinite or not a number."""
+
+
+class InterruptedWorkError(WorkError):
+    """Work was asked to stop, and what was done is kept."""
+
+    exit_code = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,9 @@ NESTED_PROCESSOR_NAME = "processor_config.json"  # transformers 5.x: {"image_pro
 RECORD_NAME = "training.json"
 CARD_NAME = "README.md"
 
+# A stored teacher's directory.
+STORE_NAME = "store.json"
+
 # A run directory.
 RECIPE_NAME = "recipe.toml"
 RUN_NAME = "run.json"

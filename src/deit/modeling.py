@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from deit.checkpoints.fitting import Distilled
 from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig
+from deit.cpu_attention import self_attention, trains_faster
 from deit.distillation.losses import Distillation, as_targets, labels_loss, training_loss
 from deit.errors import CheckpointError, UserError
 from deit.outputs import (
@@ -137,20 +138,24 @@ class Attention(nn.Module):
         """(B, N, D), a factor a head (H) -> (B, N, D), and the attention weights (B, H, N, N) where ``explicit``."""
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, len(self.heads), self.head_width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if explicit:
-            scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
-            weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
-            x = weights @ v
+        if not (explicit or dropout) and trains_faster(qkv):
+            x = self_attention(qkv)  # (B, N, H, D / H)
         else:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
+            if explicit:
+                scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
+                weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
+                x = weights @ v
+            else:
+                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            x = x.transpose(1, 2)
         if head_mask is not None:
-            factors = head_mask.to(x.dtype)[:, None, None]  # (H, 1, 1)
+            factors = head_mask.to(x.dtype)[:, None]  # (H, 1)
             x = x * factors
-            weights = None if weights is None else weights * factors
-        return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, -1)), weights
+            weights = None if weights is None else weights * factors[..., None]
+        return self.o_proj(x.reshape(batch, tokens, -1)), weights
 
     @torch.no_grad()
     def prune(self, gone: Collection[int]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 from typing import Literal
 
 import pytest
 import torch
 
 from deit import devices
-from deit.devices import autocast, choose_device, choose_precision, describe
+from deit.devices import autocast, choose_device, choose_precision, describe, keeping_freed_memory
 from deit.errors import UserError
 
 
@@ -59,6 +61,32 @@ def test_products_are_in_the_precision_and_weights_stay() -> None:
     with autocast(torch.device("cpu"), "fp32"):
         assert layer(x).dtype == torch.float32
     assert layer.weight.dtype == torch.float32
+
+
+def _new_pages() -> int:
+    """Pages that the system hands out while a block of 64 MiB, 16,384 pages of 4 KiB, is used ten times."""
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(64 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
+def test_freed_memory_is_kept_until_the_end() -> None:
+    assert _new_pages() > 100_000
+    with keeping_freed_memory(torch.device("cpu")):
+        _new_pages()
+        assert _new_pages() < 1_000
+    assert _new_pages() > 100_000
+    with keeping_freed_memory(torch.device("meta")):
+        assert _new_pages() > 100_000
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: pytest.fail("loaded"))
+    with keeping_freed_memory(torch.device("cpu")):
+        assert torch.ones(2).sum() == 2
 
 
 def test_the_hardware_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

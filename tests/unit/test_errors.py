@@ -10,7 +10,7 @@ import re
 import pytest
 
 from deit import errors
-from deit.errors import CheckpointError, DeiTError, ImageError, MissingExtraError, UserError, WorkError
+from deit.errors import CheckpointError, DeiTError, ImageError, InterruptedWorkError, MissingExtraError, UserError, WorkError
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, DeiTError)]
 
@@ -30,7 +30,8 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_users_mistake_exits_with_2_and_failed_work_with_1(kind: type[DeiTError]) -> None:
-    assert kind.exit_code == (2 if issubclass(kind, UserError) else 1)
+    stopped = 130 if kind is InterruptedWorkError else 1
+    assert kind.exit_code == (2 if issubclass(kind, UserError) else stopped)
 
 
 def test_a_caller_who_knows_no_deit_error_can_catch_the_builtin_one() -> None:

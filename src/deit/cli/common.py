@@ -14,14 +14,21 @@ from deit.files import BEST_NAME
 
 if TYPE_CHECKING:
     from deit.evaluation import Evaluation
+    from deit.training.run import TrainResult
 
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+RecipeOption = Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")]
+ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model list`.")]
+TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]
 OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
 ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
 InitOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Start from this checkpoint: a run, a model of any format, a hub name.")
 ]
-ImageSizeOption = Annotated[int | None, typer.Option(help="Pixels a side of the model's input.")]
+ImageSizeOption = Annotated[
+    str | None, typer.Option(metavar="PIXELS", help="Of the model's input: 384, or height x width as 256x192.")
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
@@ -37,6 +44,34 @@ EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
+def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
+    """The recipe for a user who names none."""
+    stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
+    return f"{stem}-distilled" if distilled else stem
+
+
+def check_resume(resume: Path | None, *others: object) -> None:
+    """Refuse to change a run that is gone on with.
+
+    Raises:
+        UserError: there is another setting.
+    """
+    if resume is not None and any(others):
+        raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
+
+
+def image_sides(text: str) -> int | list[int]:
+    """``384`` -> one side for both, ``256x192`` -> height and width.
+
+    Raises:
+        UserError: neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
+        raise UserError(f"--image-size {text!r} is no size", "write 384, or height x width as 256x192")
+    return int(sides[0]) if len(sides) == 1 else [int(side) for side in sides]
+
+
 def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, object]) -> dict[str, str]:
     """``--set`` values and the options that stand for one, as :meth:`Recipe.with_settings` takes them.
 
@@ -44,6 +79,8 @@ def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, o
         UserError: an assignment without ``=``.
     """
     settings = {name: str(value) for name, value in shortcuts.items() if value is not None}
+    if (size := settings.get("model.image_size")) is not None:
+        settings["model.image_size"] = str(image_sides(size))
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -86,6 +123,17 @@ def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = 
     ]
     title = f"{part}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
     print_table(["head", "top-1", "top-5", "loss", "calibration error"], rows, title)
+
+
+def print_result(result: TrainResult, as_json: bool, *closing: str) -> None:
+    """A finished run: JSON for a program, or how each head did and what to do next."""
+    if as_json:
+        print_json(result_dict(result.directory, result.part, result.evaluation, result.teacher))
+        return
+    print_heads(result.evaluation, result.part, result.teacher)
+    typer.echo()
+    for line in closing:
+        typer.echo(line)
 
 
 def result_dict(directory: Path, part: str, evaluation: Evaluation, teacher: Evaluation | None) -> dict[str, Any]:

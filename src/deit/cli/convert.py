@@ -7,8 +7,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from deit.cli.common import EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
-from deit.errors import UserError
+from deit.cli.common import (
+    EmaOption,
+    ImageSizeOption,
+    JsonOption,
+    ModelArgument,
+    RevisionOption,
+    image_sides,
+    print_json,
+    print_table,
+)
 
 
 def convert(
@@ -23,9 +31,7 @@ def convert(
         Literal["drop", "new"] | None,
         typer.Option(help="drop: a plain model of a distilled one. new: a distilled model of a plain one, to be trained."),
     ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="PIXELS", help="Another input size, 384 or 256x192: positions are resampled.")
-    ] = None,
+    image_size: ImageSizeOption = None,
     heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads, where weights alone do not tell and they are not 64 wide.")
     ] = None,
@@ -36,7 +42,8 @@ def convert(
     """Write a model in another project's format, once that project's program gives the same logits with it."""
     arguments: dict[str, Any] = {} if heads is None else {"num_attention_heads": heads}
     if image_size is not None:
-        arguments["image_size"] = _size(image_size)
+        sides = image_sides(image_size)
+        arguments["image_size"] = tuple(sides) if isinstance(sides, list) else sides
     if revision is not None:
         arguments["revision"] = revision
 
@@ -52,10 +59,3 @@ def convert(
         shift = f"{result.epsilon_shift:.1e}"
         typer.echo(f"layer_norm_eps is 1e-6 in that format and was 1e-12: this alone moves logits by {shift}.")
     print_table(["read back by", "largest difference of logits", "largest logit"], rows)
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
-        raise UserError(f"--image-size {text!r} is no size", "write 384, or height x width as 256x192")
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

@@ -26,8 +26,9 @@ def show_all(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(purposes)
         return
+    width = max(map(len, purposes)) + 2
     for name, purpose in purposes.items():
-        typer.echo(f"{name:<22}{purpose}")
+        typer.echo(f"{name:<{width}}{purpose}")
 
 
 @app.command("show")
@@ -36,11 +37,13 @@ def show(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every value of a recipe, as `deit train --recipe` takes it."""
-    from deit.training.recipes import get_recipe
+    """What a recipe is for, and every value of it, as `deit train --recipe` takes it."""
+    from deit.training.recipes import RECIPES, get_recipe
 
     chosen = get_recipe(name).with_settings(recipe_settings(assignments, {}))
     if as_json:
         print_json(chosen.model_dump(mode="json"))
     else:
+        if name in RECIPES:
+            typer.echo("".join(f"# {line}".rstrip() + "\n" for line in (inspect.getdoc(RECIPES[name]) or "").splitlines()))
         typer.echo(chosen.to_toml(), nl=False)

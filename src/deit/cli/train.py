@@ -13,27 +13,32 @@ from deit.cli.common import (
     ImageSizeOption,
     InitOption,
     JsonOption,
+    ModelOption,
     OutOption,
+    RecipeOption,
     ResumeOption,
+    RunDataArgument,
     SeedOption,
     SetOption,
     SkipOption,
+    TeacherWeightsOption,
     WorkersOption,
-    print_heads,
-    print_json,
+    check_resume,
+    default_recipe,
+    print_result,
     recipe_settings,
-    result_dict,
 )
-from deit.errors import UserError
+
+TEACHER_HELP = "A directory of `deit teacher train` or `store`, any classifier's directory or hub name, or a timm name."
 
 
 def train(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")] = None,
+    data: RunDataArgument = None,
     init: InitOption = None,
-    teacher: Annotated[str | None, typer.Option(help="A directory of `deit teacher train`, or a timm name.")] = None,
-    teacher_weights: Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
-    model: Annotated[str | None, typer.Option(help="A name of `deit model list`.")] = None,
+    teacher: Annotated[str | None, typer.Option(help=TEACHER_HELP)] = None,
+    teacher_weights: TeacherWeightsOption = None,
+    recipe: RecipeOption = None,
+    model: ModelOption = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
@@ -57,8 +62,7 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    if resume is not None and (settings or recipe or init or teacher or teacher_weights or out):
-        raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
+    check_resume(resume, settings, recipe, init, teacher, teacher_weights, out)
     result = run(
         data,
         recipe or default_recipe(data, distilled=teacher is not None, init=init is not None),
@@ -72,14 +76,4 @@ def train(
         workers=workers,
         skip_unreadable=skip_unreadable,
     )
-    if as_json:
-        print_json(result_dict(result.directory, result.part, result.evaluation, result.teacher))
-        return
-    print_heads(result.evaluation, result.part, result.teacher)
-    typer.echo(f"\nModel:  {result.directory / 'best'}\nReport: {result.directory / 'report.html'}")
-
-
-def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
-    """The recipe for a user who names none."""
-    stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
-    return f"{stem}-distilled" if distilled else stem
+    print_result(result, as_json, f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}")

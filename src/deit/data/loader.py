@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from deit.data.augment import TrainTransform
 from deit.data.mixing import MixDraw, Mixing, draw, mix_images, soft_targets
 from deit.data.order import Plan
 from deit.data.sources import ImageSource
+from deit.distillation.answers import StoredAnswers
 from deit.draws import Stream, generator
 from deit.errors import DeiTError, ImageError
 from deit.image_processor import DeiTImageProcessor
@@ -34,6 +35,7 @@ class Batch:
         targets: (B, K), float32, smoothed and mixed; equal to one-hot labels in evaluation.
         samples: (B, 3), int64: index in the data set, repeat, position in the global batch.
         skipped: how many unreadable images are missing from it.
+        answers: of a stored teacher, (B,) int64 labels or (B, K) float32 logits; None without one.
     """
 
     pixel_values: Tensor
@@ -41,19 +43,21 @@ class Batch:
     targets: Tensor
     samples: Tensor
     skipped: int = 0
+    answers: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; the copy does not wait where the memory is pinned."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
             for field in fields(self)
-            if field.name not in ("samples", "skipped")
+            if field.name != "samples" and isinstance(value := getattr(self, field.name), Tensor)
         }
-        return type(self)(**tensors, samples=self.samples, skipped=self.skipped)
+        return replace(self, **moved)
 
     def pin_memory(self) -> Self:
         """Called by the loader where a GPU waits for the batch."""
         self.pixel_values, self.targets = self.pixel_values.pin_memory(), self.targets.pin_memory()
+        self.answers = None if self.answers is None else self.answers.pin_memory()
         return self
 
 
@@ -65,6 +69,7 @@ class TrainSamples:
         seed: of the run.
         smoothing: of the labels.
         skip_unreadable: leave an unreadable image out of its batch, instead of an error.
+        answers: of a stored teacher, which go with the samples.
     """
 
     source: ImageSource
@@ -73,6 +78,7 @@ class TrainSamples:
     seed: int
     smoothing: float = 0.0
     skip_unreadable: bool = False
+    answers: StoredAnswers | None = None
 
     def sample(self, epoch: int, index: int, repeat: int = 0) -> np.ndarray:
         """One augmented image before mixing: (3, height, width), float32, a function of its arguments alone."""
@@ -83,6 +89,7 @@ class TrainSamples:
 
         Raises:
             ImageError: an unreadable image, unless they are skipped.
+            TeacherError: the stored teacher's answers belong to other images.
         """
         images: dict[int, np.ndarray] = {}
         for position, (index, repeat, _) in enumerate(plan.samples.tolist()):
@@ -105,6 +112,7 @@ class TrainSamples:
             soft_targets(labels, mix, len(self.source.classes), self.smoothing),
             torch.from_numpy(plan.samples[kept]),
             skipped=len(plan.samples) - len(kept),
+            answers=None if self.answers is None else self.answers.read(plan, kept),
         )
 
 

@@ -23,6 +23,7 @@ from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import MAX_CLASSES, ViTConfig
+from deit.distillation.families import OtherClassifier, is_other_family
 from deit.errors import CheckpointError, TeacherError
 from deit.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json, write_json
 from deit.image_processor import Crop, DeiTImageProcessor
@@ -130,7 +131,7 @@ INTERPOLATIONS = {
 }
 CROP_MODES: dict[str, Crop] = {"center": "keep", "squash": "squash", "border": "pad"}
 
-Classifier = TransformerClassifier | TimmClassifier
+Classifier = TransformerClassifier | TimmClassifier  # what is trained here
 
 
 @dataclass
@@ -141,7 +142,7 @@ class LoadedClassifier:
         path: where it was read; None for one that was not.
     """
 
-    model: Classifier
+    model: Classifier | OtherClassifier
     processor: DeiTImageProcessor
     classes: tuple[str, ...]
     path: Path | None = None
@@ -151,19 +152,23 @@ def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) ->
     """A saved classifier, in evaluation mode.
 
     Args:
-        name: a directory or file in any format that :func:`deit.load_model` reads, a directory of timm, a name on the hub, or a
-            variant's name. A run's directory stands for its best model.
+        name: a directory or file in any format that :func:`deit.load_model` reads, a directory of timm, one of another
+            family of transformers, a name on the hub, or a variant's name. A run's directory stands for its best model.
         ema: take the moving average of the weights, where a training checkpoint holds both.
         arguments: where on the hub, and fields of the configuration, as in :func:`deit.load_model`.
 
     Raises:
         CheckpointError: there is no such checkpoint, or no classifier in it.
+        MissingExtraError: another family's, and transformers is not installed.
     """
     options, fields = hub_arguments(arguments)
     path = model_path(fetch(name, **options))
     if is_convolutional(path):
         network = TimmClassifier.from_pretrained(path)
         return LoadedClassifier(network, network.processor, network.classes, path)
+    if is_other_family(path):
+        other = OtherClassifier.from_pretrained(path)
+        return LoadedClassifier(other, other.processor, other.classes, path)
     checkpoint = open_checkpoint(path, ema=ema, fields=fields)
     model = classifier_of(checkpoint, fields)
     model.config.return_dict = True  # whatever its file says: here it is asked by name

@@ -67,14 +67,14 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
 
 
-def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def hard_distillation(logits: Tensor, answer: Tensor) -> Tensor:
     """Cross-entropy with the teacher's most likely class: no temperature, no smoothing.
 
     Args:
         logits: (B, K), of the distillation head.
-        teacher_logits: (B, K).
+        answer: of the teacher: logits (B, K), or the number of its most likely class (B,).
     """
-    return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
+    return F.cross_entropy(logits.float(), answer if answer.ndim == 1 else answer.argmax(dim=-1))
 
 
 def soft_distillation(
@@ -109,7 +109,7 @@ def training_loss(
         class_logits: (B, K), of the head on the class token.
         targets: (B, K), smoothed and mixed labels.
         distillation_logits: (B, K), of the head on the distillation token; needed unless the mode is ``none``.
-        teacher_logits: (B, K), likewise.
+        teacher_logits: (B, K), likewise; (B,) labels will do for the mode ``hard``.
         labels_part: of class logits and targets; :func:`binary_cross_entropy` is the other one.
 
     Returns:

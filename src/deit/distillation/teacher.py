@@ -6,6 +6,8 @@ normalisation, and it answers in the data's order of classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import timm
@@ -13,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from timm.data.imagenet_info import ImageNetInfo
 from timm.models import PretrainedCfg
-from torch import Tensor
+from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, load_classifier
-from deit.errors import CheckpointError, TeacherError
+from deit.errors import CheckpointError, ConfigError, TeacherError
 from deit.image_processor import DeiTImageProcessor
+from deit.outputs import ImageClassifierOutput
+from deit.variants import VARIANTS
 
 IMAGENET_CLASSES = 1000
 TRAIN_ONE = "train one on this data: deit teacher train DATA --arch regnety_004"
@@ -34,8 +38,11 @@ class Teacher:
         student: the student's preprocessing, whose normalisation its batches carry.
         name: what to call the teacher.
 
+    Attributes:
+        notes: what a user should know of it.
+
     Raises:
-        TeacherError: the teacher's classes are not those of the data.
+        TeacherError: the data has a class that the teacher does not know.
     """
 
     def __init__(self, classifier: LoadedClassifier, classes: tuple[str, ...], student: DeiTImageProcessor, name: str) -> None:
@@ -43,6 +50,10 @@ class Teacher:
         self.classifier = classifier
         self._model = classifier.model.eval().requires_grad_(False)
         self._order = _matched(name, classifier.classes, classes)
+        more = len(classifier.classes) - len(classes)
+        self.notes = (
+            [f"The teacher {name} knows {more} classes more than the data has; their logits are left out"] if more else []
+        )
         self._size = classifier.processor.input_hw
         # values * std_s + mean_s undoes the student's normalisation; the teacher's own follows.
         mean_s, std_s = map(_column, student.rgb_statistics)
@@ -60,7 +71,8 @@ class Teacher:
         """A teacher by name.
 
         Args:
-            name: a directory (of ``deit teacher train``, or any model of ours), or an architecture of timm.
+            name: a directory or file that :func:`load_classifier` reads (of ``deit teacher train``, any model of ours, a
+                classifier of transformers), a name on the hub, a variant's name, or an architecture of timm.
             classes: of the data set.
             student: the student's preprocessing.
             weights: a file with the weights of a timm architecture (``.safetensors``, or ``.pth`` with tensors alone);
@@ -69,9 +81,13 @@ class Teacher:
         Raises:
             TeacherError: no such teacher, weights that cannot be had, or other classes than the data's.
         """
-        if Path(name).is_dir():
-            return cls(load_classifier(name), classes, student, str(name))
-        check_architecture(str(name))
+        text = str(name)
+        if weights is None and (Path(name).exists() or "/" in text or text in VARIANTS):
+            try:
+                return cls(load_classifier(name), classes, student, text)
+            except (CheckpointError, ConfigError) as error:
+                raise TeacherError(f"The teacher {text} cannot be loaded: {error.problem}", error.remedy) from error
+        check_architecture(text)
         if weights is not None:
             return cls(_from_file(str(name), Path(weights), classes), classes, student, str(name))
         return cls(_from_hub(str(name), classes), classes, student, str(name))
@@ -83,6 +99,19 @@ class Teacher:
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         return self
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that its answers depend on: weights, preprocessing, and which logits are taken."""
+        settings = [self.classifier.processor.to_dict(), self._order.tolist(), type(self._model).__name__]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def evaluated(self) -> nn.Module:
+        """The classifier as a model that answers its own input in the data's order of classes."""
+        return _InOrder(self._model, self._order)
+
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """A batch as the student sees it, (B, 3, height, width) -> logits (B, K) in the data's order of classes."""
@@ -93,19 +122,40 @@ class Teacher:
         return answer[:, self._order]
 
 
+class _InOrder(nn.Module):
+    def __init__(self, model: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self._model = model
+        self._order = order
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=list(self._model(pixel_values).heads.values())[-1][:, self._order])
+
+
 def _matched(name: str, own: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
     """Where each of the data's classes stands among the teacher's logits.
 
     Raises:
-        TeacherError: the two are not the same set of names.
+        TeacherError: the teacher does not know one of them, or two of its own have that name.
     """
-    if len(own) != len(wanted):
-        raise TeacherError(f"The teacher {name} knows {len(own)} classes, the data has {len(wanted)}", TRAIN_ONE)
-    place = {label: index for index, label in enumerate(own)}
-    unknown = [label for label in wanted if label not in place]
+    numbers: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    if len(own) == len(numbers) and set(wanted) <= set(numbers) and _are_imagenet(own):
+        own = tuple(numbers)
+    unknown = [label for label in wanted if label not in own]
     if unknown:
-        raise TeacherError(f"The teacher {name} does not know the data's class {unknown[0]!r}", TRAIN_ONE)
-    return torch.tensor([place[label] for label in wanted])
+        some = f"; it knows {len(own)}, such as {own[0]!r}, and the data has {len(wanted)}"
+        raise TeacherError(f"The teacher {name} does not know the data's class {unknown[0]!r}{some}", TRAIN_ONE)
+    if double := [label for label in wanted if own.count(label) > 1]:
+        raise TeacherError(
+            f"The teacher {name} has several classes called {double[0]!r}", "give its classes names of their own"
+        )
+    return torch.tensor([own.index(label) for label in wanted])
+
+
+def _are_imagenet(names: tuple[str, ...]) -> bool:
+    """Whether these are ImageNet's classes by their descriptions, in its order, give or take a spelling."""
+    described = list(ImageNetInfo().label_descriptions())
+    return sum(one == other for one, other in zip(names, described, strict=True)) >= 0.95 * len(described)
 
 
 def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:

@@ -8,7 +8,7 @@ import time
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import Splits
 from deit.devices import describe
-from deit.distillation.teacher import Teacher
+from deit.distillation.stored import AnyTeacher
 from deit.progress import duration, say
 from deit.training.loop import Training
 from deit.training.recipe import ConvNet, Recipe
@@ -18,7 +18,7 @@ from deit.training.step import batch_loss
 PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
 
 
-def say_account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None, notes: list[str]) -> None:
+def say_account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None, notes: list[str]) -> None:
     """What is about to run, for a person."""
     for label, text in account(training, splits, run, teacher).items():
         say(f"{label + ':':<11}{text}")
@@ -27,7 +27,7 @@ def say_account(training: Training, splits: Splits, run: RunSettings, teacher: T
     say(f"Time:      about {duration(_estimate(training))} on {describe(training.context.device)}")
 
 
-def account(training: Training, splits: Splits, run: RunSettings, teacher: Teacher | None) -> dict[str, str]:
+def account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None) -> dict[str, str]:
     """The facts of a run, label -> text: what the terminal and the report show."""
     chosen, context = training.context.recipe, training.context
     parameters = sum(parameter.numel() for parameter in training.model.parameters())

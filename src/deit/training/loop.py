@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
-from deit.data.order import epoch_steps, micro_batches, steps_per_epoch
-from deit.errors import NonFiniteLossError, WorkError
+from deit.data.order import steps_per_epoch
+from deit.devices import keeping_freed_memory
+from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation import evaluate_source
 from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
+from deit.interrupts import interrupts
 from deit.modeling import DeiTForMaskedImageModeling
 from deit.progress import Progress
 from deit.training.masking import masked_loss
 from deit.training.optimization import MovingAverage, learning_rate
 from deit.training.recipe import Transformer
+from deit.training.samples import view_steps
 from deit.training.start import Trained
 from deit.training.state import Place, save_checkpoint
 from deit.training.step import StepContext, train_step
 
 CHECKPOINTS_NAME = "checkpoints"
-
-
-class InterruptedTrainingError(WorkError):
-    """Training was asked to stop, and left a checkpoint."""
-
-    exit_code = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 @dataclass
@@ -77,7 +70,7 @@ class Training:
 
         Raises:
             NonFiniteLossError: training diverged.
-            InterruptedTrainingError: Ctrl-C or a termination signal came; a checkpoint of this very step is left.
+            InterruptedWorkError: Ctrl-C or a termination signal came; a checkpoint of this very step is left.
             ImageError: an unreadable image, unless they are skipped.
         """
         recipe, place = self.context.recipe, self.place
@@ -85,7 +78,7 @@ class Training:
         loader = Loader(self.samples, self.workers, pin=on_gpu)
         judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with _interrupts() as stop, Progress("Training", remaining) as progress:
+        with keeping_freed_memory(self.context.device), interrupts() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)
@@ -94,12 +87,11 @@ class Training:
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
         recipe, place = self.context.recipe, self.place
         count = len(self.samples.source.labels)
-        plans = epoch_steps(count, recipe.batch_size, recipe.seed, epoch, self.samples.transform.settings.repeats)[place.step :]
-        pieces = [micro_batches(plan, recipe.micro_batch_size) for plan in plans]
+        pieces = view_steps(recipe, count, recipe.view(epoch))[place.step :]
         chosen = recipe.model
         self.model.train(not (isinstance(chosen, Transformer) and chosen.evaluation_mode))
         start = time.perf_counter()
-        batches = loader.run([piece for plan in pieces for piece in plan])
+        batches = loader.run([piece for step in pieces for piece in step])
         for step, plan in enumerate(pieces, place.step):
             group = [next(batches) for _ in plan]
             lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps)
@@ -116,7 +108,7 @@ class Training:
             if stop.is_set():
                 place.seconds += time.perf_counter() - start
                 path = self._checkpoint()
-                raise InterruptedTrainingError(
+                raise InterruptedWorkError(
                     f"Stopped in epoch {epoch + 1}, with a checkpoint at {path}",
                     f'go on with: deit train --resume "{self.directory}"',
                 )
@@ -201,26 +193,3 @@ def _diverged(epoch: int, step: int, lr: float, clip_norm: float | None) -> NonF
         f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}",
         f"try {', '.join(tries)} (each by --set); the checkpoints before it are kept",
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a termination signal sets; a second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals arrive in the main thread alone
-        return
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, old[signal.Signals(number)])
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, old[number])

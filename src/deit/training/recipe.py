@@ -176,6 +176,8 @@ class Recipe(Section):
         minutes: that training may take: epochs, and the sizes that the model leaves open, are chosen to fit.
         batch_size: of one optimisation step, on all machines together.
         micro_batch_size: how much of it goes through the model at once; an even number.
+        views: V: epoch e takes the draws of epoch e mod V (order, augmentation, mixing), which a stored teacher has seen; None
+            draws every epoch anew. Stochastic depth is drawn anew in either case.
         loss: of the labels: ``cross-entropy``, or ``binary``: each class for itself, where every class of a mixed image is
             right (as the released code of DeiT III has it).
         smoothing: of the labels.
@@ -191,6 +193,7 @@ class Recipe(Section):
     images: Annotated[int, Field(ge=1, le=10**12)] = IMAGENET_IMAGES
     epochs: Count = 300
     minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    views: Count | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -246,6 +249,10 @@ class Recipe(Section):
     def peak_lr(self) -> float:
         """The learning rate after warm-up at this recipe's batch size."""
         return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch
+
+    def view(self, epoch: int) -> int:
+        """The epoch whose draws an epoch takes."""
+        return epoch if self.views is None else epoch % self.views
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deit.checkpoints.card import model_card
-from deit.data.augment import TrainTransform
-from deit.data.loader import EvaluationSamples, TrainSamples
-from deit.data.sources import DataRecord, Splits, open_data, relabelled, without_unreadable
+from deit.data.loader import EvaluationSamples
+from deit.data.sources import DataRecord, Splits, open_data, without_unreadable
 from deit.devices import choose_device, choose_precision
+from deit.distillation.answers import is_store
 from deit.distillation.classifiers import TimmClassifier, load_classifier
+from deit.distillation.stored import AnyTeacher, StoredTeacher
 from deit.distillation.teacher import Teacher
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
 from deit.evaluation import Evaluation, evaluate_source
@@ -36,6 +37,7 @@ from deit.training.loop import CHECKPOINTS_NAME, Training, read_log
 from deit.training.optimization import MovingAverage, make_optimizer
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
+from deit.training.samples import training_samples
 from deit.training.scaling import scaled
 from deit.training.settings import RunSettings, lasting, new_run_directory, resumed_run
 from deit.training.start import Start, start
@@ -100,7 +102,7 @@ def train(
         resume: an earlier run's directory: go on in it, with its own recipe, teacher and data.
         init: a checkpoint to start from: of any format, a run, a name on the hub or a variant's name. Heads are new where its
             classes are not the data's.
-        teacher: a directory or a timm architecture; needed where the recipe distils.
+        teacher: as :meth:`Teacher.load` takes it, or a directory of ``deit teacher store``; needed where the recipe distils.
         teacher_weights: a file with that architecture's weights.
         settings: values to change in the recipe, as :meth:`Recipe.with_settings` takes them.
         device: ``auto``, ``cpu``, ``cuda``, ...
@@ -165,7 +167,7 @@ def pretrain(
     if not chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns labels", "deit train takes it; set masking.ratio to hide patches")
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    training, _ = _fit(splits, chosen, run, directory, device, workers)
+    training, *_ = _fit(splits, chosen, run, directory, device, workers)
     best = training.place.best
     write_json(directory / EVALUATION_NAME, {"part": "validation", "best_epoch": best["epoch"], "loss": best["loss"]})
     return PretrainResult(directory, int(best["epoch"]), best["loss"])
@@ -181,29 +183,34 @@ def train_on(
     workers: int | None = None,
 ) -> TrainResult:
     """As :func:`train`, on data that is open already; a checkpoint in ``directory`` is gone on from."""
-    training, readable = _fit(splits, recipe, run, directory, device, workers)
-    return _conclude(training, readable, run)
+    return _conclude(*_fit(splits, recipe, run, directory, device, workers), run=run)
 
 
 def _fit(
     splits: Splits, recipe: Recipe, run: RunSettings, directory: Path, device: str, workers: int | None
-) -> tuple[Training, Splits]:
+) -> tuple[Training, Splits, AnyTeacher | None]:
     """Check all that can be checked, say what will happen, and train to the last epoch.
 
     Returns:
-        What came of it, and the data without what is unreadable.
+        What came of it, the data without what is unreadable, and the teacher.
     """
     place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
-    recipe, notes = _fitted(recipe, splits)
+    recipe, notes = fitted(recipe, splits)
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
     begun = start(recipe, splits.classes, run.init, checkpoint)
-    recipe, notes = begun.recipe, notes + begun.notes
-    teacher = _teacher(recipe, run, splits)
-    if teacher is not None:
+    teacher = _teacher(begun.recipe, run, splits, record)
+    notes += begun.notes
+    if isinstance(teacher, StoredTeacher):
+        resolved, said = teacher.fitted(begun.recipe)
+        begun, notes = replace(begun, recipe=resolved), notes + said
+    elif teacher is not None:
         teacher.to(place)
+        notes += teacher.notes
     training = _prepare(directory, begun, run, splits, teacher, place, workers, record)
+    if isinstance(teacher, StoredTeacher):
+        teacher.check_pixels(begun.recipe, training.samples)
     if checkpoint is not None:
         training.place = read_place(checkpoint)
         if training.place.data != record.fingerprint:
@@ -214,10 +221,10 @@ def _fit(
         notes.append(f"{unreadable} unreadable images are left out")
     say_account(training, splits, run, teacher, notes)
     directory.mkdir(parents=True, exist_ok=True)
-    recipe.save(directory / RECIPE_NAME)
+    begun.recipe.save(directory / RECIPE_NAME)
     write_json(directory / RUN_NAME, asdict(run))
     training.fit()
-    return training, splits
+    return training, splits, teacher
 
 
 def _prepare(
@@ -225,7 +232,7 @@ def _prepare(
     begun: Start,
     run: RunSettings,
     splits: Splits,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     device: torch.device,
     workers: int | None,
     record: DataRecord,
@@ -233,22 +240,23 @@ def _prepare(
     chosen, model = begun.recipe, begun.model.to(device)
     processor = chosen.processor()
     config = None if isinstance(model, TimmClassifier) else model.config
-    transform = TrainTransform(chosen.augmentation, *chosen.image_hw, *processor.rgb_statistics)
+    answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
+    live = None if isinstance(teacher, StoredTeacher) else teacher
     return Training(
         directory=directory,
         model=model,
         average=MovingAverage(model, chosen.average) if chosen.average.decay else None,
         optimizer=make_optimizer(model, chosen.optimizer),
         place=Place(data=record.fingerprint),
-        context=StepContext(chosen, device, choose_precision(chosen.precision, device), teacher, config),
-        samples=TrainSamples(splits.train, transform, chosen.mixing, chosen.seed, chosen.smoothing, run.skip_unreadable),
+        context=StepContext(chosen, device, choose_precision(chosen.precision, device), live, config),
+        samples=training_samples(chosen, splits.train, run.skip_unreadable, answers),
         validation=EvaluationSamples(splits.validation, processor, run.skip_unreadable),
         extras={RECORD_NAME: asdict(record)},
         workers=workers,
     )
 
 
-def _teacher(chosen: Recipe, run: RunSettings, splits: Splits) -> Teacher | None:
+def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
     if chosen.distillation.mode == "none":
         if run.teacher is not None:
             raise TeacherError(
@@ -261,10 +269,14 @@ def _teacher(chosen: Recipe, run: RunSettings, splits: Splits) -> Teacher | None
             f"The recipe {chosen.name} learns from a teacher, and none is given",
             "pass --teacher; to train one first: deit teacher train DATA --arch regnety_004",
         )
-    return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
+    if not is_store(run.teacher):
+        return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
+    if run.teacher_weights is not None:
+        raise TeacherError(f"{run.teacher} is a store, which needs no weights", "leave out --teacher-weights")
+    return StoredTeacher.open(run.teacher, chosen, splits, record)
 
 
-def _fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
+def fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
     """The recipe for a data set that may be smaller than its batch, and what was changed."""
     images = len(splits.train.labels)
     if chosen.batch_size <= images:
@@ -274,22 +286,22 @@ def _fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
     return smaller, [note, *scaled(smaller, images)]
 
 
-def _conclude(training: Training, splits: Splits, run: RunSettings) -> TrainResult:
+def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, run: RunSettings) -> TrainResult:
     """Evaluate the best model, and the teacher beside it, on the part that was least looked at; write model cards and report.
 
     In fp32, whatever training ran in, so that `deit evaluate` gives the same figures.
     """
-    directory, device, teacher = training.directory, training.context.device, training.context.teacher
+    directory, device = training.directory, training.context.device
     part, source = splits.held_out
     best = load_classifier(directory / BEST_NAME)
     best.model.to(device)
     samples = EvaluationSamples(source, best.processor, run.skip_unreadable)
     evaluation = evaluate_source(best.model, samples, workers=training.workers)
+    live = teacher.load(training.context.recipe) if isinstance(teacher, StoredTeacher) else teacher
     taught = None
-    if teacher is not None:
-        known = teacher.classifier
-        seen = EvaluationSamples(relabelled(source, known.classes), known.processor, run.skip_unreadable)
-        taught = evaluate_source(known.model, seen, workers=training.workers)
+    if live is not None:
+        seen = EvaluationSamples(source, live.classifier.processor, run.skip_unreadable)
+        taught = evaluate_source(live.to(device).evaluated(), seen, workers=training.workers)
     content: dict[str, Any] = {"part": part, "best_epoch": training.place.best["epoch"], **evaluation.to_dict()}
     content["data"] = {"images": counts(splits), "origin": splits.origin}
     if taught is not None:

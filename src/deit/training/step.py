@@ -24,7 +24,7 @@ class StepContext:
     """What stays the same from step to step.
 
     Attributes:
-        teacher: needed where the recipe distils.
+        teacher: needed where the recipe distils and the batches do not carry a stored teacher's answers.
         config: of the transformer; None for a convolutional network.
         precision: of the matrix products.
     """
@@ -90,7 +90,7 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
         scale = residual_scale(recipe.model.drop_path, layers, recipe.seed, epoch, step, positions)
     batch = batch.to(context.device)
     with autocast(context.device, context.precision):
-        answer = context.teacher(batch.pixel_values) if context.teacher is not None else None
+        answer = batch.answers if context.teacher is None else context.teacher(batch.pixel_values)
         heads = model(batch.pixel_values, residual_scale=None if scale is None else scale.to(context.device)).heads
     part = binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy
     return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer, part)

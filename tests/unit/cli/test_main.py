@@ -21,6 +21,8 @@ VERBS = {
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": "--arch --init --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
+    "teacher store": "--teacher --out --views --top-k --teacher-weights --recipe --model --image-size --epochs --batch-size "
+    "--seed --set --device --workers --skip-unreadable --json",
     "data check": "--json",
     "recipe list": "--json",
     "recipe show": "--set --json",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from deit.errors import NonFiniteLossError
+from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation import evaluate_source
 from deit.modeling import load_model
 from deit.training import loop
-from deit.training.loop import InterruptedTrainingError, Training, read_log
+from deit.training.loop import Training, read_log
 from deit.training.recipes import get_recipe
 from deit.training.run import _prepare
 from deit.training.settings import RunSettings
@@ -76,7 +76,7 @@ def test_an_interrupt_leaves_a_checkpoint_of_this_step_and_the_handlers_as_they_
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(InterruptedTrainingError, match="deit train --resume"):
+    with pytest.raises(InterruptedWorkError, match="deit train --resume"):
         _training(tmp_path).fit()
     assert signal.getsignal(signal.SIGINT) is before
     newest = latest_checkpoint(tmp_path / "checkpoints")

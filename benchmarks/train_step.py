@@ -1,0 +1,460 @@
+"""Images a second of our training step beside those of timm and transformers, and where the time of each goes.
+
+    python benchmarks/train_step.py [--device cpu|cuda] [--sizes tiny small] [--precision bf16 fp32] [--batch 32]
+                                    [--contenders NAME ...] [--repeats 9] [--write]
+
+Each contender is a process of its own, with its own allocator settings, and does one step when it is its turn (ten on a GPU);
+all take their turns in each repeat, and the figure is the median over the repeats. A step is forward, soft-target cross-entropy
+over 1,000 classes, backward and AdamW, on the same random images of 224 pixels. Ours is ``train_step`` with the recipe ``deit``;
+timm's is the loop of its training script (autocast, ``create_optimizer_v2``, stochastic depth 0.1 as ours); that of
+transformers has fused AdamW, as its trainer does. "memory kept" gives timm our allocator setting, which its script does not have.
+A ratio is ours to the other in the same repeat, and its median.
+
+Then ours once more, fed by the loader from JPEG files of 500 x 375 with the recipe's whole augmentation: images a second, and
+how much of the time the step waits for data.
+
+The share of the peak counts three times the forward pass's matrix products, against a square product measured in turn with the
+others. Processor time is that of all threads; on a machine that others use too it says more than the clock does, if threads that
+wait do not spin (``OMP_WAIT_POLICY=passive``).
+
+The last line printed is the result as JSON. ``--write`` writes ``train_step.json`` and ``train_step.md`` (``train_step_cuda`` on a
+GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import timm.loss
+import timm.optim
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from deit.config import ViTConfig, variant_config
+from deit.data.augment import TrainTransform
+from deit.data.loader import Batch, Loader, TrainSamples, available_cores
+from deit.data.order import epoch_steps
+from deit.data.sources import folder_source
+from deit.devices import Precision, autocast, describe, keeping_freed_memory
+from deit.modeling import new_classifier
+from deit.training.optimization import make_optimizer
+from deit.training.recipes import get_recipe
+from deit.training.step import StepContext, train_step
+
+CLASSES = 1000
+WARM_UP = 3
+FED_STEPS = 16
+PREFETCHED = 6  # first batches that the loader had ready: they say nothing of its speed
+GPU_STEPS = 10  # of one turn
+OURS, FED, PEAK = "ours", "ours, from JPEG files", "matrix product"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process measures.
+
+    Attributes:
+        compiled: mode of ``torch.compile``; None runs the model as it is.
+        keeps_memory: has our allocator setting.
+        photos: folder of JPEG files, for the contender that reads them.
+    """
+
+    contender: str
+    kind: str
+    size: str
+    precision: Precision
+    batch: int
+    device: str
+    compiled: str | None = None
+    keeps_memory: bool = False
+    photos: str = ""
+
+    @property
+    def config(self) -> ViTConfig:
+        return variant_config(f"deit-{self.size}-patch16-224", id2label={n: str(n) for n in range(CLASSES)})
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in training.
+
+    Attributes:
+        step: one whole step; what it answers is of no interest.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Callable[[], object]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by part of a step, kept by hooks. The loss belongs to the backward pass."""
+
+    device: torch.device
+    running: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = 0.0
+
+    def attach(self, trainee: Trainee) -> None:
+        trainee.model.register_forward_pre_hook(lambda *_: self.lap("data"))
+        trainee.model.register_forward_hook(lambda *_: self.lap("forward"))
+        trainee.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
+        trainee.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
+
+    def start(self) -> None:
+        self.running, self.seconds, self.last = True, {}, self.now()
+
+    def stop(self) -> dict[str, float]:
+        self.lap("optimizer")
+        self.running = False
+        return self.seconds
+
+    def lap(self, part: str) -> None:
+        if self.running:
+            now = self.now()
+            self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+            self.last = now
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def random_batch(job: Job) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randn(job.batch, 3, 224, 224, generator=draw)
+    targets = torch.randn(job.batch, CLASSES, generator=draw).softmax(-1)
+    samples = torch.stack([torch.arange(job.batch)] * 3, dim=1)
+    return Batch(pixels, targets.argmax(-1), targets, samples).to(torch.device(job.device))
+
+
+def compiled(job: Job, model: nn.Module) -> nn.Module:
+    return model if job.compiled is None else torch.compile(model, mode=job.compiled)  # type: ignore[return-value]
+
+
+def ours(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | None = None) -> Trainee:
+    """Our step on one batch again and again, or on those of a loader."""
+    device = torch.device(job.device)
+    recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
+    config = config or job.config
+    model = new_classifier(config, torch.Generator().manual_seed(0)).to(device).train()
+    optimizer = make_optimizer(model, recipe.optimizer)
+    context = StepContext(recipe, device, job.precision, None, config)
+    running, batch = compiled(job, model), random_batch(job)
+
+    def step() -> object:
+        return train_step(running, optimizer, [batch if batches is None else next(batches)], context, 0, 0, 1e-4)
+
+    return Trainee(running, optimizer, step)
+
+
+def fed(job: Job) -> Trainee:
+    """Our step, fed by our loader."""
+    recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
+    source = folder_source(Path(job.photos))
+    transform = TrainTransform(recipe.augmentation, 224, 224, *recipe.processor().rgb_statistics)
+    loader = Loader(TrainSamples(source, transform, recipe.mixing, 0, recipe.smoothing), pin=job.device == "cuda")
+    images, repeats = len(source.labels), recipe.augmentation.repeats
+    plans = [plan for epoch in range(1000) for plan in epoch_steps(images, job.batch, 0, epoch, repeats)]
+    return ours(job, loader.run(plans), job.config.with_classes(source.classes))
+
+
+def of_timm(job: Job) -> Trainee:
+    """timm's model in the loop of its training script."""
+    model = timm.create_model(f"deit_{job.size}_patch16_224", drop_path_rate=0.1).to(job.device).train()
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)  # type: ignore[attr-defined]
+    return looped(job, compiled(job, model), optimizer, lambda logits: logits)
+
+
+def of_transformers(job: Job) -> Trainee:
+    """The model of transformers with the optimizer of its trainer."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
+    shape = {name: getattr(job.config, name) for name in names}
+    config = transformers.ViTConfig(**shape, id2label={n: str(n) for n in range(CLASSES)})
+    model: nn.Module = transformers.ViTForImageClassification(config)
+    model = model.to(job.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+    return looped(job, compiled(job, model), optimizer, lambda answer: answer.logits)
+
+
+def looped(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, logits: Callable[[Any], Tensor]) -> Trainee:
+    batch, device = random_batch(job), torch.device(job.device)
+    loss_of = timm.loss.SoftTargetCrossEntropy()  # type: ignore[attr-defined, no-untyped-call]
+
+    def step() -> None:
+        with autocast(device, job.precision):
+            loss = loss_of(logits(model(batch.pixel_values)), batch.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Trainee(model, optimizer, step)
+
+
+KINDS: dict[str, Callable[[Job], Trainee]] = {OURS: ours, FED: fed, "timm": of_timm, "transformers": of_transformers}
+
+
+def jobs(size: str, precision: Precision, batch: int, device: str) -> dict[str, Job]:
+    """All contenders of one table, by name."""
+    rows: dict[str, tuple[str, str | None, bool]] = {OURS: (OURS, None, True), f"{OURS}, compiled": (OURS, "default", True)}
+    for other in ("timm", "transformers"):
+        rows |= {other: (other, None, False), f"{other}, compiled": (other, "default", False)}
+    if device == "cpu":
+        rows["timm, memory kept"] = ("timm", None, True)
+        rows["timm, memory kept, compiled"] = ("timm", "default", True)
+    else:
+        rows |= {f"{kind}, CUDA graphs": (kind, "reduce-overhead", False) for kind in (OURS, "timm")}
+    return {name: Job(name, kind, size, precision, batch, device, mode, keeps) for name, (kind, mode, keeps) in rows.items()}
+
+
+def serve(connection: Connection, job: Job) -> None:
+    """A contender's process: steps whenever it is asked for some."""
+    device = torch.device(job.device)
+    torch.set_num_threads(available_cores())
+    with keeping_freed_memory(device) if job.keeps_memory else nullcontext():
+        trainee, watch = KINDS[job.kind](job), Stopwatch(device)
+        watch.attach(trainee)
+        for _ in range(WARM_UP):
+            trainee.step()
+        connection.send("ready")
+        for steps in iter(connection.recv, 0):
+            connection.send(measured(trainee.step, watch, steps))
+        if device.type == "cuda":
+            connection.send(torch.cuda.max_memory_allocated(device) / 2**20)
+        else:
+            connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def measured(step: Callable[[], object], watch: Stopwatch, steps: int) -> list[dict[str, float]]:
+    """Seconds of each step and of its parts; on a GPU the mean of all steps together, and the parts of one more."""
+    if watch.device.type != "cuda":
+        return [parts_of(step, watch) for _ in range(steps)]
+    start = watch.now()
+    for _ in range(steps):
+        step()
+    total = (watch.now() - start) / steps
+    return [parts_of(step, watch) | {"total": total}]
+
+
+def parts_of(step: Callable[[], object], watch: Stopwatch) -> dict[str, float]:
+    busy = time.process_time()
+    watch.start()
+    step()
+    parts = watch.stop()
+    return {**parts, "total": sum(parts.values()), "processor": time.process_time() - busy}
+
+
+class Process:
+    """A contender in its own process."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=serve, args=(theirs, job))
+        self.process.start()
+        theirs.close()
+        self.connection.recv()  # ready
+
+    def run(self, steps: int) -> list[dict[str, float]]:
+        self.connection.send(steps)
+        answer: list[dict[str, float]] = self.connection.recv()
+        return answer
+
+    def end(self) -> float:
+        """Ends it; the most memory that it held, in MiB."""
+        self.connection.send(0)
+        memory: float = self.connection.recv()
+        self.process.join()
+        return memory
+
+
+def peak_rate(device: torch.device, precision: Precision) -> float:
+    """Operations a second of a square matrix product, the best of a few."""
+    side = 8192 if device.type == "cuda" else 3072
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    watch, seconds = Stopwatch(device), []
+    for _ in range(5):
+        start = watch.now()
+        torch.mm(left, right)
+        seconds.append(watch.now() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def operations(config: ViTConfig) -> int:
+    """Additions and multiplications of one image's forward matrix products."""
+    width, tokens = config.hidden_size, config.tokens
+    patches = tokens - config.PREFIX_TOKENS
+    block = tokens * (4 * width**2 + 2 * width * config.intermediate_size) + 2 * tokens**2 * width
+    embedding = patches * width * config.num_channels * config.patch_hw[0] * config.patch_hw[1]
+    return 2 * (config.num_hidden_layers * block + embedding + width * CLASSES)
+
+
+def turns(entrants: dict[str, Job], repeats: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, float], list[float]]:
+    """Steps by contender, most memory in MiB by contender, and the peak rate of each repeat.
+
+    On a CPU all contenders are there at once and take turns; on a GPU, which nobody else disturbs, one comes after the other.
+    """
+    first = next(iter(entrants.values()))
+    device = torch.device(first.device)
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
+    memory: dict[str, float] = {}
+    if device.type == "cuda":
+        peaks = [peak_rate(device, first.precision) for _ in range(repeats)]
+        for name, job in entrants.items():
+            process = Process(job)
+            steps[name] = [process.run(GPU_STEPS)[0] for _ in range(repeats)]
+            memory[name] = process.end()
+        return steps, memory, peaks
+    peaks = []
+    processes = {name: Process(job) for name, job in entrants.items()}
+    for _ in range(repeats):
+        peaks.append(peak_rate(device, first.precision))
+        for name, process in processes.items():
+            steps[name] += process.run(1)
+    return steps, {name: process.end() for name, process in processes.items()}, peaks
+
+
+def summary(rates: list[float]) -> dict[str, float]:
+    return dict(zip(("low", "median", "high"), statistics.quantiles(rates, n=4), strict=True))
+
+
+def compare(entrants: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
+    """Rows of one size and precision."""
+    steps, memory, peaks = turns(entrants, repeats)
+    peak = statistics.median(peaks)
+    rows: list[dict[str, Any]] = []
+    for name, job in entrants.items():
+        rates = [job.batch / step["total"] for step in steps[name]]
+        baseline = [job.batch / step["total"] for step in steps[OURS]] if OURS in steps else rates
+        rows.append(
+            {
+                **asdict(job),
+                "images_per_second": summary(rates),
+                "ours_to_it": summary([one / other for one, other in zip(baseline, rates, strict=True)]),
+                "seconds": {part: statistics.median(step[part] for step in steps[name]) for part in steps[name][0]},
+                "share_of_peak": statistics.median(rates) * 3 * operations(job.config) / peak,
+                "peak_gflops": peak / 1e9,
+                "memory_mib": memory[name],
+            }
+        )
+    return rows
+
+
+def photos(folder: Path, images: int) -> None:
+    """JPEG files with large shapes and fine grain in two classes, the same on every machine."""
+    for number in range(images):
+        rng = np.random.default_rng(number)
+        shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 8, (375, 500, 3))
+        place = folder / f"class {number % 2}" / f"{number}.jpg"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(place, quality=90)
+
+
+def from_files(job: Job) -> dict[str, Any]:
+    """Our step fed by the loader: images a second, and the share of the time in which it waits."""
+    process = Process(job)
+    steps = [step for _ in range(PREFETCHED + FED_STEPS) for step in process.run(1)][PREFETCHED:]
+    process.end()
+    seconds = sum(step["total"] for step in steps)
+    waiting = sum(step["data"] for step in steps) / seconds
+    return {**asdict(job), "images_per_second": job.batch * len(steps) / seconds, "waiting": waiting}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sizes", nargs="+", choices=("tiny", "small", "base"), default=["tiny", "small"])
+    parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--contenders", nargs="+", help="some of them only, by name")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="write the results into benchmarks/results")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    fed_rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        photos(Path(folder), max(2 * options.batch, 64))
+        for size in options.sizes:
+            for precision in options.precision:
+                entrants = jobs(size, precision, options.batch, options.device)
+                chosen = {name: job for name, job in entrants.items() if name in (options.contenders or entrants)}
+                rows += compare(chosen, options.repeats)
+                fed_job = Job(FED, FED, size, precision, options.batch, options.device, None, True, folder)
+                fed_rows.append(from_files(fed_job))
+    result = {
+        "date": date.today().isoformat(),
+        "hardware": describe(torch.device(options.device)),
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"transformers {transformers.__version__}",
+        "repeats": options.repeats,
+        "steps": rows,
+        "from_files": [{**row, "photos": ""} for row in fed_rows],
+    }
+    print(table(result))
+    if options.write:
+        place = Path(__file__).parent / "results"
+        place.mkdir(exist_ok=True)
+        name = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
+        (place / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (place / f"{name}.md").write_text(table(result))
+    print(json.dumps(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "# A training step",
+        "",
+        f"{result['date']}, {result['hardware']}, {result['software']}.",
+        f"Median of {result['repeats']} turns and the quartiles; batch and precision in the table, images of 224 pixels.",
+        "",
+        "| size | precision | batch | contender | images/s | ours to it | forward, backward, optimizer, ms | processor, ms | of peak | MiB |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in result["steps"]:
+        rate, ratio = row["images_per_second"], row["ours_to_it"]
+        parts = ", ".join(f"{row['seconds'].get(part, 0) * 1e3:.0f}" for part in ("forward", "backward", "optimizer"))
+        lines.append(
+            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['contender']} | {rate['median']:.1f} "
+            f"({rate['low']:.1f} to {rate['high']:.1f}) | {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
+            f"{parts} | {row['seconds']['processor'] * 1e3:.0f} | {row['share_of_peak']:.0%} | {row['memory_mib']:.0f} |"
+        )
+    peaks = {row["precision"]: row["peak_gflops"] for row in result["steps"]}
+    lines += [
+        "",
+        "Peak, a square matrix product: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in peaks.items()) + ".",
+    ]
+    lines += ["", "Ours, fed by the loader from JPEG files of 500 x 375:", ""]
+    lines += ["| size | precision | batch | images/s | waiting for data |", "|---|---|--:|--:|--:|"]
+    for row in result["from_files"]:
+        lines.append(
+            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['images_per_second']:.1f} | {row['waiting']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
