@@ -69,9 +69,9 @@ def look_nearby(model: TransformerClassifier | DeiTForMaskedImageModeling, gener
         _draw(mlp.fc2.weight, generator, math.sqrt(2 / (mlp.fc2.in_features * len(trunk.layers))))
         attention.o_proj.weight[:coded] *= QUIET
         mlp.fc2.weight[:coded] *= QUIET
-    for head in ("classifier", "cls_classifier", "distillation_classifier"):
-        if isinstance(getattr(model, head, None), torch.nn.Linear):
-            _draw(getattr(model, head).weight, generator, HEAD_GAIN / math.sqrt(width))
+    for name, parameter in model.named_parameters():
+        if name.endswith("classifier.weight"):
+            _draw(parameter, generator, HEAD_GAIN / math.sqrt(width))
 
 
 def position_code(rows: int, columns: int, dimensions: int) -> tuple[Tensor, Tensor]:
