@@ -99,9 +99,7 @@ def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:
     if recipe.minutes is not None:
         batch = next(batch for least, batch in BATCHES if seen.images >= least)
         if batch != recipe.batch_size:
-            notes.append(
-                f"Batch {batch}: an epoch of {seen.images:,} images has {math.ceil(seen.images / batch)} steps"
-            )
+            notes.append(f"Batch {batch}: an epoch of {seen.images:,} images has {math.ceil(seen.images / batch)} steps")
         recipe = recipe.replace(batch_size=batch)
     if seen.mirror is not None:
         flips = recipe.augmentation.flip if seen.mirror.alike else 0.0
