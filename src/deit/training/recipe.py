@@ -108,7 +108,7 @@ class ConvNet(Section):
 
     kind: Literal["convnet"] = "convnet"
     architecture: str = "regnety_004"
-    image_size: Side | tuple[Side, Side] | None = 224
+    image_size: Side | tuple[Side, Side] | None = None
     arguments: dict[str, bool | int | float | str | list[int]] = {}
 
 
