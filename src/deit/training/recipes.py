@@ -227,7 +227,7 @@ def small_data() -> Recipe:
             "repeats": 1,
         },
         mixing={"mixup": 0.2, "cutmix": 1.0, "probability": 0.25},
-        optimizer={"lr": 1.2e-2, "min_lr": 1e-6, "by": "step", "betas": (0.9, 0.99), "clip_norm": 1.0},
+        optimizer={"lr": 6e-3, "min_lr": 1e-6, "by": "step", "betas": (0.9, 0.99), "clip_norm": 1.0},
         average={"decay": 0.995, "warmup": True, "evaluate": True},
     )
 
@@ -269,7 +269,7 @@ def convnet() -> Recipe:
         epochs=60,
         model=ConvNet(architecture="resnet18", arguments=network).model_dump(),
         mixing={"probability": 0.0},
-        optimizer={"lr": 4.8e-2, "warmup_epochs": 3},
+        optimizer={"lr": 1.2e-2, "warmup_epochs": 3},
     )
 
 
