@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deit.data.sources import Splits, open_data, subset
+from deit.data.opening import open_data
+from deit.data.sources import Splits, subset
 from deit.devices import describe
 from deit.progress import say
 from deit.training.recipe import Recipe

@@ -35,8 +35,9 @@ from torch import nn
 
 import signs
 from deit.data.loader import EvaluationSamples, Loader
+from deit.data.opening import DIGITS, open_data
 from deit.data.order import epoch_steps
-from deit.data.sources import DIGITS, Splits, open_data
+from deit.data.sources import Splits
 from deit.devices import autocast, choose_device, choose_precision, describe
 from deit.distillation.losses import soft_target_cross_entropy
 from deit.distillation.store import store_on

@@ -3,22 +3,22 @@
     python benchmarks/train_step.py [--device cpu|cuda] [--sizes tiny small] [--precision bf16 fp32] [--batch 32]
                                     [--contenders NAME ...] [--repeats 9] [--write]
 
-Each contender is a process of its own, with its own allocator settings, and does one step when it is its turn (ten on a GPU);
-all take their turns in each repeat, and the figure is the median over the repeats. A step is forward, soft-target cross-entropy
-over 1,000 classes, backward and AdamW, on the same random images of 224 pixels. Ours is ``train_step`` with the recipe ``deit``;
-timm's is the loop of its training script (autocast, ``create_optimizer_v2``, stochastic depth 0.1 as ours); that of
-transformers has fused AdamW, as its trainer does. "memory kept" gives timm our allocator setting, which its script does not have.
-A ratio is ours to the other in the same repeat, and its median.
+Each contender is a process of its own, with its own allocator settings, and does one step when it is its turn (ten on a
+GPU); all take their turns in each repeat, and the figure is the median over the repeats. A step is forward, soft-target
+cross-entropy over 1,000 classes, backward and AdamW, on the same random images of 224 pixels. Ours is ``train_step`` with the
+recipe ``deit``; timm's is the loop of its training script (autocast, ``create_optimizer_v2``, stochastic depth 0.1 as ours);
+that of transformers has fused AdamW, as its trainer does. "memory kept" gives timm our allocator setting, which its script
+does not have. A ratio is ours to the other in the same repeat, and its median.
 
 Then ours once more, fed by the loader from JPEG files of 500 x 375 with the recipe's whole augmentation: images a second, and
 how much of the time the step waits for data.
 
-The share of the peak counts three times the forward pass's matrix products, against a square product measured in turn with the
-others. Processor time is that of all threads; on a machine that others use too it says more than the clock does, if threads that
-wait do not spin (``OMP_WAIT_POLICY=passive``).
+The share of the peak counts three times the forward pass's matrix products, against a square product measured in turn with
+the others. Processor time is that of all threads; on a machine that others use too it says more than the clock does, if
+threads that wait do not spin (``OMP_WAIT_POLICY=passive``).
 
-The last line printed is the result as JSON. ``--write`` writes ``train_step.json`` and ``train_step.md`` (``train_step_cuda`` on a
-GPU).
+The last line printed is the result as JSON. ``--write`` writes ``train_step.json`` and ``train_step.md``, on a GPU
+``train_step_cuda.json`` and ``train_step_cuda.md``.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import date
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -42,190 +42,20 @@ from typing import Any
 
 import numpy as np
 import timm
-import timm.loss
-import timm.optim
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor, nn
 
-from deit.config import ViTConfig, variant_config
-from deit.data.augment import TrainTransform
-from deit.data.loader import Batch, Loader, TrainSamples, available_cores
-from deit.data.order import epoch_steps
-from deit.data.sources import folder_source
-from deit.devices import Precision, autocast, describe, keeping_freed_memory
-from deit.modeling import new_classifier
-from deit.training.optimization import make_optimizer
-from deit.training.recipes import get_recipe
-from deit.training.step import StepContext, train_step
+from deit.config import ViTConfig
+from deit.data.loader import available_cores
+from deit.devices import Precision, describe, keeping_freed_memory
+from trainees import CLASSES, FED, KINDS, OURS, Job, Stopwatch, jobs
 
-CLASSES = 1000
 WARM_UP = 3
 FED_STEPS = 16
 PREFETCHED = 6  # first batches that the loader had ready: they say nothing of its speed
 GPU_STEPS = 10  # of one turn
-OURS, FED, PEAK = "ours", "ours, from JPEG files", "matrix product"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process measures.
-
-    Attributes:
-        compiled: mode of ``torch.compile``; None runs the model as it is.
-        keeps_memory: has our allocator setting.
-        photos: folder of JPEG files, for the contender that reads them.
-    """
-
-    contender: str
-    kind: str
-    size: str
-    precision: Precision
-    batch: int
-    device: str
-    compiled: str | None = None
-    keeps_memory: bool = False
-    photos: str = ""
-
-    @property
-    def config(self) -> ViTConfig:
-        return variant_config(f"deit-{self.size}-patch16-224", id2label={n: str(n) for n in range(CLASSES)})
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """A model in training.
-
-    Attributes:
-        step: one whole step; what it answers is of no interest.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: Callable[[], object]
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by part of a step, kept by hooks. The loss belongs to the backward pass."""
-
-    device: torch.device
-    running: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    last: float = 0.0
-
-    def attach(self, trainee: Trainee) -> None:
-        trainee.model.register_forward_pre_hook(lambda *_: self.lap("data"))
-        trainee.model.register_forward_hook(lambda *_: self.lap("forward"))
-        trainee.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
-        trainee.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
-
-    def start(self) -> None:
-        self.running, self.seconds, self.last = True, {}, self.now()
-
-    def stop(self) -> dict[str, float]:
-        self.lap("optimizer")
-        self.running = False
-        return self.seconds
-
-    def lap(self, part: str) -> None:
-        if self.running:
-            now = self.now()
-            self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
-            self.last = now
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def random_batch(job: Job) -> Batch:
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(job.batch, 3, 224, 224, generator=draw)
-    targets = torch.randn(job.batch, CLASSES, generator=draw).softmax(-1)
-    samples = torch.stack([torch.arange(job.batch)] * 3, dim=1)
-    return Batch(pixels, targets.argmax(-1), targets, samples).to(torch.device(job.device))
-
-
-def compiled(job: Job, model: nn.Module) -> nn.Module:
-    return model if job.compiled is None else torch.compile(model, mode=job.compiled)  # type: ignore[return-value]
-
-
-def ours(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | None = None) -> Trainee:
-    """Our step on one batch again and again, or on those of a loader."""
-    device = torch.device(job.device)
-    recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
-    config = config or job.config
-    model = new_classifier(config, torch.Generator().manual_seed(0)).to(device).train()
-    optimizer = make_optimizer(model, recipe.optimizer)
-    context = StepContext(recipe, device, job.precision, None, config)
-    running, batch = compiled(job, model), random_batch(job)
-
-    def step() -> object:
-        return train_step(running, optimizer, [batch if batches is None else next(batches)], context, 0, 0, 1e-4)
-
-    return Trainee(running, optimizer, step)
-
-
-def fed(job: Job) -> Trainee:
-    """Our step, fed by our loader."""
-    recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
-    source = folder_source(Path(job.photos))
-    transform = TrainTransform(recipe.augmentation, 224, 224, *recipe.processor().rgb_statistics)
-    loader = Loader(TrainSamples(source, transform, recipe.mixing, 0, recipe.smoothing), pin=job.device == "cuda")
-    images, repeats = len(source.labels), recipe.augmentation.repeats
-    plans = [plan for epoch in range(1000) for plan in epoch_steps(images, job.batch, 0, epoch, repeats)]
-    return ours(job, loader.run(plans), job.config.with_classes(source.classes))
-
-
-def of_timm(job: Job) -> Trainee:
-    """timm's model in the loop of its training script."""
-    model = timm.create_model(f"deit_{job.size}_patch16_224", drop_path_rate=0.1).to(job.device).train()
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)  # type: ignore[attr-defined]
-    return looped(job, compiled(job, model), optimizer, lambda logits: logits)
-
-
-def of_transformers(job: Job) -> Trainee:
-    """The model of transformers with the optimizer of its trainer."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
-    shape = {name: getattr(job.config, name) for name in names}
-    config = transformers.ViTConfig(**shape, id2label={n: str(n) for n in range(CLASSES)})
-    model: nn.Module = transformers.ViTForImageClassification(config)
-    model = model.to(job.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    return looped(job, compiled(job, model), optimizer, lambda answer: answer.logits)
-
-
-def looped(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, logits: Callable[[Any], Tensor]) -> Trainee:
-    batch, device = random_batch(job), torch.device(job.device)
-    loss_of = timm.loss.SoftTargetCrossEntropy()  # type: ignore[attr-defined, no-untyped-call]
-
-    def step() -> None:
-        with autocast(device, job.precision):
-            loss = loss_of(logits(model(batch.pixel_values)), batch.targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Trainee(model, optimizer, step)
-
-
-KINDS: dict[str, Callable[[Job], Trainee]] = {OURS: ours, FED: fed, "timm": of_timm, "transformers": of_transformers}
-
-
-def jobs(size: str, precision: Precision, batch: int, device: str) -> dict[str, Job]:
-    """All contenders of one table, by name."""
-    rows: dict[str, tuple[str, str | None, bool]] = {OURS: (OURS, None, True), f"{OURS}, compiled": (OURS, "default", True)}
-    for other in ("timm", "transformers"):
-        rows |= {other: (other, None, False), f"{other}, compiled": (other, "default", False)}
-    if device == "cpu":
-        rows["timm, memory kept"] = ("timm", None, True)
-        rows["timm, memory kept, compiled"] = ("timm", "default", True)
-    else:
-        rows |= {f"{kind}, CUDA graphs": (kind, "reduce-overhead", False) for kind in (OURS, "timm")}
-    return {name: Job(name, kind, size, precision, batch, device, mode, keeps) for name, (kind, mode, keeps) in rows.items()}
+PARTS = ("forward", "backward", "optimizer", "processor")
 
 
 def serve(connection: Connection, job: Job) -> None:
@@ -393,6 +223,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--write", action="store_true", help="write the results into benchmarks/results")
     options = parser.parse_args()
+    unknown = set(options.contenders or ()) - jobs("tiny", "bf16", options.batch, options.device).keys()
+    if unknown:
+        parser.error(f"no such contender on {options.device}: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(available_cores())
     rows: list[dict[str, Any]] = []
     fed_rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -423,25 +257,41 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def best_to_best(rows: list[dict[str, Any]]) -> list[str]:
+    """For each size and precision, our fastest contender beside the fastest of timm, by their medians."""
+    lines = []
+    for size, precision in dict.fromkeys((row["size"], row["precision"]) for row in rows):
+        here = [row for row in rows if (row["size"], row["precision"]) == (size, precision)]
+        rates = {row["contender"]: row["images_per_second"]["median"] for row in here}
+        kinds = [[row["contender"] for row in here if row["kind"] == kind] for kind in (OURS, "timm")]
+        best = [max(names, key=rates.__getitem__, default="") for names in kinds]
+        if all(best):
+            ratio = rates[best[0]] / rates[best[1]]
+            lines.append(f"{size} in {precision}, our best ({best[0]}) to timm's best ({best[1]}): {ratio:.2f}.")
+    return lines
+
+
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         "# A training step",
         "",
         f"{result['date']}, {result['hardware']}, {result['software']}.",
-        f"Median of {result['repeats']} turns and the quartiles; batch and precision in the table, images of 224 pixels.",
+        f"Median of {result['repeats']} turns and the quartiles; images of 224 pixels; milliseconds of forward, backward,",
+        "optimizer, and of the processor.",
         "",
-        "| size | precision | batch | contender | images/s | ours to it | forward, backward, optimizer, ms | processor, ms | of peak | MiB |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+        "| size | precision | batch | contender | images/s | ours to it | parts, ms | of peak | MiB |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in result["steps"]:
         rate, ratio = row["images_per_second"], row["ours_to_it"]
-        parts = ", ".join(f"{row['seconds'].get(part, 0) * 1e3:.0f}" for part in ("forward", "backward", "optimizer"))
+        parts = ", ".join(f"{row['seconds'].get(part, 0) * 1e3:.0f}" for part in PARTS)
         lines.append(
             f"| {row['size']} | {row['precision']} | {row['batch']} | {row['contender']} | {rate['median']:.1f} "
             f"({rate['low']:.1f} to {rate['high']:.1f}) | {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-            f"{parts} | {row['seconds']['processor'] * 1e3:.0f} | {row['share_of_peak']:.0%} | {row['memory_mib']:.0f} |"
+            f"{parts} | {row['share_of_peak']:.0%} | {row['memory_mib']:.0f} |"
         )
+    lines += ["", *best_to_best(result["steps"])]
     peaks = {row["precision"]: row["peak_gflops"] for row in result["steps"]}
     lines += [
         "",

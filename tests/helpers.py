@@ -76,11 +76,12 @@ def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Images made from their index, of odd sizes; those in ``broken`` are unreadable."""
+    """Images made from their index and ``shift``, of odd sizes; those in ``broken`` are unreadable."""
 
     count: int
     classes: tuple[str, ...] = ("a", "b", "c")
     broken: frozenset[int] = field(default_factory=frozenset)
+    shift: int = 0
 
     @property
     def labels(self) -> np.ndarray:
@@ -89,7 +90,7 @@ class MemorySource:
     def load(self, index: int) -> Image.Image:
         if index in self.broken:
             raise ImageError(f"image {index} is broken", "mend it")
-        return pattern(20 + 7 * (index % 5), 31 - 5 * (index % 4), seed=index)
+        return pattern(20 + 7 * (index % 5), 31 - 5 * (index % 4), seed=index + self.shift)
 
     def name(self, index: int) -> str:
         return f"image {index}"

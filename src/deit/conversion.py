@@ -118,7 +118,7 @@ def convert(
     options, fields = hub_arguments(arguments)
     checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields)
     _check_apart(checkpoint.path, path)
-    model = classifier_of(checkpoint, fields, distillation=distillation)
+    model = classifier_of(checkpoint, fields, distillation=distillation).without_layer_scale()
     processor = processor_beside(checkpoint, model.config)
     shift = _take_epsilon(model) if form != "transformers" else 0.0
     expected = logits_on_fixed_input(model, model)

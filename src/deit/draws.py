@@ -17,7 +17,6 @@ class Stream(IntEnum):
 
     SPLIT = 1
     ORDER = 2
-    ARRANGE = 3
     AUGMENT = 4
     MIX = 5
     DROP_PATH = 6

@@ -12,17 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deit.data.class_names import places_among
 from deit.data.loader import EvaluationSamples, Loader
-from deit.data.sources import (
-    VALIDATION_FRACTION,
-    DataRecord,
-    ImageSource,
-    fingerprint,
-    folder_source,
-    has_parts,
-    open_data,
-    relabelled,
-)
+from deit.data.named import named_reference
+from deit.data.opening import read_parts
+from deit.data.sources import VALIDATION_FRACTION, DataRecord, ImageSource, ManyLabels, fingerprint, relabelled, splits_of
 from deit.devices import Precision, autocast, choose_device
 from deit.distillation.classifiers import load_classifier
 from deit.errors import DataError
@@ -35,6 +29,7 @@ BATCH_SIZE = 64
 
 Combine = Literal["mean", "softmax"]
 Part = Literal["auto", "all", "train", "validation", "test"]
+Among = Literal["auto", "all", "data"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,9 @@ class Evaluation:
         probabilities: (n, K), float32, of the model's answer; likewise ``labels``, (n,), and ``indices``, (n,), in the source.
         skipped: unreadable images that were left out.
         seconds: of the whole evaluation, loading included.
+        among: how many classes the model could answer with; all of its own when None.
+
+    Where several classes are right, an image's label is the one of them that the model holds likeliest: it is right if any is.
     """
 
     classes: tuple[str, ...]
@@ -75,6 +73,7 @@ class Evaluation:
     indices: np.ndarray
     skipped: int
     seconds: float
+    among: int | None = None
 
     @property
     def answer(self) -> HeadResult:
@@ -116,6 +115,7 @@ class Evaluation:
             "images_per_second": self.images_per_second,
             "heads": {name: asdict(head) for name, head in self.heads.items()},
             "per_class": self.per_class,
+            "answered_among": len(self.classes) if self.among is None else self.among,
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
         }
@@ -155,6 +155,7 @@ def evaluate_source(
     loader: Loader | None = None,
     precision: Precision = "fp32",
     combine: Combine = "mean",
+    among: np.ndarray | None = None,
     quiet: bool = False,
 ) -> Evaluation:
     """Classify every image of a source. The model is put into evaluation mode for it and back afterwards.
@@ -163,6 +164,8 @@ def evaluate_source(
         workers: processes that make batches; by the cores when None.
         loader: one of these samples whose processes are running already, in place of a new one.
         combine: how two heads answer together: the mean of their logits, or the sum of their softmaxes (section 4).
+        among: the classes that the model may answer with, by their places; all when None. The others do not exist for it:
+            they have no share in its confidence either.
 
     Raises:
         DataError: nothing in the source is readable.
@@ -178,7 +181,7 @@ def evaluate_source(
         for batch in loader.run(samples.plans(batch_size)):
             with torch.inference_mode(), autocast(device, precision):
                 heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
-            for name, logits in _combined(heads, combine).items():
+            for name, logits in _combined(_among(heads, among), combine).items():
                 parts.setdefault(name, []).append(logits.float().cpu())
             labels.append(batch.labels)
             indices.append(batch.samples[:, 0])
@@ -189,12 +192,13 @@ def evaluate_source(
     if not sum(map(len, labels)):
         raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
     return _summarise(
-        samples.source.classes,
+        samples.source,
         {name: torch.cat(logits) for name, logits in parts.items()},
         torch.cat(labels),
         torch.cat(indices).numpy(),
         skipped,
         seconds,
+        None if among is None else len(among),
     )
 
 
@@ -207,6 +211,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     combine: Combine = "mean",
+    classes: Among = "auto",
     skip_unreadable: bool = False,
     crop: Crop | None = None,
     ema: bool = False,
@@ -215,13 +220,16 @@ def evaluate(
     """Evaluate a saved model on a data set.
 
     By default a data set with parts is evaluated on its test part, or on its validation part where it has no test part; a
-    folder of one folder a class is evaluated whole, unless the model was trained on this very folder: then on the images
-    that were set aside from training.
+    plain data set is evaluated whole, unless the model was trained on this very one: then on the images that were set aside
+    from training.
 
     Args:
         model: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
-        data: a folder, or ``digits``.
+        data: as :func:`deit.data.opening.open_data` takes it; also ``imagenet-v2``, ``imagenet-real``, ``imagenet-a`` and
+            ``imagenet-r``, and ``imagenet`` without its training part.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        classes: whether the model answers among ``all`` of its classes or among those of the ``data``; ``auto`` is ``data`` for
+            ImageNet-A and -R, as their authors do, and ``all`` for any other.
         crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
         ema: take the average of the weights of a training checkpoint.
 
@@ -233,10 +241,12 @@ def evaluate(
     classifier = load_classifier(model, ema=ema, revision=revision)
     classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
-    source = relabelled(evaluation_part(data, part, record), classifier.classes)
+    shown = evaluation_part(data, part, record)
+    source = relabelled(shown, classifier.classes)
+    among = np.unique(places_among(shown.classes, classifier.classes)) if _own_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
-    return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine)
+    return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, among=among)
 
 
 def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | None = None) -> ImageSource:
@@ -245,14 +255,21 @@ def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | 
     Args:
         record: of the data that the model was trained on, where that is known.
     """
-    seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
-    if part == "all" and has_parts(data):
+    reference = named_reference(str(data))
+    if reference is not None and reference.data.evaluate is not None:
+        own: tuple[Part, ...] = ("auto", "test", "all") if reference.data.read is None else ("auto", "validation")
+        if part in own:
+            return reference.data.evaluate(reference.root)
+        if reference.data.read is None:
+            raise DataError(f"{reference.name} has no {part} part", "leave --part out")
+    parts = read_parts(data)
+    if part == "all" and not parts.plain:
         raise DataError(f"{data} comes in parts", "evaluate one of them: --part train, validation or test")
-    if part == "all" or (part == "auto" and not has_parts(data)):
-        whole = folder_source(Path(data))
-        if part == "all" or record is None or record.fingerprint != fingerprint(whole):
-            return whole
-    splits = open_data(data, seed, fraction)
+    whole = part == "all" or (part == "auto" and parts.plain)
+    if whole and (part == "all" or record is None or record.fingerprint != fingerprint(parts.train)):
+        return parts.train
+    seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
+    splits = splits_of(parts, seed, fraction)
     if part == "train":
         return splits.train
     if part == "validation":
@@ -268,6 +285,21 @@ def read_record(model: Path) -> DataRecord | None:
     return DataRecord.from_dict(read_json(path)) if path.is_file() else None
 
 
+def _own_classes(data: str | Path, classes: Among) -> bool:
+    """Whether a model answers among the data's classes alone."""
+    reference = named_reference(str(data))
+    return classes == "data" or (classes == "auto" and reference is not None and reference.data.own_classes)
+
+
+def _among(heads: dict[str, torch.Tensor], among: np.ndarray | None) -> dict[str, torch.Tensor]:
+    """The logits with every other class's at minus infinity."""
+    if among is None:
+        return heads
+    others = torch.ones(next(iter(heads.values())).shape[-1], dtype=torch.bool)
+    others[torch.from_numpy(among)] = False
+    return {name: logits.masked_fill(others.to(logits.device), -torch.inf) for name, logits in heads.items()}
+
+
 def _combined(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str, torch.Tensor]:
     """With ``softmax``, two heads answer with the sum of their softmaxes, kept here as its logarithm."""
     if combine == "softmax" and "both" in heads:
@@ -277,18 +309,27 @@ def _combined(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str, tor
 
 
 def _summarise(
-    classes: tuple[str, ...],
+    source: ImageSource,
     heads: dict[str, torch.Tensor],
     labels: torch.Tensor,
     indices: np.ndarray,
     skipped: int,
     seconds: float,
+    among: int | None,
 ) -> Evaluation:
-    results = {name: _judge(logits, labels) for name, logits in heads.items()}
-    answer = list(heads.values())[-1].softmax(dim=-1).numpy()
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (labels.numpy(), answer.argmax(axis=1)), 1)
-    return Evaluation(classes, results, confusion, answer, labels.numpy(), indices, skipped, seconds)
+    right = torch.from_numpy(source.right_classes(indices)) if isinstance(source, ManyLabels) else None
+    results = {name: _judge(logits, _likeliest(logits, right, labels)) for name, logits in heads.items()}
+    last = list(heads.values())[-1]
+    true = _likeliest(last, right, labels).numpy()
+    answer = last.softmax(dim=-1).numpy()
+    confusion = np.zeros((len(source.classes), len(source.classes)), np.int64)
+    np.add.at(confusion, (true, answer.argmax(axis=1)), 1)
+    return Evaluation(source.classes, results, confusion, answer, true, indices, skipped, seconds, among)
+
+
+def _likeliest(logits: torch.Tensor, right: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    """The labels, (n,): where several classes are ``right``, (n, K), the one with the highest logit."""
+    return labels if right is None else logits.masked_fill(~right, -torch.inf).argmax(dim=-1)
 
 
 def _judge(logits: torch.Tensor, labels: torch.Tensor) -> HeadResult:

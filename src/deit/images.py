@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deit.errors import ImageError
 
@@ -18,6 +19,8 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # Pillow's own bound: 512 MiB of RGB
 MAX_FILE_BYTES = 512 * 2**20
+KEPT_BLOCKS = 4
+SIDEWAYS = range(5, 9)  # values of the EXIF orientation
 # Pillow's readers let through whatever goes wrong while they take a damaged file apart.
 DECODING_ERRORS = (
     ArithmeticError,
@@ -33,6 +36,13 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# Height and width of the upright image -> how many times smaller it may be decoded: 1, 2, 4 or 8.
+Reduction = Callable[[int, int], int]
+
+# Pillow gives the memory of each image back to the system, and getting it again takes as long as decoding. This is its own
+# setting for keeping some: blocks of 16 MiB at most.
+Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # documented, but not exported
+
 # Pillow warns of odd metadata and from half its bound on; ours is the bound above. Once and for good, since filters that
 # come and go (warnings.catch_warnings) would disturb each other between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -43,7 +53,7 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def open_image(source: Path | bytes, name: str = "") -> Image.Image:
+def open_image(source: Path | bytes, name: str = "", reduction: Reduction | None = None) -> Image.Image:
     """Decode one image.
 
     Handles grey, palette, CMYK, 16-bit and floating-point images; lays transparent ones on white; turns by the EXIF
@@ -52,6 +62,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
     Args:
         source: a file's path, or its bytes.
         name: what to call the image in an error; the path by default.
+        reduction: is asked once the size is known. A JPEG file is then decoded as many times smaller, which is a choice of
+            its format and saves time; an image of another format is not.
 
     Returns:
         An image of mode RGB.
@@ -62,6 +74,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
     name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
         with _opened(source, name) as image:
+            if reduction is not None:
+                _reduce(image, reduction)
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
@@ -69,19 +83,23 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         raise _unreadable(name, error) from error
 
 
-def check_header(path: Path) -> None:
-    """Whether the file begins as an image of an allowed size does; a few hundred bytes are read.
+def check_header(source: Path | bytes, name: str = "") -> None:
+    """Whether a file begins as an image of an allowed size does; a few hundred bytes are read.
+
+    Args:
+        source: as for :func:`open_image`; likewise ``name``.
 
     Raises:
         ImageError: as :func:`open_image`, but what comes after the header is not looked at.
     """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
-        with _opened(path, str(path)):
+        with _opened(source, name):
             pass
     except ImageError:
         raise
     except DECODING_ERRORS as error:
-        raise _unreadable(str(path), error) from error
+        raise _unreadable(name, error) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,6 +124,15 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
         image.close()
         raise ImageError(f"{name} has {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} are read")
     return image
+
+
+def _reduce(image: Image.Image, reduction: Reduction) -> None:
+    width, height = image.size
+    if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+        width, height = height, width
+    factor = reduction(height, width)
+    if factor > 1 and image.format == "JPEG":
+        image.draft(None, (image.width // factor, image.height // factor))
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:

@@ -689,6 +689,7 @@ def classifier_of(
         kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
     if kind is None:
         raise CheckpointError(
-            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes", "pass num_labels for new heads"
+            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes",
+            "`deit train --init` gives it heads; in Python, num_labels does",
         )
     return kind.from_checkpoint(checkpoint, fields, distillation=distillation, **choices)

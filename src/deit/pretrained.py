@@ -284,8 +284,12 @@ class PreTrainedModel(nn.Module):
                 f"save_pretrained has no argument {min(hub)!r}", "remove it; those of push_to_hub go with push_to_hub=True"
             )
         if is_main_process:
-            saved = self.without_layer_scale()  # which no other program knows
-            state = saved.state_dict() if state_dict is None else state_dict
+            saved, state = self, self.state_dict() if state_dict is None else state_dict
+            if self.config.layer_scale is not None:  # which no other program knows
+                saved = copy.deepcopy(self)
+                saved.load_state_dict(state)
+                saved = saved.without_layer_scale()
+                state = saved.state_dict()
             write_transformers(Path(directory), saved.config, self._canonical(state), type(self).__name__)
         if is_main_process and push_to_hub:
             publishing.push_to_hub(Path(directory), **hub)

@@ -63,6 +63,11 @@ class Progress(AbstractContextManager["Progress"]):
             )
 
 
+def plural(count: int, what: str) -> str:
+    """``1, "step"`` -> ``1 step``; ``1200, "step"`` -> ``1,200 steps``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def duration(seconds: float) -> str:
     """``75`` -> ``1 min 15 s``; whole seconds below an hour, whole minutes above."""
     whole = round(seconds)

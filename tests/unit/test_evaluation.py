@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from deit.data.class_names import imagenet_ids, imagenet_names, imagenet_subset
+from deit.data.folders import folder_source
 from deit.data.loader import EvaluationSamples
-from deit.data.sources import DataRecord, folder_source, open_data
+from deit.data.opening import open_data
+from deit.data.sources import DataRecord, ImageSource, ManyLabels
 from deit.errors import CheckpointError, DataError, ImageError
 from deit.evaluation import (
     Evaluation,
@@ -31,6 +34,7 @@ from deit.image_processor import DeiTImageProcessor
 from deit.modeling import DeiTForImageClassificationWithTeacher
 from tests.conftest import CLASSES
 from tests.helpers import MemorySource, pattern, randomised, tiny_deit
+from tests.unit.data.layouts import WNIDS, cifar10, devkit, imagenet_flat, photo
 
 CROPS: list[Any] = [None, "keep", "squash", "pad"]
 PROCESSOR = DeiTImageProcessor.for_size(32, 32)
@@ -58,7 +62,7 @@ class Scripted(nn.Module):
         return Heads({name: rows[here] for name, rows in self.rows.items()})
 
 
-def run(model: nn.Module, source: MemorySource, skip: bool = False, **options: object) -> Evaluation:
+def run(model: nn.Module, source: ImageSource, skip: bool = False, **options: object) -> Evaluation:
     return evaluate_source(model, EvaluationSamples(source, PROCESSOR, skip), workers=0, batch_size=2, quiet=True, **options)  # type: ignore[arg-type]
 
 
@@ -270,3 +274,135 @@ def test_a_data_folder_that_is_missing_is_named(part: str, tmp_path: Path) -> No
 
 def test_a_plain_folder_is_evaluated_whole(photo_folder: Path) -> None:
     assert len(evaluation_part(photo_folder).labels) == len(folder_source(photo_folder).labels) == 24
+
+
+def test_any_of_several_right_classes_is_right() -> None:
+    source = ManyLabels(MemorySource(4), ((0, 2), (0, 2), (0, 1), (1,)), ("a", "b", "c"))
+    rows = [[LN[0], LN[1], LN[2]], [LN[0], LN[2], LN[1]], [LN[2], LN[1], LN[0]], [LN[2], LN[1], LN[0]]]
+    result = run(Scripted(**{"class": rows}), source)
+    # By the likeliest right class: c is right, of a and c the second place, a is right, b is the second place.
+    assert result.labels.tolist() == [2, 2, 0, 1]
+    assert result.answer.top1 == 0.5
+    assert result.answer.loss == pytest.approx((2 * math.log(8 / 5) + 2 * math.log(8 / 2)) / 4)
+    assert result.confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+    assert result.answer.calibration_error == pytest.approx(5 / 8 - 1 / 2, abs=1e-6)
+
+
+def test_each_head_has_its_own_likeliest_class() -> None:
+    source = ManyLabels(MemorySource(1), ((0, 1),), ("a", "b", "c"))
+    result = run(Scripted(**{"class": [[3.0, 1, 0]], "distillation": [[1.0, 3, 0]]}), source)
+    assert [head.top1 for head in result.heads.values()] == [1.0, 1.0]
+    assert result.labels.tolist() == [1]
+
+
+def test_other_classes_do_not_exist_where_the_answer_is_among_some() -> None:
+    rows = {"class": [[LN[0], LN[2], LN[1]], [LN[2], LN[1], LN[0]]]}
+    source = MemorySource(2, classes=("a", "b", "c"))
+    free = run(Scripted(**rows), source)
+    bound = run(Scripted(**rows), source, among=np.array([0, 1]))
+    assert (free.among, bound.among) == (None, 2)
+    assert free.probabilities[1].tolist() == pytest.approx([5 / 8, 2 / 8, 1 / 8])
+    assert bound.probabilities[1].tolist() == pytest.approx([5 / 7, 2 / 7, 0])
+    assert bound.answer.loss == pytest.approx((math.log(6) + math.log(7 / 2)) / 2)
+    assert bound.to_dict()["answered_among"] == 2
+    assert free.to_dict()["answered_among"] == 3
+    assert run(Scripted(**rows), source, among=np.array([0, 2])).answer.top1 == 0.0
+
+
+@pytest.mark.parametrize("combine", ["mean", "softmax"])
+def test_both_heads_answer_among_the_same_classes(combine: str) -> None:
+    one, other = torch.tensor([[0.1, 0.2, 0.7]]).log(), torch.tensor([[0.3, 0.1, 0.6]]).log()
+    heads = {"class": one.tolist(), "distillation": other.tolist(), "both": ((one + other) / 2).tolist()}
+    result = run(Scripted(**heads), MemorySource(1), among=np.array([0, 1]), combine=combine)
+    shares = {"mean": (0.03**0.5, 0.02**0.5), "softmax": (1 / 3 + 3 / 4, 2 / 3 + 1 / 4)}[combine]
+    assert result.probabilities[0].tolist() == pytest.approx([shares[0] / sum(shares), shares[1] / sum(shares), 0], abs=1e-6)
+    assert not np.isnan(result.answer.loss)
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of ImageNet's classes under the names of published models: two of them are called `crane`."""
+    names = [name.partition(" (n")[0] for name in imagenet_names()]
+    config = tiny_deit(num_labels=1000, id2label=dict(enumerate(names)))
+    directory = tmp_path_factory.mktemp("published")
+    randomised(DeiTForImageClassificationWithTeacher(config), std=0.05).save_pretrained(directory)
+    return directory
+
+
+def test_a_published_model_is_evaluated_on_imagenet(thousand: Path, tmp_path: Path) -> None:
+    imagenet_flat(tmp_path / "val")
+    devkit(tmp_path)
+    result = evaluate(thousand, f"imagenet:{tmp_path}", workers=0, device="cpu")
+    assert (result.images, result.among) == (6, None)
+    assert sorted(result.labels.tolist()) == [0, 0, 134, 134, 517, 517]
+    named = evaluate(thousand, f"imagenet:{tmp_path}", part="validation", workers=0, device="cpu")
+    assert named.heads == result.heads
+    with pytest.raises(DataError, match="ImageNet has no train in"):
+        evaluate(thousand, f"imagenet:{tmp_path}", part="train", workers=0, device="cpu")
+
+
+def test_a_plain_folder_of_word_net_ids_is_imagenet_to_a_published_model(thousand: Path, tmp_path: Path) -> None:
+    for number, wnid in enumerate(WNIDS):
+        photo(tmp_path / wnid / "a.jpg", number)
+    result = evaluate(thousand, tmp_path, workers=0, device="cpu")
+    assert (result.labels.tolist(), result.among) == ([0, 134, 517], None)
+    bound = evaluate(thousand, tmp_path, workers=0, device="cpu", classes="data")
+    assert bound.among == 3
+    assert set(np.flatnonzero(bound.probabilities.any(axis=0)).tolist()) == {0, 134, 517}
+    assert bound.answer.top1 >= result.answer.top1
+    assert bound.answer.top5 == 1.0
+
+
+@pytest.mark.parametrize("letter", ["a", "r"])
+def test_a_and_r_are_answered_among_their_classes(thousand: Path, tmp_path: Path, letter: str) -> None:
+    places = imagenet_subset(letter)
+    for place in places[:3]:
+        photo(tmp_path / imagenet_ids()[place] / "a.jpg", place)
+    result = evaluate(thousand, f"imagenet-{letter}:{tmp_path}", workers=0, device="cpu")
+    assert (result.among, result.labels.tolist()) == (200, list(places[:3]))
+    answered = np.flatnonzero(result.probabilities.any(axis=0))
+    assert set(answered.tolist()) <= set(places)
+    everything = evaluate(thousand, f"imagenet-{letter}:{tmp_path}", workers=0, device="cpu", classes="all")
+    assert everything.among is None
+    assert everything.answer.loss > result.answer.loss
+
+
+def test_v2_and_real_are_answered_among_all(thousand: Path, tmp_path: Path) -> None:
+    for place in (3, 700):
+        photo(tmp_path / "v2" / str(place) / "a.jpg", place)
+    result = evaluate(thousand, f"imagenet-v2:{tmp_path / 'v2'}", workers=0, device="cpu")
+    assert (result.among, sorted(result.labels.tolist())) == (None, [3, 700])
+    imagenet_flat(tmp_path / "val")
+    devkit(tmp_path)
+    every = [list(range(1000)), [], [1, 2], [5], [6], [7]]
+    (tmp_path / "real.json").write_text(json.dumps(every))
+    real = evaluate(thousand, f"imagenet-real:{tmp_path}", workers=0, device="cpu")
+    assert real.images == 5
+    assert real.labels[0] == real.probabilities[0].argmax()  # whatever it says of the first is right
+    assert real.labels[1] in (1, 2)
+
+
+def test_a_sister_has_one_part(tmp_path: Path) -> None:
+    for part in ("train", "validation"):
+        with pytest.raises(DataError, match=f"imagenet-v2 has no {part} part"):
+            evaluation_part(f"imagenet-v2:{tmp_path}", part)
+    with pytest.raises(DataError, match="switched off by HF_HUB_OFFLINE"):
+        evaluation_part(f"imagenet-v2:{tmp_path}")
+
+
+def test_every_part_of_a_named_data_set_can_be_chosen(tmp_path: Path) -> None:
+    data = f"cifar10:{cifar10(tmp_path, 20)}"
+    counts = {part: len(evaluation_part(data, part).labels) for part in ("auto", "train", "validation", "test")}
+    assert counts == {"auto": 20, "train": 90, "validation": 10, "test": 20}
+    with pytest.raises(DataError, match="comes in parts"):
+        evaluation_part(data, "all")
+
+
+def test_a_manifest_that_a_model_learned_from_gives_what_was_set_aside(photo_folder: Path, tmp_path: Path) -> None:
+    source = folder_source(photo_folder)
+    lines = [f'"{source.path(index)}",{source.classes[label]}' for index, label in enumerate(source.labels)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+    splits = open_data(tmp_path / "list.csv", seed=7, validation_fraction=0.25)
+    assert len(evaluation_part(tmp_path / "list.csv").labels) == 24
+    part = evaluation_part(tmp_path / "list.csv", record=DataRecord(splits.fingerprint, 7, 0.25))
+    assert [part.name(i) for i in range(6)] == [splits.validation.name(i) for i in range(6)]

@@ -52,6 +52,68 @@ def test_a_jpeg_gives_nearly_its_pixels() -> None:
     assert np.abs(difference).max() <= 6
 
 
+def asked_for(factor: int) -> tuple[list[tuple[int, int]], Callable[[int, int], int]]:
+    """A reduction that remembers what it was asked."""
+    sizes: list[tuple[int, int]] = []
+
+    def reduction(height: int, width: int) -> int:
+        sizes.append((height, width))
+        return factor
+
+    return sizes, reduction
+
+
+@pytest.mark.parametrize(("factor", "size"), [(1, (203, 154)), (2, (102, 77)), (4, (51, 39)), (8, (26, 20))])
+def test_a_jpeg_is_decoded_smaller_on_request(factor: int, size: tuple[int, int]) -> None:
+    content = encoded(pattern(203, 154), "JPEG", quality=95)
+    sizes, reduction = asked_for(factor)
+    image = open_image(content, reduction=reduction)
+    assert (image.mode, image.size, sizes) == ("RGB", size, [(154, 203)])
+    whole = open_image(content)
+    if factor == 1:
+        assert image == whole
+    else:
+        blocks = np.asarray(whole, float)[: 154 // factor * factor, : 203 // factor * factor]
+        blocks = blocks.reshape(154 // factor, factor, 203 // factor, factor, 3).mean((1, 3))
+        difference = np.asarray(image, float)[: len(blocks), : blocks.shape[1]] - blocks
+        assert np.abs(difference[:, :, :2]).mean() < 2.5  # the smooth channels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_jpeg_is_upright_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = encoded(pattern(160, 96), "JPEG", quality=95, exif=exif)
+    whole = open_image(content)
+    sizes, reduction = asked_for(4)
+    image = open_image(content, reduction=reduction)
+    assert sizes == [(whole.height, whole.width)]
+    assert image.size == (whole.width // 4, whole.height // 4)
+    expected = np.asarray(whole.resize(image.size, Image.Resampling.BOX), float)
+    assert np.abs(np.asarray(image, float) - expected)[:, :, :2].mean() < 2.5
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_smaller_jpeg_may_have_other_colours(mode: str) -> None:
+    content = encoded(pattern(64, 48).convert(mode), "JPEG", quality=95)
+    image = open_image(content, reduction=lambda _height, _width: 2)
+    assert (image.mode, image.size) == ("RGB", (32, 24))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_other_formats_are_asked_and_decoded_whole(kind: str) -> None:
+    content = encoded(pattern(64, 48), kind)
+    sizes, reduction = asked_for(4)
+    assert open_image(content, reduction=reduction) == open_image(content)
+    assert sizes == [(48, 64)]
+
+
+def test_a_jpeg_that_is_cut_off_is_refused_at_any_size() -> None:
+    content = encoded(pattern(640, 480), "JPEG")
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(content[: len(content) // 2], reduction=lambda _height, _width: 2)
+
+
 def test_grey_stays_grey() -> None:
     assert first(encoded(Image.new("L", (3, 2), 77), "PNG")) == (77, 77, 77)
     assert first(encoded(Image.new("1", (3, 2), 1), "PNG")) == (255, 255, 255)

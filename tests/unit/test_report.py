@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.data.sources import DigitsSource
+from deit.data.sources import ArraySource
 from deit.errors import ImageError, MissingExtraError
 from deit.evaluation import Evaluation, HeadResult, calibration_bins, calibration_error
 from deit.report import ReportData, write_report
@@ -431,7 +431,7 @@ def test_the_size_of_a_sample(tmp_path: Path, size: tuple[int, int], expected: t
 def test_pixels_stay_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), np.uint8)
     evaluation = evaluated([0, 1], [0, 1], ("0", "1"), [0.9, 0.8])
-    source = DigitsSource(pixels, evaluation.classes, evaluation.labels)
+    source = ArraySource(pixels, evaluation.classes, evaluation.labels, "digit")
     images = page_of(tmp_path, report_data(evaluation, source=source)).section("Samples").find("img")
     for image, digit in zip(images, pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(decoded(image).convert("L")), digit.repeat(20, 0).repeat(20, 1))

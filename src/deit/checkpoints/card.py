@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit.checkpoints.facts import ModelFacts, at, count, number, read_facts
+from deit.files import BEST_NAME, LAST_NAME
 from deit.files import CARD_NAME as CARD_NAME
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Z_95 = 1.96  # standard deviations to either side that hold 95% of a normal dist
 
 HEAD_NAMES = {"class": "class token", "distillation": "distillation token", "both": "both, the model's answer"}
 COLUMNS = {"top-1": "top1", "top-5": "top5", "loss": "loss", "calibration error": "calibration_error"}
+TRAINED_PARTS = {"heads": "the heads", "attention": "attention, position embeddings and heads"}
 CAUTIONS = {
     "test": "They took no part in training nor in choosing among checkpoints.",
     "validation": "The checkpoint was chosen by them too: the figures are slightly optimistic.",
@@ -34,7 +36,8 @@ CAUTIONS = {
 SETTINGS = {
     "epochs": "epochs",
     "batch size": "batch_size",
-    "peak learning rate at a batch of 512": "optimizer.lr",
+    "optimizer": "optimizer.name",
+    "peak learning rate at a batch of {batch:g}": "optimizer.lr",
     "warm-up epochs": "optimizer.warmup_epochs",
     "weight decay": "optimizer.weight_decay",
     "stochastic depth": "model.drop_path",
@@ -150,12 +153,22 @@ def _recipe(facts: ModelFacts) -> str:
     if not facts.recipe:
         return "Not known, since no run lies beside the model."
     mode, teacher = at(facts.recipe, "distillation.mode"), _base(facts.run.get("teacher"))
-    taught = f"from the labels and from a teacher, {_code(teacher)} ({mode} distillation)" if mode in ("hard", "soft") else ""
-    lines = [f"Trained by the recipe {_code(facts.recipe.get('name'))}, {taught or 'from the labels alone'}.", ""]
+    taught = "from the labels alone"
+    if number(facts.recipe, "masking.ratio"):
+        taught = "to fill in hidden patches; no label was looked at"
+    elif mode in ("hard", "soft"):
+        taught = f"from the labels and from a teacher, {_code(teacher)} ({mode} distillation)"
+    lines = [f"Trained by the recipe {_code(facts.recipe.get('name'))}, {taught}.", ""]
+    if start := _base(facts.run.get("init")):
+        lines[0] += f" It started from {_code(start)}."
+    if parts := TRAINED_PARTS.get(str(at(facts.recipe, "model.trainable"))):
+        lines[0] += f" Of its weights, {parts} alone learned."
     if epoch := count(facts.row, "epoch"):
         lines[0] += f" These are the weights after epoch {epoch}."
     lines += ["| setting | value |", "|---|---:|"]
-    for label, place in SETTINGS.items():
+    batch = number(facts.recipe, "optimizer.reference_batch") or 512
+    for name, place in SETTINGS.items():
+        label = name.format(batch=batch)
         value, known = at(facts.recipe, place), number(facts.recipe, place)
         if isinstance(value, str):
             lines.append(f"| {label} | {_code(value).replace('|', PIPE)} |")
@@ -193,6 +206,8 @@ def _metrics(facts: ModelFacts) -> str:
 
 def _unmeasured(facts: ModelFacts) -> str:
     top1, loss = number(facts.row, "validation.top1"), number(facts.row, "validation.loss")
+    if loss is not None and number(facts.recipe, "masking.ratio"):
+        return f"On validation images, hidden pixels are {loss:.4f} off on average, after normalisation."
     if top1 is None or loss is None:
         return "Not known, since no evaluation lies beside the model. `deit evaluate` makes one."
     seen = f"{top1:.2%} of the validation images right, loss {loss:.4f}"
@@ -272,11 +287,16 @@ def _data_name(facts: ModelFacts) -> str:
 
 
 def _base(name: object) -> str:
-    """A name of the hub or of timm as it is; of a path, the last part."""
+    """A name of the hub or of timm as it is; of a path, the last part; of a data set's name and folder, the name."""
     text = name if isinstance(name, str) else ""
+    if match := re.match(r"([a-z][a-z0-9-]+):[\\/](?![\\/])", text):
+        return match[1]
     if re.fullmatch(r"([a-z]+:)?\w[\w.-]*(/\w[\w.-]*)?", text):
         return text
-    return re.split(r"[\\/]+", text.rstrip("\\/"))[-1]
+    parts = re.split(r"[\\/]+", text.rstrip("\\/"))
+    if len(parts) > 1 and parts[-1] in (BEST_NAME, LAST_NAME):  # of a run, whose name says more
+        parts.pop()
+    return parts[-1]
 
 
 def _without_folders(text: str) -> str:

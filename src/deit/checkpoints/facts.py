@@ -72,11 +72,7 @@ class ModelFacts:
     @property
     def shape(self) -> str:
         """The published model of this shape, or else the kind of model and its size."""
-        if (own := self.config) is None:
-            return self.architecture
-        mine = _shape(own)
-        names = (name for name in VARIANTS if _shape(variant_config(name)) == mine)
-        return next(names, f"{own.model_type}-width{own.hidden_size}-depth{own.num_hidden_layers}")
+        return self.architecture if self.config is None else shape_name(self.config)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,6 +144,13 @@ def open_weights(directory: Path) -> list[TensorFile]:
     raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
 
 
+def shape_name(config: ViTConfig) -> str:
+    """The published model of this shape, or else the kind of model and its size."""
+    mine = _shape(config)
+    names = (name for name in VARIANTS if _shape(variant_config(name)) == mine)
+    return next(names, f"{config.model_type}-width{config.hidden_size}-depth{config.num_hidden_layers}")
+
+
 def at(content: Any, place: str) -> Any:
     """A value within mappings by its path, such as ``optimizer.lr``; None where there is none."""
     for name in place.split("."):
@@ -176,7 +179,7 @@ def _shape(config: ViTConfig) -> object:
 def _merit(row: dict[str, Any]) -> tuple[float, float]:
     """By which a run chooses its best epoch."""
     top1, loss = number(row, "validation.top1"), number(row, "validation.loss")
-    return (-math.inf, 0.0) if top1 is None or loss is None else (top1, -loss)
+    return (-math.inf, 0.0) if loss is None else (0.0 if top1 is None else top1, -loss)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from deit.evaluation import Evaluation
     from deit.training.run import TrainResult
 
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
-RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, or `digits`.")]
+DATA_HELP = "A folder of images, a manifest, hf:OWNER/NAME, or a name of `deit data list`."
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)]
 RecipeOption = Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")]
 ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model list`.")]
 TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]
@@ -88,6 +89,16 @@ def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, o
             raise UserError(f"--set {assignment!r} assigns nothing", "write NAME=VALUE, such as optimizer.lr=1e-3")
         settings[name.strip()] = value.strip()
     return settings
+
+
+def refuse_two_shapes(init: str | None, shape: str | None, option: str = "--model") -> None:
+    """A checkpoint brings its own shape.
+
+    Raises:
+        UserError: another shape is asked for beside it.
+    """
+    if init is not None and shape is not None:
+        raise UserError(f"--init brings the model's shape and {option} names another", "leave one of them out")
 
 
 def print_json(content: Any) -> None:

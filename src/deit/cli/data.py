@@ -14,26 +14,73 @@ def data() -> None:
     """Data sets."""
 
 
+@app.command("list")
+def list_data(as_json: JsonOption = False) -> None:
+    """The data sets that are known by name: classes, images in each part, terms of use, where they come from."""
+    from deit.data.named import NAMED, named_reference
+
+    rows = []
+    for name, row in NAMED.items():
+        reference = named_reference(name)
+        assert reference is not None
+        rows.append(
+            {
+                "name": name,
+                "classes": row.classes,
+                "images": dict(row.images),
+                "terms": row.terms,
+                "origin": row.origin,
+                "folder": str(reference.root),
+                "evaluation_only": row.read is None,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    parts = ("train", "validation", "test")
+    table = [
+        [
+            str(row["name"]),
+            f"{row['classes']:,}",
+            *(f"{NAMED[str(row['name'])].images[part]:,}" if part in NAMED[str(row["name"])].images else "" for part in parts),
+            str(row["terms"]),
+            str(row["origin"]),
+        ]
+        for row in rows
+    ]
+    print_table(["name", "classes", *parts, "terms", "from"], table)
+    typer.echo("\nA data set is looked for in $DEIT_DATA/NAME or ~/.cache/deit/NAME, or in FOLDER where you write NAME:FOLDER.")
+    typer.echo(
+        "imagenet-v2, -real, -a and -r are for `deit evaluate` alone. Beside these: digits, folders, manifests, hf:OWNER/NAME."
+    )
+
+
 @app.command("check")
 def check(data: DataArgument, as_json: JsonOption = False) -> None:
     """Decode every image, count classes and parts; the exit code is 1 where files are unreadable."""
     import numpy as np
 
-    from deit.data.sources import check_images, open_data
+    from deit.data.checking import check_images
+    from deit.data.named import named_reference
+    from deit.data.opening import open_data
 
-    splits = open_data(data)
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    filled = {name: part for name, part in parts.items() if part is not None}
+    reference = named_reference(data)
+    if reference is not None and reference.data.read is None and reference.data.evaluate is not None:
+        source = reference.data.evaluate(reference.root)
+        filled, origin = {"test": source}, f"{reference.name} is for evaluation alone"
+    else:
+        splits = open_data(data)
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        filled, origin = {name: part for name, part in parts.items() if part is not None}, splits.origin
+    names = next(iter(filled.values())).classes
     problems = [str(error) for part in filled.values() for error in check_images(part, whole=True).values()]
     counts = {name: np.bincount(part.labels, minlength=len(part.classes)) for name, part in filled.items()}
     if as_json:
-        classes = {
-            label: {name: int(count[place]) for name, count in counts.items()} for place, label in enumerate(splits.classes)
-        }
-        print_json({"origin": splits.origin, "classes": classes, "unreadable": problems})
+        classes = {label: {name: int(count[place]) for name, count in counts.items()} for place, label in enumerate(names)}
+        print_json({"origin": origin, "classes": classes, "unreadable": problems})
     else:
-        typer.echo(f"Parts: {splits.origin}.")
-        rows = [[label, *(str(count[place]) for count in counts.values())] for place, label in enumerate(splits.classes)]
+        typer.echo(f"Parts: {origin}.")
+        rows = [[label, *(str(count[place]) for count in counts.values())] for place, label in enumerate(names)]
         rows.append(["all", *(str(count.sum()) for count in counts.values())])
         print_table(["class", *counts], rows)
         for text in problems:

@@ -33,6 +33,12 @@ def evaluate(
     combine: Annotated[
         Literal["mean", "softmax"], typer.Option(help="How two heads answer: mean of logits, or sum of softmaxes.")
     ] = "mean",
+    classes: Annotated[
+        Literal["auto", "all", "data"],
+        typer.Option(
+            help="What the model may answer: all of its classes, or those of the data; auto: data for ImageNet-A and -R."
+        ),
+    ] = "auto",
     crop: Annotated[
         Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
     ] = None,
@@ -55,6 +61,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         combine=combine,
+        classes=classes,
         crop=crop,
         skip_unreadable=skip_unreadable,
         ema=ema,
@@ -64,6 +71,8 @@ def evaluate(
         print_json(result.to_dict())
         return
     print_heads(result, data)
+    if result.among is not None:
+        typer.echo(f"Answers were taken among the {result.among} classes of the data, of the model's {len(result.classes)}.")
     typer.echo()
     totals = result.confusion.sum(axis=1)
     rows = [[name, f"{share:.2%}", f"{totals[result.classes.index(name)]}"] for name, share in result.per_class.items()]

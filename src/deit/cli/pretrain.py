@@ -22,6 +22,7 @@ from deit.cli.common import (
     WorkersOption,
     print_json,
     recipe_settings,
+    refuse_two_shapes,
 )
 from deit.errors import UserError
 
@@ -29,7 +30,7 @@ from deit.errors import UserError
 def pretrain(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images; no labels are needed.")] = None,
     init: InitOption = None,
-    recipe: Annotated[str, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = "pretrain-mim",
+    recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
     model: Annotated[str | None, typer.Option(help="A distilled name of `deit model list`.")] = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
@@ -54,11 +55,12 @@ def pretrain(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
-    if resume is not None and (settings or init or out):
+    refuse_two_shapes(init, model)
+    if resume is not None and (settings or recipe or init or out):
         raise UserError("A resumed run keeps its own recipe", "pass --resume without other settings")
     result = run(
         data,
-        recipe,
+        recipe or "pretrain-mim",
         out=out,
         resume=resume,
         init=init,
@@ -70,5 +72,7 @@ def pretrain(
     if as_json:
         print_json({**asdict(result), "directory": str(result.directory)})
         return
-    typer.echo(f"Loss of hidden pixels: {result.loss:.4f}, epoch {result.epoch}")
+    typer.echo(
+        f"Hidden pixels of the validation part: {result.loss:.4f} off on average (normalised), after epoch {result.epoch}"
+    )
     typer.echo(f'\nNext: deit train DATA --init "{result.directory}"')

@@ -64,7 +64,7 @@ def _trained(directory: Path, recipe: str, teacher: Path | None, device: str, wo
 
 def _show_predictions(model: Path, folder: Path, device: str) -> list[Path]:
     """Write a few test images as files, as a user has them, and name what is in them."""
-    from deit.data.sources import open_data
+    from deit.data.opening import open_data
     from deit.inference.predictor import Predictor
 
     _, source = open_data("digits").held_out

@@ -32,6 +32,7 @@ from deit.cli.common import (
     print_result,
     print_table,
     recipe_settings,
+    refuse_two_shapes,
 )
 
 app = typer.Typer(help="Teachers: convolutional networks that a transformer learns from.", no_args_is_help=True)
@@ -73,6 +74,7 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
+    refuse_two_shapes(init, arch, "--arch")
     check_resume(resume, settings, recipe, init, out)
     result = run(
         data,
@@ -100,6 +102,7 @@ def store(
         int | None, typer.Option(min=1, help="Keep the probabilities of so many classes, for soft distillation.")
     ] = None,
     teacher_weights: TeacherWeightsOption = None,
+    init: InitOption = None,
     recipe: RecipeOption = None,
     model: ModelOption = None,
     image_size: ImageSizeOption = None,
@@ -125,9 +128,10 @@ def store(
     }
     result = run(
         data,
-        recipe or default_recipe(data, distilled=True),
+        recipe or default_recipe(data, distilled=True, init=init is not None),
         teacher=teacher,
         out=out,
+        init=init,
         views=views,
         top_k=top_k,
         teacher_weights=teacher_weights,

@@ -28,6 +28,7 @@ from deit.cli.common import (
     default_recipe,
     print_result,
     recipe_settings,
+    refuse_two_shapes,
 )
 
 TEACHER_HELP = "A directory of `deit teacher train` or `store`, any classifier's directory or hub name, or a timm name."
@@ -65,6 +66,7 @@ def train(
         "seed": seed,
     }
     settings = recipe_settings(assignments, shortcuts)
+    refuse_two_shapes(init, model)
     check_resume(resume, settings, recipe, init, teacher, teacher_weights, out)
     result = run(
         data,

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.data.augment import TrainTransform
-from deit.data.mixing import MixDraw, Mixing, draw, mix_images, soft_targets
+from deit.data.crops import Box, reduced_box
+from deit.data.mixing import Mixing, draw, mix_images, soft_targets
 from deit.data.order import Plan
-from deit.data.sources import ImageSource
+from deit.data.sources import ImageSource, load_reduced
 from deit.distillation.answers import StoredAnswers
 from deit.draws import Stream, generator
 from deit.errors import DeiTError, ImageError
@@ -81,8 +82,14 @@ class TrainSamples:
     answers: StoredAnswers | None = None
 
     def sample(self, epoch: int, index: int, repeat: int = 0) -> np.ndarray:
-        """One augmented image before mixing: (3, height, width), float32, a function of its arguments alone."""
-        return self.transform(self.source.load(index), generator(self.seed, Stream.AUGMENT, epoch, index, repeat))
+        """One augmented image before mixing: (3, height, width), float32, a function of its arguments alone.
+
+        Raises:
+            ImageError: the image is unreadable.
+        """
+        values = np.empty((3, *self.transform.size), np.float32)
+        self._write(epoch, index, [repeat], [values])
+        return values
 
     def batch(self, plan: Plan) -> Batch:
         """The mixed batch of a plan; empty where unreadable images are skipped and all of them are.
@@ -91,29 +98,64 @@ class TrainSamples:
             ImageError: an unreadable image, unless they are skipped.
             TeacherError: the stored teacher's answers belong to other images.
         """
-        images: dict[int, np.ndarray] = {}
-        for position, (index, repeat, _) in enumerate(plan.samples.tolist()):
+        pixels, kept = self._pixels(plan)
+        samples = plan.samples[kept]
+        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, *self.transform.size).kept(kept)
+        mix_images(pixels, mix)
+        labels = torch.from_numpy(self.source.labels[samples[:, 0]])
+        targets = soft_targets(labels, mix, len(self.source.classes), self.smoothing)
+        skipped = len(plan.samples) - len(kept)
+        answers = None if self.answers is None else self.answers.read(plan, kept)
+        return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, answers=answers)
+
+    def _pixels(self, plan: Plan) -> tuple[Tensor, np.ndarray]:
+        """The augmented images of a plan, each file decoded once, and the rows of the plan that they are."""
+        pixels = np.empty((len(plan.samples), 3, *self.transform.size), np.float32)
+        readable = np.ones(len(plan.samples), bool)
+        rows: dict[int, list[int]] = {}
+        for row, index in enumerate(plan.samples[:, 0].tolist()):
+            rows.setdefault(index, []).append(row)
+        for index, places in rows.items():
             try:
-                images[position] = self.sample(plan.epoch, index, repeat)
+                self._write(plan.epoch, index, plan.samples[places, 1].tolist(), [pixels[place] for place in places])
             except ImageError:
                 if not self.skip_unreadable:
                     raise
-        kept = np.asarray(list(images), np.int64)
-        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, *self.transform.size)
-        # A pair that lost one of its two is not mixed.
-        place = {position: rank for rank, position in enumerate(images)}
-        partner = [place.get(int(mix.partner[position]), place[position]) for position in kept]
-        mix = MixDraw(np.asarray(partner, np.int64), mix.weight[kept], mix.box[kept])
-        pixels = np.stack(list(images.values())) if images else np.zeros((0, 3, *self.transform.size), np.float32)
-        labels = torch.from_numpy(self.source.labels[plan.samples[kept, 0]])
-        return Batch(
-            mix_images(torch.from_numpy(pixels), mix),
-            labels,
-            soft_targets(labels, mix, len(self.source.classes), self.smoothing),
-            torch.from_numpy(plan.samples[kept]),
-            skipped=len(plan.samples) - len(kept),
-            answers=None if self.answers is None else self.answers.read(plan, kept),
-        )
+                readable[places] = False
+        return torch.from_numpy(pixels if readable.all() else pixels[readable]), np.flatnonzero(readable)
+
+    def _write(self, epoch: int, index: int, repeats: Sequence[int], values: Sequence[np.ndarray]) -> None:
+        """Make some repeats of an image, decoded once."""
+        every = sorted({*range(self.transform.settings.repeats), *repeats})
+        draws = {repeat: generator(self.seed, Stream.AUGMENT, epoch, index, repeat) for repeat in every}
+        crops = _Crops(self.transform, draws)
+        image = load_reduced(self.source, index, crops.reduction)
+        pixels = np.asarray(image)
+        for repeat, place in zip(repeats, values, strict=True):
+            self.transform.write(pixels, crops.box(repeat, image.width), draws[repeat], place)
+
+
+class _Crops:
+    """Where all repeats of an image are cropped, and so how small it may be decoded.
+
+    All of them are asked, also those that are in another batch: else a sample's pixels would depend on how batches are cut.
+    """
+
+    def __init__(self, transform: TrainTransform, draws: dict[int, np.random.Generator]) -> None:
+        self._transform, self._draws = transform, draws
+        self._boxes: dict[int, Box] = {}
+        self._width, self._factor = 0, 1
+
+    def reduction(self, height: int, width: int) -> int:
+        """Draw the crops of an image of this size; how many times smaller it may be decoded."""
+        self._boxes = {repeat: self._transform.box(width, height, rng) for repeat, rng in self._draws.items()}
+        seen = (self._boxes[repeat] for repeat in range(self._transform.settings.repeats))
+        self._width, self._factor = width, self._transform.reduction(seen)
+        return self._factor
+
+    def box(self, repeat: int, width: int) -> Box:
+        """A repeat's crop, in an image that was decoded to this width."""
+        return reduced_box(self._boxes[repeat], self._factor if width < self._width else 1)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ mirrored. Where it knows the mirrored ones about as well, a flip makes a plausib
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from deit.data.sources import ImageSource
+from deit.errors import ImageError
 
 LOOKED_AT = 1500
 SIDE, CELLS, DIRECTIONS = 32, 8, 6
@@ -51,10 +53,15 @@ def mirror_test(source: ImageSource) -> MirrorTest:
     """Try it on images spread over a training set; takes about a second for small ones."""
     count = len(source.labels)
     places = np.unique(np.linspace(0, count - 1, min(LOOKED_AT, count)).astype(int))
-    images = [source.load(int(place)).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX) for place in places]
-    pixels = np.stack([np.asarray(image, np.float32) for image in images])
-    labels = source.labels[places]
-    learn = np.arange(len(places)) % 2 == 0
+    images: dict[int, np.ndarray] = {}
+    for place in places.tolist():
+        with suppress(ImageError):  # a damaged image is met again, and dealt with, in training
+            image = source.load(place).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+            images[place] = np.asarray(image, np.float32)
+    if len(images) < 2:
+        return MirrorTest(0, 0, 0, 0)
+    pixels, labels = np.stack(list(images.values())), source.labels[list(images)]
+    learn = np.arange(len(labels)) % 2 == 0
     features = edges(pixels)
     mean = features[learn].mean(axis=0)
     known = features[learn] - mean

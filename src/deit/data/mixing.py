@@ -58,6 +58,12 @@ class MixDraw:
     weight: np.ndarray
     box: np.ndarray
 
+    def kept(self, rows: np.ndarray) -> MixDraw:
+        """What is left of the draw if only some rows of the batch are: whoever lost the partner is not mixed."""
+        place = {row: rank for rank, row in enumerate(rows.tolist())}
+        partner = [place.get(int(self.partner[row]), rank) for row, rank in place.items()]
+        return MixDraw(np.asarray(partner, np.int64), self.weight[rows], self.box[rows])
+
 
 def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: int, width: int) -> MixDraw:
     """Draw for a batch.
@@ -68,34 +74,37 @@ def draw(settings: Mixing, seed: int, epoch: int, samples: np.ndarray, height: i
     """
     count = len(samples)
     partner, weight, box = np.arange(count), np.ones(count), np.zeros((count, 4), np.int64)
-    for first in range(0, count - 1, 2):
+    for first in range(0, count - 1, 2) if settings.on else ():
         pair = slice(first, first + 2)
         rng = generator(seed, Stream.MIX, epoch, index=int(samples[first, 0]), repeat=int(samples[first, 1]))
-        if not settings.on or rng.random() >= settings.probability:
+        if rng.random() >= settings.probability:
             continue
         partner[pair] = first + 1, first
         if settings.cutmix > 0 and (settings.mixup == 0 or rng.random() < settings.switch):
-            rectangle = _rectangle(rng, rng.beta(settings.cutmix, settings.cutmix), height, width)
-            box[pair] = rectangle
-            top, bottom, left, right = rectangle
+            share, middle = rng.beta(settings.cutmix, settings.cutmix), (int(rng.integers(height)), int(rng.integers(width)))
+            top, bottom, left, right = box[pair] = rectangle(share, middle, height, width)
             weight[pair] = 1 - (bottom - top) * (right - left) / (height * width)
         else:
             weight[pair] = rng.beta(settings.mixup, settings.mixup)
     return MixDraw(partner, weight, box)
 
 
-def mix_images(images: Tensor, draw: MixDraw) -> Tensor:
-    """(B, C, height, width) -> the same, mixed."""
-    mixed = images.clone()
-    for position, (partner, weight) in enumerate(zip(draw.partner, draw.weight, strict=True)):
-        if partner == position:
+def mix_images(images: Tensor, draw: MixDraw) -> None:
+    """Mix a batch (B, C, height, width) in place; partners are each other's."""
+    for one, other in enumerate(draw.partner.tolist()):
+        if other <= one:  # alone, or done with its partner
             continue
-        top, bottom, left, right = draw.box[position]
-        if bottom > top and right > left:
-            mixed[position, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-        elif not draw.box[position].any():
-            mixed[position] = torch.lerp(images[partner], images[position], float(weight))
-    return mixed
+        top, bottom, left, right = draw.box[one]
+        if draw.box[one].any():
+            part, others = images[one, :, top:bottom, left:right], images[other, :, top:bottom, left:right]
+            kept = part.clone()
+            part.copy_(others)
+            others.copy_(kept)
+        else:
+            weight = float(draw.weight[one])
+            difference = images[one] - images[other]
+            images[one].sub_(difference, alpha=1 - weight)
+            images[other].add_(difference, alpha=1 - weight)
 
 
 def soft_targets(labels: Tensor, draw: MixDraw, classes: int, smoothing: float = 0.0) -> Tensor:
@@ -106,11 +115,10 @@ def soft_targets(labels: Tensor, draw: MixDraw, classes: int, smoothing: float =
     return own * weight + own[torch.from_numpy(draw.partner)] * (1 - weight)
 
 
-def _rectangle(rng: np.random.Generator, weight: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A rectangle of the share 1 - weight around a uniform centre, cut at the edges."""
+def rectangle(weight: float, middle: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a rectangle of the share 1 - weight around a row and column, cut off at the edges."""
     scale = np.sqrt(1 - weight)
     cut_height, cut_width = int(height * scale), int(width * scale)
-    middle_y, middle_x = int(rng.integers(height)), int(rng.integers(width))
-    top, bottom = np.clip([middle_y - cut_height // 2, middle_y + cut_height // 2], 0, height)
-    left, right = np.clip([middle_x - cut_width // 2, middle_x + cut_width // 2], 0, width)
-    return int(top), int(bottom), int(left), int(right)
+    top, left = middle[0] - cut_height // 2, middle[1] - cut_width // 2
+    bottom, right = top + cut_height, left + cut_width
+    return max(top, 0), min(bottom, height), max(left, 0), min(right, width)

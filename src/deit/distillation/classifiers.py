@@ -61,10 +61,11 @@ class TimmClassifier(nn.Module):
         if loading := LOADING_ARGUMENTS & self.arguments.keys():
             raise TeacherError(f"The argument {min(loading)!r} of timm is not allowed here", "remove it")
         try:
-            self.network: nn.Module = timm.create_model(architecture, num_classes=len(classes), **self.arguments)
+            network: nn.Module = timm.create_model(architecture, num_classes=len(classes), **self.arguments)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise TeacherError(f"timm cannot make {architecture} with {self.arguments}", reason) from error
+        self.network = fast_layout(network)
 
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
         """(B, 3, height, width) -> logits (B, K). ``residual_scale`` is there for the transformers' sake."""
@@ -119,6 +120,11 @@ class TimmClassifier(nn.Module):
         model = cls(str(content.get("architecture")), tuple(map(str, names)), processor, arguments)
         load_into(model.network, read_tensors(directory / WEIGHTS_NAME))
         return model.eval()
+
+
+def fast_layout(network: nn.Module) -> nn.Module:
+    """The network with its channels last in memory, in which convolutions run up to half as fast again; in place."""
+    return network.to(memory_format=torch.channels_last)
 
 
 INTERPOLATIONS = {
@@ -203,6 +209,8 @@ def check_architecture(name: str) -> None:
     Raises:
         TeacherError: it has not; the message names the nearest.
     """
+    if Path(name).is_absolute():  # it was there when the run began
+        raise TeacherError(f"{name} does not exist", "put it back, or check the path")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
         raise TeacherError(f"timm has no architecture {name!r}", f"did you mean {near[0]}")

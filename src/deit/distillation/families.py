@@ -120,7 +120,7 @@ def _as_one_error(problem: str) -> Iterator[None]:
         yield
     except DeiTError:
         raise
-    except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise CheckpointError(problem, reason) from error
 

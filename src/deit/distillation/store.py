@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from deit.data.checking import without_unreadable
 from deit.data.loader import Batch, Loader, TrainSamples
+from deit.data.opening import lasting, open_data
 from deit.data.order import steps_per_epoch
-from deit.data.sources import DataRecord, Splits, open_data, without_unreadable
-from deit.devices import autocast, choose_device, choose_precision, describe
+from deit.data.sources import DataRecord, Splits
+from deit.devices import autocast, choose_device, choose_precision, describe, keeping_freed_memory
 from deit.distillation.answers import (
     MAX_STORED_CLASSES,
     NO_ANSWER,
@@ -45,7 +47,8 @@ from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
 from deit.training.run import fitted
 from deit.training.samples import training_samples, view_steps
-from deit.training.settings import RunSettings, lasting
+from deit.training.settings import RunSettings, absolute
+from deit.training.start import start
 
 SAVED_EVERY = 30.0  # seconds
 
@@ -84,6 +87,7 @@ def store(
     *,
     teacher: str | Path,
     out: str | Path,
+    init: str | Path | None = None,
     views: int | None = None,
     top_k: int | None = None,
     teacher_weights: str | Path | None = None,
@@ -98,6 +102,7 @@ def store(
         data: a folder, or ``digits``.
         recipe: that will be trained with: a recipe, its name, or a TOML file.
         teacher: as :meth:`Teacher.load` takes it; likewise ``teacher_weights``.
+        init: the checkpoint that training will start from, which decides the images' size and normalisation.
         out: the store's directory: new, empty, or an earlier call's with the same recipe, teacher and data.
         views: how many epochs' draws; the recipe's ``views``, or its epochs, when None. More than an earlier call's are added.
         top_k: keep the probabilities of so many classes, for soft distillation; None keeps the likeliest class.
@@ -114,8 +119,9 @@ def store(
     chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
     run = RunSettings(
         data=lasting(data),
-        teacher=lasting(teacher),
-        teacher_weights=None if teacher_weights is None else lasting(teacher_weights),
+        init=None if init is None else absolute(init),
+        teacher=absolute(teacher),
+        teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
         skip_unreadable=skip_unreadable,
     )
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
@@ -139,7 +145,7 @@ def store_on(
     place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
-    recipe, notes = fitted(recipe, splits)
+    recipe = start(fitted(recipe, splits)[0], splits.classes, run.init).recipe  # their notes are about training
     teacher = Teacher.load(run.teacher, splits.classes, recipe.processor(), run.teacher_weights)
     samples = training_samples(recipe, splits.train, run.skip_unreadable)
     wanted = Manifest(
@@ -155,9 +161,8 @@ def store_on(
         steps=steps_per_epoch(len(splits.train.labels), recipe.batch_size),
     )
     manifest = _gone_on_from(directory, wanted, splits, record, recipe) if is_store(directory) else wanted
-    if unreadable:
-        notes.append(f"{unreadable} unreadable images are left out")
-    for note in [*notes, *teacher.notes]:
+    left_out = [f"{unreadable} unreadable images are left out"] if unreadable else []
+    for note in [*left_out, *teacher.notes]:
         say(f"Note:      {note}.")
     building = _Building(directory, manifest, recipe, samples, teacher.to(place), place)
     return building.run(workers)
@@ -251,8 +256,9 @@ class _Building:
         going_on = f", of which {finished} are there" if finished else ""
         say(f"Store:     {self.directory}: {manifest.views} views of {manifest.samples:,} samples{going_on}")
         say(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
+        self._save({})  # from here on the directory is a store, which this call's successor recognises
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
-        with interrupts() as stop, Progress("Storing", left) as progress:
+        with keeping_freed_memory(self.device), interrupts() as stop, Progress("Storing", left) as progress:
             for view in range(finished, manifest.views):
                 self._build_view(view, loader, progress, stop)
         return self._result()

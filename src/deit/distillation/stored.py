@@ -20,7 +20,7 @@ import PIL
 from PIL import features
 
 from deit.data.loader import TrainSamples
-from deit.data.order import Plan, epoch_steps
+from deit.data.order import Plan, epoch_steps, steps_per_epoch
 from deit.data.sources import DataRecord, Splits
 from deit.distillation.answers import Manifest, StoredAnswers, check_views, read_manifest
 from deit.distillation.teacher import Teacher
@@ -212,6 +212,8 @@ def check_pixel_settings(directory: Path, manifest: Manifest, recipe: Recipe) ->
             f"{directory} was built with {name} = {there}, and the recipe has {here}",
             "train with the recipe of the store, or build a store with this one",
         )
+    if (manifest.batch_size, manifest.steps) != (recipe.batch_size, steps_per_epoch(manifest.data.images, recipe.batch_size)):
+        raise TeacherError(f"{directory} is garbled: its steps are not those of its settings", "build the store anew")
     if (difference := _difference(manifest.software, software())) is not None:
         name, there, here = difference
         raise TeacherError(

@@ -13,19 +13,18 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data.imagenet_info import ImageNetInfo
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, load_classifier
-from deit.errors import CheckpointError, ConfigError, TeacherError
+from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, places_among
+from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
+from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
 from deit.image_processor import DeiTImageProcessor
 from deit.outputs import ImageClassifierOutput
 from deit.variants import VARIANTS
 
-IMAGENET_CLASSES = 1000
 TRAIN_ONE = "train one on this data: deit teacher train DATA --arch regnety_004"
 
 
@@ -138,26 +137,15 @@ def _matched(name: str, own: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor
     """Where each of the data's classes stands among the teacher's logits.
 
     Raises:
-        TeacherError: the teacher does not know one of them, or two of its own have that name.
+        TeacherError: the teacher does not know one of them, or several of its own have that name.
     """
-    numbers: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    if len(own) == len(numbers) and set(wanted) <= set(numbers) and _are_imagenet(own):
-        own = tuple(numbers)
-    unknown = [label for label in wanted if label not in own]
-    if unknown:
-        some = f"; it knows {len(own)}, such as {own[0]!r}, and the data has {len(wanted)}"
-        raise TeacherError(f"The teacher {name} does not know the data's class {unknown[0]!r}{some}", TRAIN_ONE)
-    if double := [label for label in wanted if own.count(label) > 1]:
+    try:
+        return torch.from_numpy(places_among(wanted, own))
+    except DataError as error:
+        reason = error.problem[0].lower() + error.problem[1:]
         raise TeacherError(
-            f"The teacher {name} has several classes called {double[0]!r}", "give its classes names of their own"
-        )
-    return torch.tensor([own.index(label) for label in wanted])
-
-
-def _are_imagenet(names: tuple[str, ...]) -> bool:
-    """Whether these are ImageNet's classes by their descriptions, in its order, give or take a spelling."""
-    described = list(ImageNetInfo().label_descriptions())
-    return sum(one == other for one, other in zip(names, described, strict=True)) >= 0.95 * len(described)
+            f"The teacher {name}, of {len(own):,} classes such as {own[0]!r}, does not fit: {reason}", TRAIN_ONE
+        ) from error
 
 
 def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
@@ -175,7 +163,7 @@ def _from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
             "check the network, or pass a file with --teacher-weights",
         ) from error
     classifier = TimmClassifier(name, names, processor)
-    classifier.network = network
+    classifier.network = fast_layout(network)
     return LoadedClassifier(classifier, processor, names)
 
 
@@ -183,8 +171,7 @@ def _published_classes(name: str, count: int) -> tuple[str, ...]:
     """The class names of published weights: ImageNet's, by their WordNet numbers, as its folders are called."""
     if count != IMAGENET_CLASSES:
         raise TeacherError(f"The published weights of {name} know {count} classes without names", TRAIN_ONE)
-    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    return tuple(names)
+    return imagenet_ids()
 
 
 def _from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedClassifier:

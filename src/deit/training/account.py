@@ -8,14 +8,15 @@ import time
 
 import torch
 
+from deit.checkpoints.facts import shape_name
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import Splits
 from deit.devices import autocast, describe
 from deit.distillation.stored import AnyTeacher
-from deit.progress import duration, say
+from deit.progress import duration, plural, say
 from deit.training.loop import Training
 from deit.training.optimization import make_optimizer
-from deit.training.recipe import ConvNet, Recipe
+from deit.training.recipe import ConvNet
 from deit.training.settings import RunSettings
 from deit.training.step import batch_loss
 
@@ -41,9 +42,9 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTe
     facts = {
         "Data": f"{run.data}: {images} images ({splits.origin})",
         "Classes": "not looked at" if chosen.masked else f"{len(splits.classes)} ({shown})",
-        "Model": f"{_model_name(chosen, run.init)} at {height} x {width}, {parameters:,} parameters",
+        "Model": f"{_model_name(training, run.init)} at {height} x {width}, {parameters:,} parameters{_learning(training)}",
         "Recipe": (
-            f"{chosen.name}: {chosen.epochs} epochs of {training.steps} steps, batch {chosen.batch_size}, "
+            f"{chosen.name}: {plural(chosen.epochs, 'epoch')} of {plural(training.steps, 'step')}, batch {chosen.batch_size}, "
             f"peak learning rate {chosen.peak_lr:.3g}, seed {chosen.seed}"
         ),
         "Precision": f"{context.precision} on {context.device}",
@@ -60,16 +61,25 @@ def counts(splits: Splits) -> dict[str, int]:
     return {name: len(part.labels) for name, part in parts.items() if part is not None}
 
 
-def _model_name(recipe: Recipe, init: str | None) -> str:
-    """A published name, with what a recipe changed in the shape behind it; or where the shape comes from."""
-    model = recipe.model
+def _model_name(training: Training, init: str | None) -> str:
+    """A published name, with what a recipe changed in the shape behind it, and the checkpoint that the run started from."""
+    model, config = training.context.recipe.model, training.context.config
+    start = "" if init is None else f", from {init},"
     if isinstance(model, ConvNet):
-        return model.architecture
+        return f"{model.architecture}{start}"
     if model.variant is None:
-        return f"as {init}"
+        assert config is not None
+        return f"{shape_name(config)}{start}"
     words = {"patch_size": "patch", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
     changes = [f"{word} {getattr(model, field)}" for field, word in words.items() if getattr(model, field) is not None]
     return f"{model.variant} with {', '.join(changes)}" if changes else model.variant
+
+
+def _learning(training: Training) -> str:
+    """How many of the parameters learn, where that is not all of them."""
+    learning = sum(parameter.numel() for parameter in training.model.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in training.model.parameters())
+    return "" if learning == whole else f", of which {learning:,} learn"
 
 
 def image_seconds(training: Training) -> float:
@@ -94,6 +104,8 @@ def image_seconds(training: Training) -> float:
         batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
         learned = time.perf_counter()
         optimizer.step()
+        if context.device.type != "cpu":
+            torch.accelerator.synchronize(context.device)
         times.append(learned - start + (time.perf_counter() - learned) * min(micro_batch / chosen.batch_size, 1))
     model.eval()
     with torch.no_grad(), autocast(context.device, context.precision):
@@ -109,5 +121,5 @@ def image_seconds(training: Training) -> float:
 
 def _estimate(training: Training) -> float:
     """Seconds that the remaining epochs will take."""
-    images = (training.context.recipe.epochs - training.place.epoch) * training.images_an_epoch
+    images = (training.context.recipe.epochs - training.place.epoch) * training.images_an_epoch - training.place.images
     return images * image_seconds(training)

@@ -108,9 +108,10 @@ class Training:
             if stop.is_set():
                 place.seconds += time.perf_counter() - start
                 path = self._checkpoint()
+                verb = "pretrain" if recipe.masked else "train"
                 raise InterruptedWorkError(
                     f"Stopped in epoch {epoch + 1}, with a checkpoint at {path}",
-                    f'go on with: deit train --resume "{self.directory}"',
+                    f'go on with: deit {verb} --resume "{self.directory}"',
                 )
         place.seconds += time.perf_counter() - start
 

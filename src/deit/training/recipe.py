@@ -15,7 +15,7 @@ from deit.config import ViTConfig, variant_config
 from deit.data.augment import Augmentation
 from deit.data.mixing import Mixing
 from deit.distillation.losses import Distillation
-from deit.errors import RecipeError, validation_problem
+from deit.errors import ConfigError, RecipeError, validation_problem
 from deit.files import write_text
 from deit.image_processor import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
 from deit.variants import variant
@@ -84,8 +84,7 @@ class Transformer(Section):
         """The model's configuration for a data set's classes.
 
         Raises:
-            ConfigError: sizes that do not fit each other.
-            RecipeError: the shape is a checkpoint's.
+            RecipeError: sizes that do not fit each other, or the shape is a checkpoint's.
         """
         if self.variant is None:
             raise RecipeError(
@@ -94,7 +93,10 @@ class Transformer(Section):
         fields = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
         if self.hidden_size is not None:
             fields["intermediate_size"] = 4 * self.hidden_size
-        return variant_config(self.variant, **fields, id2label=dict(enumerate(classes)))
+        try:
+            return variant_config(self.variant, **fields, id2label=dict(enumerate(classes)))
+        except ConfigError as error:
+            raise RecipeError(error.problem, "set model.image_size, patch_size, hidden_size and heads that fit") from error
 
 
 class ConvNet(Section):
@@ -236,6 +238,10 @@ class Recipe(Section):
             raise ValueError("binary cross-entropy takes labels as they are; set smoothing=0")
         if self.masked and (isinstance(self.model, ConvNet) or self.distillation.mode != "none" or self.model.drop_path):
             raise ValueError("masked image modelling takes a transformer without teacher and with model.drop_path=0")
+        if self.masked and isinstance(self.model, Transformer) and self.model.trainable != "all":
+            raise ValueError("masked image modelling trains the whole model; set model.trainable=all")
+        if isinstance(self.model, ConvNet) and self.optimizer.layer_decay != 1:
+            raise ValueError("a convolutional network learns at one rate; set optimizer.layer_decay=1")
         return self
 
     def _variant_fits(self, name: str) -> None:

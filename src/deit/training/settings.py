@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit.data.sources import DIGITS, VALIDATION_FRACTION
+from deit.data.opening import lasting, title
+from deit.data.sources import VALIDATION_FRACTION
 from deit.errors import CheckpointError, RecipeError
 from deit.files import RECIPE_NAME, RUN_NAME, read_json
 from deit.training.recipe import Recipe
@@ -16,7 +17,7 @@ class RunSettings:
     """What a run needs beside its recipe; kept in ``run.json`` so that a resume needs nothing but the directory.
 
     Attributes:
-        data: a folder, or ``digits``.
+        data: as :func:`deit.data.opening.lasting` writes it.
         init: the checkpoint that training starts from, or None.
         teacher: as :meth:`Teacher.load` takes it, or None; likewise ``teacher_weights``.
         split_seed: by which a missing part of the data is set aside, ``validation_fraction`` of each class.
@@ -51,11 +52,11 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to go on in it")
         return directory
-    stem = Path("runs") / f"{Path(data).name}-{recipe_name}"
+    stem = Path("runs") / f"{title(data)}-{recipe_name}"
     candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
 
 
-def lasting(name: str | Path) -> str:
+def absolute(name: str | Path) -> str:
     """A path as it is found from any folder; a name that is no path stays as it is."""
-    return str(Path(name).resolve()) if str(name) != DIGITS and Path(name).exists() else str(name)
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)

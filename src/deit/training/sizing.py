@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from deit.data.mirror import MirrorTest, mirror_test
 from deit.data.sources import ImageSource
+from deit.errors import ImageError
 from deit.training.recipe import ConvNet, Recipe, Transformer
 
 LOOKED_AT = 32  # images whose size is asked
@@ -77,8 +79,11 @@ def look(source: ImageSource, mirrored: bool) -> Look:
     """Look at a training set: some images' sizes, and where asked whether their mirror images would do."""
     count = len(source.labels)
     places = np.unique(np.linspace(0, count - 1, min(LOOKED_AT, count)).astype(int))
-    side = float(np.median([min(source.load(int(place)).size) for place in places]))
-    return Look(count, round(side), mirror_test(source) if mirrored else None)
+    sides = []
+    for place in places:
+        with suppress(ImageError):  # a damaged image is met again, and dealt with, in training
+            sides.append(min(source.load(int(place)).size))
+    return Look(count, round(float(np.median(sides or [SIDES[0]]))), mirror_test(source) if mirrored else None)
 
 
 def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:

@@ -33,7 +33,8 @@ from deit.training.first_weights import look_nearby
 from deit.training.optimization import freeze
 from deit.training.recipe import SHAPE, ConvNet, Recipe, Transformer
 
-HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+CLASS_HEADS = ("classifier", "cls_classifier")  # on the class token: of one head, and of two
+HEADS = (*CLASS_HEADS, "distillation_classifier")
 TrainedTransformer = TransformerClassifier | DeiTForMaskedImageModeling
 Trained = TrainedTransformer | TimmClassifier
 
@@ -67,7 +68,7 @@ def start(recipe: Recipe, classes: tuple[str, ...], init: str | None = None, res
         TeacherError: likewise of a convolutional network.
     """
     if isinstance(recipe.model, ConvNet):
-        return _network(recipe, recipe.model, classes, init)
+        return _network(recipe, recipe.model, classes, None if resumed else init)
     begun = _begun(recipe, recipe.model, classes, init, resumed)
     freeze(begun.model, recipe.model.trainable)
     return begun
@@ -114,7 +115,7 @@ def _from_checkpoint(recipe: Recipe, chosen: Transformer, classes: tuple[str, ..
     config = checkpoint.config
     fields: dict[str, Any] = {} if chosen.image_size is None else {"image_size": chosen.image_size}
     distilled = recipe.masked or recipe.distillation.mode != "none"
-    step = _step(had=isinstance(config, DeiTConfig), has=distilled)
+    step = _step(checkpoint, masked=recipe.masked, distilled=distilled)
     if recipe.masked:
         stride = _reconstructing(config).encoder_stride
         model: TrainedTransformer = DeiTForMaskedImageModeling.from_checkpoint(
@@ -124,7 +125,7 @@ def _from_checkpoint(recipe: Recipe, chosen: Transformer, classes: tuple[str, ..
         kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
         fields |= {"id2label": dict(enumerate(classes))}
         model = kind.from_checkpoint(checkpoint, fields, distillation=step, quiet=True)
-    new = {*model.load_report.new} | _new_heads(chosen, config, classes, model)
+    new = {*model.load_report.new} | _new_heads(chosen, checkpoint, classes, model)
     model.init_weights(torch.Generator().manual_seed(torch_seed(recipe.seed, Stream.INIT)), new)
     model.config.return_dict = True  # whatever its file says: here it is asked by name
     mean, std = processor_beside(checkpoint, model.config).rgb_statistics
@@ -134,19 +135,24 @@ def _from_checkpoint(recipe: Recipe, chosen: Transformer, classes: tuple[str, ..
     return Start(resolved, model.train(), _notes(init, chosen, checkpoint, model, new))
 
 
-def _step(had: bool, has: bool) -> Literal["drop", "new"] | None:
-    """What happens to the distillation token."""
-    if had == has:
-        return None
-    return "new" if has else "drop"
+def _step(checkpoint: Checkpoint, masked: bool, distilled: bool) -> Literal["drop", "new"] | None:
+    """What happens to the distillation token and its head."""
+    had = isinstance(checkpoint.config, DeiTConfig)
+    one_head = f"{CLASS_HEADS[0]}.weight" in checkpoint.shapes
+    if had == distilled:  # with one head on two tokens, a head alone is new
+        return "new" if distilled and one_head and not masked else None
+    return "new" if distilled else "drop"
 
 
-def _new_heads(chosen: Transformer, config: ViTConfig, classes: tuple[str, ...], model: TrainedTransformer) -> set[str]:
+def _new_heads(chosen: Transformer, checkpoint: Checkpoint, classes: tuple[str, ...], model: TrainedTransformer) -> set[str]:
     """Tensors of heads that would fit but are made anew, since the checkpoint's classes are others.
 
     Raises:
-        RecipeError: the heads are to be kept, and the numbers of classes differ.
+        RecipeError: the heads are to be kept, and there are none or the numbers of classes differ.
     """
+    if chosen.head == "keep" and not any(f"{head}.weight" in checkpoint.shapes for head in CLASS_HEADS):
+        raise RecipeError("The checkpoint has no heads that could be kept", "leave model.head at auto")
+    config = checkpoint.config
     if chosen.head == "keep" and config.num_labels != len(classes):
         raise RecipeError(
             f"The checkpoint knows {config.num_labels} classes and the data has {len(classes)}",
@@ -162,8 +168,8 @@ def _notes(init: str, chosen: Transformer, checkpoint: Checkpoint, model: Traine
     notes = [f"Starts from {init}"]
     if new:
         notes.append(f"New, with fresh weights: {_parts(new)}")
-    if report.resized:
-        old, now = checkpoint.config.grid, model.config.grid
+    old, now = checkpoint.config.grid, model.config.grid
+    if old != now:
         notes.append(f"Position embeddings are resampled from {old[0]} x {old[1]} patches to {now[0]} x {now[1]}")
     if report.ignored:
         notes.append(f"Of the checkpoint not used: {_parts(report.ignored)}")

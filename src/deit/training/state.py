@@ -155,5 +155,7 @@ def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: d
         if name not in parameters:
             raise CheckpointError(f"The optimizer's state has no place for {key}", "resume with the run's own recipe")
         parameter = parameters[name]
-        # AdamW's step counter stays where its own constructor puts it: beside the parameter for the fused kernel.
-        optimizer.state[parameter][moment] = value.to(parameter.device)
+        # AdamW's step counter stays where its own constructor puts it: beside the parameter for the fused kernel. A moment
+        # lies in memory as its parameter does: that kernel goes through both by address.
+        like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][moment] = like.copy_(value).to(parameter.device)

@@ -213,6 +213,12 @@ def test_names_of_the_hub_and_of_timm_stay_whole() -> None:
     assert _without_folders("from ~bob/x/y, then \\\\server\\z/w: and/or") == "from y, then w: and/or"
 
 
+def test_a_data_set_by_name_keeps_it_and_not_its_folder() -> None:
+    assert _base("cifar10:/home/me/some data") == _base("cifar10") == "cifar10"
+    assert _base("imagenet-v2:/data/v2") == "imagenet-v2"
+    assert _base("hf:me/photos") == "hf:me/photos"
+
+
 TEXTS = st.text(min_size=1, max_size=100)
 HOSTILE = "x|y`` `\n---\n# <img src=x onerror=alert(1)> [a](javascript:b) **c** &lt; $d$ {{e}}\u202e\ud800\x00\\|"
 

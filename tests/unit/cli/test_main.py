@@ -16,13 +16,14 @@ VERBS = {
     "--out --resume --device --workers --skip-unreadable --json",
     "pretrain": "--init --recipe --model --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
-    "evaluate": "--part --combine --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
+    "evaluate": "--part --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
     "predict": "--top --crop --ema --revision --device --json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": "--arch --init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume "
     "--device --workers --skip-unreadable --json",
-    "teacher store": "--teacher --out --views --top-k --teacher-weights --recipe --model --image-size --epochs --batch-size "
-    "--seed --set --device --workers --skip-unreadable --json",
+    "teacher store": "--teacher --out --views --top-k --teacher-weights --init --recipe --model --image-size --epochs "
+    "--batch-size --seed --set --device --workers --skip-unreadable --json",
+    "data list": "--json",
     "data check": "--json",
     "recipe list": "--json",
     "recipe show": "--set --json",

@@ -11,23 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from deit.data.augment import (
-    OPERATIONS,
-    Augmentation,
-    RandAugment,
-    TrainTransform,
-    color_jitter,
-    crop_box,
-    erase,
-    rand_augment,
-)
+from deit.data.augment import Augmentation, TrainTransform, color_jitter, erase, three_augment
+from deit.data.randaugment import RandAugment
 from deit.draws import Stream, generator
 from tests.helpers import pattern
 
 NOTHING = Augmentation(
     crop="resized", scale=(1, 1), ratio=(1, 1), flip=0, randaugment=RandAugment(operations=0), color_jitter=0, erasing=0
 )
-FILL = (124, 116, 104)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -87,48 +78,18 @@ def test_a_flip_mirrors_the_image() -> None:
     assert 70 < sum(halves) < 130
 
 
-@given(
-    st.integers(1, 400),
-    st.integers(1, 400),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.floats(0.01, 100),
-    st.floats(1, 3),
-    st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_a_crop_lies_within_the_image(
-    width: int, height: int, low: float, more: float, ratio: float, wider: float, seed: int
-) -> None:
-    scale = (low, low + more * (1 - low))
-    left, top, right, bottom = crop_box(width, height, scale, (ratio, ratio * wider), rng(seed))
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-
-
-def test_crops_cover_the_asked_for_areas_and_aspects() -> None:
-    boxes = np.array([crop_box(1000, 1000, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(2000)])
-    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    areas, aspects = widths * heights / 1e6, widths / heights
-    assert areas.min() >= 0.079
-    assert 0.75 - 0.01 <= aspects.min() < 0.78
-    assert 1.28 < aspects.max() <= 4 / 3 + 0.01
-    assert np.log(aspects).mean() == pytest.approx(0, abs=0.02)
-    squares = np.array([crop_box(1000, 1000, (0.08, 1.0), (1, 1), rng(seed)) for seed in range(2000)])
-    assert ((squares[:, 2] - squares[:, 0]) ** 2 / 1e6).mean() == pytest.approx(0.54, abs=0.02)  # uniform where all fit
-    assert (boxes[:, 0] / np.maximum(1000 - widths, 1)).mean() == pytest.approx(0.5, abs=0.04)
-
-
-def test_where_no_crop_fits_the_middle_is_taken() -> None:
-    assert crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (493, 0, 506, 10)  # 13 x 10
-    assert crop_box(10, 1000, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (0, 493, 10, 506)
-
-
 @pytest.mark.parametrize(
-    ("crop", "size", "padded"), [("auto", 32, True), ("auto", 33, False), ("resized", 32, False), ("padded", 64, True)]
+    ("crop", "size", "expected"),
+    [
+        ("auto", 32, "padded"),
+        ("auto", 33, "resized"),
+        ("resized", 32, "resized"),
+        ("padded", 64, "padded"),
+        ("simple", 32, "simple"),
+    ],
 )
-def test_small_inputs_get_a_padded_crop(crop: Any, size: int, padded: bool) -> None:
-    assert TrainTransform(Augmentation(crop=crop), size, size).padded == padded
+def test_small_inputs_get_a_padded_crop(crop: Any, size: int, expected: str) -> None:
+    assert TrainTransform(Augmentation(crop=crop), size, size).crop == expected
 
 
 def test_a_padded_crop_shifts_by_up_to_four_pixels_over_black() -> None:
@@ -213,42 +174,56 @@ def test_colour_jitter_is_left_out_where_randaugment_is_on() -> None:
     assert sum(kept) > 20
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("way", [1, -1])
-def test_an_operation_keeps_size_and_mode(operation: Any, level: float, way: int) -> None:
-    for size in ((31, 17), (1, 1)):
-        changed = operation(pattern(*size), level, way, FILL)
-        assert (changed.mode, changed.size) == ("RGB", size)
+def test_three_augment_is_grey_solarised_or_blurred_each_as_often() -> None:
+    image = pattern(24, 24)
+    before = np.asarray(image)
+    kinds = []
+    for seed in range(600):
+        after = np.asarray(three_augment(image, rng(seed)))
+        grey = (after == after[:, :, :1]).all()
+        solarised = np.array_equal(after, np.where(before < 128, before, 255 - before))
+        kinds.append("grey" if grey else "solarised" if solarised else "blurred")
+    assert [kinds.count(kind) / 600 for kind in ("grey", "solarised", "blurred")] == pytest.approx([1 / 3] * 3, abs=0.1)
 
 
-@pytest.mark.parametrize("place", [3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
-def test_a_higher_level_is_a_stronger_change(place: int) -> None:
-    image = pattern(48, 48)
-    before = np.asarray(image, float)
-    changes = [np.abs(np.asarray(OPERATIONS[place](image, level, 1, FILL), float) - before).mean() for level in (0, 0.3, 1)]
-    assert changes[0] == 0
-    assert changes[0] < changes[1] < changes[2]
+def test_blur_ranges_from_none_to_strong() -> None:
+    line = Image.new("RGB", (41, 41))
+    line.paste((120, 120, 120), (20, 0, 21, 41))  # too dark to be solarised
+    peaks = {np.asarray(three_augment(line, rng(seed)))[20, 20, 0] for seed in range(300)}
+    assert 117 <= max(peaks) <= 120
+    assert 20 < min(peaks) < 30  # 120 / (2 * sqrt(2 pi)) = 24
 
 
-def test_geometric_gaps_get_the_mean_colour() -> None:
-    moved = OPERATIONS[13](Image.new("RGB", (20, 10), "white"), 1.0, 1, FILL)  # 45 % to the left
-    assert moved.getpixel((19, 5)) == FILL
-    assert moved.getpixel((5, 5)) == (255, 255, 255)
-    assert TrainTransform(Augmentation(), 64, 64).fill == FILL
+def test_colour_jitter_follows_three_augment() -> None:
+    grey = Image.new("RGB", (40, 40), (100, 100, 100))
+    three = NOTHING.model_copy(update={"three_augment": True, "color_jitter": 0.3})
+    levels = np.array([without_normalising(three, 40, 40)(grey, rng(seed))[0, 0, 0] * 255 for seed in range(200)])
+    assert 69 <= levels.min() < 76
+    assert 124 < levels.max() <= 131
+    still = without_normalising(three.model_copy(update={"color_jitter": 0.0}), 40, 40)
+    assert all(np.rint(255 * still(grey, rng(seed))[0, 0, 0]) == 100 for seed in range(20))
 
 
-def test_the_strongest_posterizing_is_black() -> None:
-    assert OPERATIONS[4](pattern(9, 9), 1.0, 1, FILL).getextrema() == ((0, 0),) * 3
-    assert OPERATIONS[4](pattern(9, 9), 0.99, 1, FILL).getextrema() != ((0, 0),) * 3
+def test_there_is_one_policy() -> None:
+    with pytest.raises(ValidationError, match=r"set augmentation\.randaugment\.operations=0"):
+        Augmentation(three_augment=True)
 
 
-def test_randaugment_draws_every_operation_half_of_the_time() -> None:
-    image = pattern(16, 16)
-    one = RandAugment(operations=1, magnitude=9, magnitude_std=0)
-    same = [rand_augment(image, one, rng(seed), FILL) == image for seed in range(400)]
-    assert np.mean(same) == pytest.approx(0.5, abs=0.1)
-    assert rand_augment(image, RandAugment(operations=0), rng(), FILL) is image
+def test_a_simple_crop_is_taken_by_name() -> None:
+    transform = without_normalising(NOTHING.model_copy(update={"crop": "simple"}), 20, 20)
+    image = pattern(20, 20)
+    padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    values = np.rint(transform(image, rng()) * 255).transpose(1, 2, 0)
+    assert any(np.array_equal(values, padded[t : t + 20, x : x + 20]) for t in range(9) for x in range(9))
+
+
+def test_a_sample_is_written_where_it_is_asked_for() -> None:
+    transform, image = TrainTransform(Augmentation(), 40, 48), pattern(90, 70)
+    batch = np.zeros((3, 3, 40, 48), np.float32)
+    draws = rng(7)
+    transform.write(np.asarray(image), transform.box(90, 70, draws), draws, batch[1])
+    assert np.array_equal(batch[1], transform(image, rng(7)))
+    assert not batch[[0, 2]].any()
 
 
 @pytest.mark.parametrize(

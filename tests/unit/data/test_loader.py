@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deit.data.augment import Augmentation, TrainTransform
+from deit.data.crops import Box
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
 from deit.data.mixing import Mixing
 from deit.data.order import Plan, epoch_steps, micro_batches, share
+from deit.data.sources import FileSource, subset
 from deit.errors import ImageError
 from deit.image_processor import DeiTImageProcessor
-from tests.helpers import MemorySource
+from tests.helpers import MemorySource, pattern
 
 TRANSFORM = TrainTransform(Augmentation(), 24, 16)
 PAPER_MIXING = Mixing(mixup=0.8, cutmix=1.0)
@@ -82,6 +87,73 @@ def test_any_sample_can_be_made_alone() -> None:
             expected = torch.full((3,), 0.1 / 3)
             expected[index % 3] += 0.9
             assert torch.allclose(batch.targets[row], expected)
+
+
+@dataclass(frozen=True)
+class CountedSource(MemorySource):
+    loads: list[int] = field(default_factory=list)
+
+    def load(self, index: int) -> Image.Image:
+        self.loads.append(index)
+        return super().load(index)
+
+
+def test_an_image_is_decoded_once_for_its_repeats() -> None:
+    source = CountedSource(30)
+    (plan,) = epoch_steps(30, 30, 5, epoch=0, repeats=3)
+    made(source).batch(plan)
+    assert sorted(source.loads) == sorted(set(plan.samples[:, 0].tolist()))
+    assert len(source.loads) == 10
+
+
+def test_a_batch_of_the_recipe_is_cut_almost_between_images() -> None:
+    """A micro-batch of 128 decodes hardly an image that another has decoded too."""
+    (plan,) = epoch_steps(1024, 1024, 0, epoch=0, repeats=3)
+    decoded = sum(len(set(piece.samples[:, 0].tolist())) for piece in micro_batches(plan, 128))
+    assert decoded < 1.1 * 1024 / 3
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> FileSource:
+    """Large files of several kinds, among them photos that were taken upright."""
+    files = []
+    for seed in range(6):
+        exif = Image.Exif()
+        exif[0x0112] = (1, 6, 3)[seed % 3]
+        image = pattern(400 + 30 * seed, 300, seed).resize((800 + 60 * seed, 600), Image.Resampling.BICUBIC)
+        files.append(tmp_path / f"{seed}.{'png' if seed == 5 else 'jpg'}")
+        image.save(files[-1], quality=92, exif=exif)
+    return FileSource(tmp_path, tuple(file.name for file in files), ("a", "b", "c"), np.arange(6) % 3)
+
+
+LARGE = TrainTransform(Augmentation(scale=(0.3, 1.0)), 64, 48)
+
+
+def test_large_photos_are_decoded_smaller_and_a_sample_knows_nothing_of_its_batch(photos: FileSource) -> None:
+    samples = TrainSamples(photos, LARGE, PAPER_MIXING, seed=1)
+    (plan,) = epoch_steps(6, 6, 1, epoch=0, repeats=3)
+    whole = samples.batch(plan)
+    pieces = [samples.batch(piece) for piece in micro_batches(plan, 2)]
+    assert_same([joined(pieces)], [whole])
+    plain = TrainSamples(subset(photos, range(6)), LARGE, Mixing(), seed=1)
+    for row, (index, repeat, _) in enumerate(plan.samples.tolist()):
+        assert np.array_equal(plain.batch(plan).pixel_values[row].numpy(), plain.sample(0, index, repeat))
+
+
+def test_all_repeats_of_an_image_decide_how_small_it_is_decoded(photos: FileSource) -> None:
+    """Those that are in another batch too, since a sample must not depend on its company."""
+    asked: list[int] = []
+
+    class Watched(TrainTransform):
+        def reduction(self, boxes: Iterable[Box]) -> int:
+            boxes = list(boxes)
+            asked.append(len(boxes))
+            return super().reduction(boxes)
+
+    samples = TrainSamples(photos, Watched(LARGE.settings, *LARGE.size), Mixing(), seed=1)
+    samples.sample(0, 2, repeat=1)
+    samples.batch(Plan(0, 0, np.array([[2, 0, 0]])))
+    assert asked == [3, 3]
 
 
 def test_a_sample_is_another_in_another_epoch_repeat_or_seed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from deit.data.mirror import MirrorTest, edges, mirror_test
-from deit.data.sources import open_data
+from deit.data.opening import open_data
 
 
 @dataclass

@@ -15,6 +15,12 @@ from tests.helpers import noise
 PAPER = Mixing(mixup=0.8, cutmix=1.0)
 
 
+def mixed_copy(images: torch.Tensor, mix: MixDraw) -> torch.Tensor:
+    images = images.clone()
+    mix_images(images, mix)
+    return images
+
+
 def samples(count: int) -> np.ndarray:
     return np.column_stack([np.arange(count) * 3 + 1, np.arange(count) % 2, np.arange(count)])
 
@@ -29,7 +35,7 @@ def test_neighbours_are_mixed_and_an_odd_one_out_is_not() -> None:
 def test_mixup_is_the_weighted_sum_of_both() -> None:
     images = noise(2, 3, 4, 4)
     mix = MixDraw(np.array([1, 0]), np.array([0.75, 0.75]), np.zeros((2, 4), np.int64))
-    mixed = mix_images(images, mix)
+    mixed = mixed_copy(images, mix)
     assert torch.allclose(mixed[0], 0.75 * images[0] + 0.25 * images[1], atol=1e-6)
     assert torch.allclose(mixed[1], 0.75 * images[1] + 0.25 * images[0], atol=1e-6)
 
@@ -37,7 +43,7 @@ def test_mixup_is_the_weighted_sum_of_both() -> None:
 def test_cutmix_takes_the_rectangle_from_the_other() -> None:
     images = torch.stack([torch.zeros(3, 4, 6), torch.ones(3, 4, 6)])
     mix = MixDraw(np.array([1, 0]), np.array([0.75, 0.75]), np.array([[1, 3, 2, 5]] * 2))
-    mixed = mix_images(images, mix)
+    mixed = mixed_copy(images, mix)
     for channel in mixed[0]:
         assert channel.nonzero().tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4)]
     assert torch.equal(mixed[1], 1 - mixed[0])
@@ -46,14 +52,16 @@ def test_cutmix_takes_the_rectangle_from_the_other() -> None:
 def test_an_empty_rectangle_and_nobody_to_mix_with_leave_an_image_alone() -> None:
     images = noise(3, 3, 4, 4)
     mix = MixDraw(np.array([1, 0, 2]), np.ones(3), np.array([[2, 2, 1, 3], [2, 2, 1, 3], [0, 0, 0, 0]]))
-    assert torch.equal(mix_images(images, mix), images)
+    assert torch.equal(mixed_copy(images, mix), images)
 
 
-def test_the_batch_that_came_in_is_not_changed() -> None:
-    images = noise(4, 3, 8, 8)
-    before = images.clone()
-    mix_images(images, draw(PAPER, 0, 0, samples(4), 8, 8))
-    assert torch.equal(images, before)
+def test_what_is_left_of_a_draw_mixes_no_half_pairs() -> None:
+    mix = draw(PAPER, 0, 0, samples(7), 24, 16)
+    left = mix.kept(np.array([0, 1, 3, 4, 5, 6]))
+    assert left.partner.tolist() == [1, 0, 2, 4, 3, 5]
+    assert left.weight.tolist() == mix.weight[[0, 1, 3, 4, 5, 6]].tolist()
+    assert left.box.tolist() == mix.box[[0, 1, 3, 4, 5, 6]].tolist()
+    assert mix.kept(np.zeros(0, np.int64)).partner.shape == (0,)
 
 
 def test_targets_are_smoothed_and_then_mixed_by_hand() -> None:
@@ -133,7 +141,7 @@ def test_rectangle_weight_and_targets_always_agree(
     # Black and white images: what an image keeps of itself is what it counts for.
     images = torch.zeros(count, 1, height, width)
     images[::2] = 1.0
-    mixed = mix_images(images, mix)
+    mixed = mixed_copy(images, mix)
     kept = torch.where(images.mean((1, 2, 3)) > 0, mixed.mean((1, 2, 3)), 1 - mixed.mean((1, 2, 3)))
     assert np.allclose(kept.numpy(), mix.weight, atol=1e-5)
     targets = soft_targets(torch.arange(count) % 2, mix, 3, smoothing=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,13 +45,57 @@ def test_repeated_augmentation_works_below_a_batch_too() -> None:
     assert single.samples.tolist() == [[0, 0, 0]]
 
 
-def test_an_images_repeats_stand_in_one_batch_and_not_side_by_side() -> None:
+def test_an_images_repeats_stand_in_one_batch_and_close_together() -> None:
     plans = epoch_steps(3000, 300, seed=0, epoch=0, repeats=3)
     assert len(plans) == 10
     for plan in plans:
         assert set(Counter(plan.samples[:, 0].tolist()).values()) == {3}
-    neighbours = sum(int((plan.samples[::2, 0] == plan.samples[1::2, 0]).sum()) for plan in plans)
-    assert neighbours < 30  # of 1500 pairs, about 10 by chance
+        for index in set(plan.samples[:, 0].tolist()):
+            places = np.flatnonzero(plan.samples[:, 0] == index)
+            assert places.max() - places.min() < 24
+            assert sorted(plan.samples[places, 1].tolist()) == [0, 1, 2]
+
+
+def pairs(samples: np.ndarray) -> list[tuple[int, int]]:
+    """Who is mixed with whom."""
+    return [(a, b) for a, b in zip(samples[:-1:2, 0].tolist(), samples[1::2, 0].tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 5])
+def test_in_a_whole_batch_every_repeat_of_an_image_has_another_partner(repeats: int) -> None:
+    for batch in (1024, 1023, 96, 100):
+        for plan in epoch_steps(5 * batch, batch, seed=0, epoch=0, repeats=repeats):
+            met = [tuple(sorted(pair)) for pair in pairs(plan.samples)]
+            assert all(a != b for a, b in met)
+            again = sum(count - 1 for count in Counter(met).values())
+            assert again <= 4  # at the batch's end there may be no other choice
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 16), st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_an_image_meets_itself_only_where_no_other_is_left(count: int, batch: int, repeats: int, seed: int) -> None:
+    for plan in epoch_steps(count, batch, seed, epoch=0, repeats=repeats):
+        size = len(plan.samples)
+        most = max(Counter(plan.samples[:, 0].tolist()).values())
+        # With one image in more than half of the places, what is beyond the others' number has nobody else.
+        unavoidable = max(most - (size - most), 0) // 2
+        assert sum(a == b for a, b in pairs(plan.samples)) == unavoidable
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 1024])
+@pytest.mark.parametrize("repeats", [2, 3, 16])
+def test_tiny_data_sets_make_an_epoch_too(count: int, batch: int, repeats: int) -> None:
+    plans = epoch_steps(count, batch, seed=0, epoch=0, repeats=repeats)
+    assert len(chosen(plans)) == max(count // batch, 1) * min(count, batch)
+    assert len(set(map(tuple, chosen(plans)[:, :2].tolist()))) == len(chosen(plans))
+
+
+def test_repeats_beyond_a_batch_run_on_into_the_next() -> None:
+    plans = epoch_steps(12, 4, seed=0, epoch=0, repeats=6)
+    assert len(plans) == 3
+    assert sorted(Counter(chosen(plans)[:, 0].tolist()).values()) == [6, 6]
+    assert [plan.samples[:, 2].tolist() for plan in plans] == [[0, 1, 2, 3]] * 3
 
 
 def test_every_image_comes_about_as_often_over_many_epochs() -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from deit.distillation.losses import (
     Distillation,
+    binary_cross_entropy,
     hard_distillation,
     soft_distillation,
     soft_target_cross_entropy,
@@ -143,3 +144,29 @@ def test_a_divergence_is_never_negative_and_zero_for_twins(batch: int, classes: 
 def test_impossible_settings_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):
         Distillation.model_validate(fields)
+
+
+@given(st.integers(1, 6), st.integers(2, 9), st.floats(0, 1), st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_binary_cross_entropy_is_torch_s_with_every_class_of_a_mixed_image_right(
+    batch: int, classes: int, weight: float, seed: int
+) -> None:
+    logits = 4 * noise(batch, classes, seed=seed)
+    labels = noise(2, batch, classes, seed=seed + 1).argmax(dim=-1)
+    one, other = torch.nn.functional.one_hot(labels, classes).float()
+    targets = weight * one + (1 - weight) * other
+    expected = torch.nn.BCEWithLogitsLoss()(logits, targets.gt(0.0).type(targets.dtype))  # as the released engine has it
+    assert torch.equal(binary_cross_entropy(logits, targets), expected)
+    settings = Distillation()
+    assert torch.equal(training_loss(settings, logits, targets, labels_part=binary_cross_entropy), expected)
+
+
+def test_binary_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[0.0, LN3], [-LN3, 0.0]])  # sigmoids (1/2, 3/4), (1/4, 1/2)
+    targets = torch.tensor([[1.0, 0.0], [0.3, 0.7]])
+    assert binary_cross_entropy(logits, targets).item() == pytest.approx((LN2 + LN4 + LN4 + LN2) / 4)
+    taught = training_loss(
+        Distillation(mode="hard"), logits, targets, logits, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), binary_cross_entropy
+    )
+    hard = hard_distillation(logits, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    assert taught.item() == pytest.approx(((LN2 + LN4) / 2 + hard.item()) / 2)

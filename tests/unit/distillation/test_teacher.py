@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.imagenet_info import ImageNetInfo
 
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
 from deit.distillation.teacher import Teacher
@@ -59,12 +60,64 @@ def test_another_order_of_classes_is_mapped_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "message"), [(("ant", "bee"), "knows 2 classes, the data has 3"), (("ant", "bee", "dog"), "'cat'")]
+    ("own", "message"),
+    [
+        (("ant", "bee"), "of 2 classes such as 'ant', does not fit: .* not know, such as 'cat'"),
+        (("ant", "bee", "dog"), "'cat'"),
+    ],
 )
 def test_other_classes_are_refused_with_the_remedy(own: tuple[str, ...], message: str) -> None:
     with pytest.raises(TeacherError, match=message) as caught:
         Teacher(_loaded(_network(own)), CLASSES, STUDENT, "t")
     assert "deit teacher train DATA --arch" in str(caught.value)
+
+
+def test_a_teacher_that_knows_more_answers_about_the_data_s_classes_alone() -> None:
+    network, batch = _network(("dog", "cat", "ant", "bee")), noise(2, 3, 32, 32)
+    teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t")
+    torch.testing.assert_close(teacher(batch), network(batch).logits[:, [2, 3, 1]])
+    assert teacher.notes == ["The teacher t knows 1 classes more than the data has; their logits are left out"]
+    assert Teacher(_loaded(_network()), CLASSES, STUDENT, "t").notes == []
+    torch.testing.assert_close(teacher.evaluated()(batch).logits, network(batch).logits[:, [2, 3, 1]])
+    with pytest.raises(TeacherError, match="several classes called 'ant'"):
+        Teacher(_loaded(_network(("ant", "ant", "bee", "cat"))), CLASSES, STUDENT, "t")
+
+
+def test_imagenet_s_classes_are_known_by_description_and_by_number() -> None:
+    described = tuple(ImageNetInfo().label_descriptions())
+    network = _network(described)
+    fish = ("n01443537", "n01440764")  # goldfish, tench: the names of ImageNet's folders
+    teacher = Teacher(_loaded(network), fish, STUDENT, "t")
+    batch = noise(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(batch), network(batch).logits[:, [1, 0]])
+    assert Teacher(_loaded(network), ("tench, Tinca tinca",), STUDENT, "t")(batch).shape == (2, 1)
+    with pytest.raises(TeacherError, match="'n01440764'"):  # in another order the numbers mean nothing
+        Teacher(_loaded(_network(described[::-1])), fish[::-1], STUDENT, "t")
+
+
+def test_the_fingerprint_tells_weights_preprocessing_and_classes_apart() -> None:
+    network = _network()
+    one = Teacher(_loaded(network), CLASSES, STUDENT, "t").fingerprint()
+    assert Teacher(_loaded(network), CLASSES, STUDENT, "another name").fingerprint() == one
+    assert Teacher(_loaded(network), CLASSES[::-1], STUDENT, "t").fingerprint() != one
+    other = LoadedClassifier(network, DeiTImageProcessor.for_size(32, 32, mean=(0.1, 0.2, 0.3)), CLASSES)
+    assert Teacher(other, CLASSES, STUDENT, "t").fingerprint() != one
+    with torch.no_grad():
+        next(network.parameters())[0, 0, 0, 0] += 1
+    assert Teacher(_loaded(network), CLASSES, STUDENT, "t").fingerprint() != one
+
+
+def test_a_single_file_of_ours_teaches(tmp_path: Path) -> None:
+    model = randomised(ViTForImageClassification(tiny_vit().with_classes(CLASSES)))
+    model.save_pretrained(tmp_path)
+    batch = noise(2, 3, 32, 32)
+    torch.testing.assert_close(Teacher.load(tmp_path / "model.safetensors", CLASSES, STUDENT)(batch), model(batch).logits)
+
+
+@pytest.mark.parametrize("name", ["facebook/deit-base-distilled-patch16-224", "deit-tiny-patch16-224", "someone/convnext"])
+def test_a_name_on_the_hub_is_one_clear_word_without_a_network(name: str) -> None:
+    with pytest.raises(TeacherError, match=f"teacher {name} cannot be loaded.*not in the cache.*go online"):
+        Teacher.load(name, CLASSES, STUDENT)
 
 
 def test_a_teacher_comes_from_its_directory_or_its_run(tmp_path: Path) -> None:
@@ -102,7 +155,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_published_weights_are_checked_before_they_are_fetched() -> None:
-    with pytest.raises(TeacherError, match="knows 1000 classes, the data has 3"):
+    with pytest.raises(TeacherError, match=r"of 1,000 classes such as 'n01440764', does not fit: .*'ant'"):
         Teacher.load("regnety_160", CLASSES, STUDENT)
 
 

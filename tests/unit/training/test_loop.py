@@ -83,3 +83,22 @@ def test_an_interrupt_leaves_a_checkpoint_of_this_step_and_the_handlers_as_they_
     assert newest is not None
     place = read_place(newest)
     assert (place.epoch, place.step, place.steps_taken, place.images) == (0, 1, 1, 32)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_in_evaluation_mode_dropout_is_off_while_training(quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe("small-data").tiny().replace(epochs=1, model={"evaluation_mode": quiet})
+    splits = memory_splits(32)
+    begun = start(recipe, splits.classes)
+    training = _prepare(tmp_path, begun, RunSettings("memory"), splits, None, torch.device("cpu"), 0, splits.record)
+    step: Any = loop.train_step  # type: ignore[attr-defined]
+    modes: set[bool] = set()
+
+    def seen(model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        modes.update(module.training for module in model.modules())
+        result: torch.Tensor = step(model, *arguments)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", seen)
+    training.fit()
+    assert modes == {not quiet}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deit.modeling import DeiTForImageClassificationWithTeacher
-from deit.training.optimization import MovingAverage, learning_rate, make_optimizer, parameter_groups, residual_scale
+from deit.training.optimization import (
+    MovingAverage,
+    freeze,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    residual_scale,
+    set_learning_rate,
+)
 from deit.training.recipe import Average, Optimizer
-from tests.helpers import tiny_deit
+from tests.helpers import backward, noise, tiny_deit
 
 PAPER = Optimizer()
 
@@ -125,3 +134,116 @@ def test_the_optimizer_is_the_paper_s() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), PAPER)
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["eps"] == 1e-8
+
+
+TRAINABLE = {
+    "heads": ["cls_classifier.bias", "cls_classifier.weight", "distillation_classifier.bias", "distillation_classifier.weight"],
+    "attention": [
+        *("cls_classifier.bias", "cls_classifier.weight"),
+        "deit.embeddings.position_embeddings",
+        *(
+            f"deit.layers.{layer}.attention.{part}.{kind}"
+            for layer in (0, 1)
+            for part in ("o_proj", "qkv")
+            for kind in ("bias", "weight")
+        ),
+        *("distillation_classifier.bias", "distillation_classifier.weight"),
+    ],
+}
+
+
+@pytest.mark.parametrize("part", ["heads", "attention", "all"])
+def test_what_learns_is_what_its_name_says(part: Literal["all", "heads", "attention"]) -> None:
+    model = DeiTForImageClassificationWithTeacher(tiny_deit())
+    freeze(model, part)
+    names = [name for name, _ in model.named_parameters()]
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sorted(learning) == sorted(TRAINABLE.get(part, names))
+    grouped = {id(parameter) for group in parameter_groups(model, 0.1, 0.5) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    freeze(model, "all")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_layer_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
+    model = DeiTForImageClassificationWithTeacher(tiny_deit(num_hidden_layers=3, layer_scale=0.1))
+    optimizer = make_optimizer(model, Optimizer(layer_decay=0.5, weight_decay=0.2))
+    set_learning_rate(optimizer, 0.8)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]], decays[names[id(parameter)]] = group["lr"], group["weight_decay"]
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        if "embeddings." in name:
+            expected = 0.05
+        elif "layers." in name:
+            expected = {"0": 0.1, "1": 0.2, "2": 0.4}[name.split(".")[2]]
+        else:  # heads and last norm
+            expected = 0.8
+        assert rate == pytest.approx(expected), name
+        still = name.endswith((".bias", "_token", "position_embeddings", "layer_scale")) or "layernorm" in name
+        assert decays[name] == (0.0 if still else 0.2), name
+
+
+def test_a_step_moves_each_layer_by_its_own_rate() -> None:
+    model = DeiTForImageClassificationWithTeacher(tiny_deit())
+    optimizer = make_optimizer(model, Optimizer(layer_decay=0.1, weight_decay=0.0, eps=1e-20))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    set_learning_rate(optimizer, 1e-2)
+    backward(model(noise(4, 3, 32, 32)).logits.square().sum())
+    optimizer.step()  # the first step of Adam moves each weight by the rate
+    moved = {name: (parameter - before[name]).abs().median().item() for name, parameter in model.named_parameters()}
+    assert moved["cls_classifier.weight"] == pytest.approx(1e-2, rel=1e-2)
+    assert moved["deit.layers.1.mlp.fc1.weight"] == pytest.approx(1e-3, rel=1e-2)
+    assert moved["deit.layers.0.mlp.fc1.weight"] == pytest.approx(1e-4, rel=1e-2)
+    assert moved["deit.embeddings.patch_embeddings.projection.weight"] == pytest.approx(1e-5, rel=2e-2)
+
+
+def test_lamb_is_adam_with_a_trust_ratio() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4)
+    settings = Optimizer(name="lamb", weight_decay=0.1, betas=(0.8, 0.9), eps=1e-6)
+    optimizer = make_optimizer(model, settings)
+    weights = [parameter.detach().double() for parameter in (model.weight, model.bias)]
+    first, second = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+    for step in (1, 2, 3):
+        set_learning_rate(optimizer, 0.05)
+        optimizer.zero_grad()
+        backward((model(noise(6, 5, seed=step)) - 1).square().sum() * 40)  # a large gradient, which nothing here clips
+        gradients = [parameter.grad.double() for parameter in (model.weight, model.bias) if parameter.grad is not None]
+        optimizer.step()
+        for place, (gradient, decay) in enumerate(zip(gradients, (0.1, 0.0), strict=True)):
+            first[place] = 0.8 * first[place] + 0.2 * gradient
+            second[place] = 0.9 * second[place] + 0.1 * gradient**2
+            scaled = first[place] / (1 - 0.8**step) / ((second[place] / (1 - 0.9**step)).sqrt() + 1e-6)
+            update = scaled + decay * weights[place]
+            trust = weights[place].norm() / update.norm() if decay else 1.0  # biases and the like are plain Adam's
+            weights[place] = weights[place] - 0.05 * trust * update
+    torch.testing.assert_close(model.weight.detach().double(), weights[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.bias.detach().double(), weights[1], rtol=1e-5, atol=1e-6)
+
+
+def test_sgd_has_momentum_and_decays_by_the_recipe() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, Optimizer(name="sgd", momentum=0.5, weight_decay=0.1))
+    weight, velocity = model.weight.detach().clone(), torch.zeros(2, 3)
+    for _ in range(3):
+        set_learning_rate(optimizer, 0.2)
+        optimizer.zero_grad()
+        backward(model.weight.sum() + model.bias.sum())
+        optimizer.step()
+        velocity = 0.5 * velocity + 1 + 0.1 * weight
+        weight = weight - 0.2 * velocity
+    torch.testing.assert_close(model.weight.detach(), weight)
+    assert torch.equal(optimizer.param_groups[1]["params"][0], model.bias)
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_a_constant_schedule_stays_after_its_warm_up(by: Literal["epoch", "step"]) -> None:
+    constant = Optimizer(schedule="constant", warmup_epochs=4, by=by)
+    rates = [learning_rate(constant, 5e-6, 30, epoch) for epoch in (0, 2, 4, 17, 29.5)]
+    assert rates == pytest.approx([1e-6, 3e-6, 5e-6, 5e-6, 5e-6])
+    assert learning_rate(constant, 5e-6, 30, 1.5) == pytest.approx(1e-6 + 4e-6 * ((1 if by == "epoch" else 1.5) / 4))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from deit.checkpoints.reading import open_checkpoint
+from deit.distillation.classifiers import TimmClassifier, fresh_network
 from deit.errors import CheckpointError
+from deit.image_processor import DeiTImageProcessor
 from deit.modeling import ViTForImageClassification
 from deit.training.optimization import MovingAverage, make_optimizer
 from deit.training.recipe import Average, Optimizer
@@ -27,7 +29,7 @@ def _trained(steps: int = 2) -> tuple[ViTForImageClassification, MovingAverage[A
     return model, average, optimizer
 
 
-def _step(model: ViTForImageClassification, average: MovingAverage[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
+def _step(model: torch.nn.Module, average: MovingAverage[Any], optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     optimizer.zero_grad()
@@ -54,6 +56,27 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
         assert torch.equal(value, actual[name]), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_a_convolutional_network_goes_on_exactly(name: Literal["adamw", "lamb", "sgd"], tmp_path: Path) -> None:
+    processor, settings = DeiTImageProcessor.for_size(32, 32), Optimizer(name=name)
+
+    def fresh() -> tuple[TimmClassifier, MovingAverage[Any], torch.optim.Optimizer]:
+        model = fresh_network("test_resnet", ("a", "b", "c", "d", "e"), processor, {}, seed=0).train()
+        return model, MovingAverage(model, Average(decay=0.5)), make_optimizer(model, settings)
+
+    model, average, optimizer = fresh()
+    for step in range(2):
+        _step(model, average, optimizer, step)
+    path = save_checkpoint(tmp_path, Place(), model, average, optimizer)
+    _step(model, average, optimizer, 2)
+    expected = _everything(model, average)
+    model, average, optimizer = fresh()
+    load_checkpoint(path, model, average, optimizer, steps_taken=2)
+    _step(model, average, optimizer, 2)
+    for key, value in _everything(model, average).items():
+        assert torch.equal(value, expected[key]), key
 
 
 def test_a_checkpoint_opens_as_a_model_and_so_does_its_average(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from deit.data.augment import TrainTransform
 from deit.data.loader import Batch, TrainSamples
 from deit.data.order import epoch_steps, micro_batches
 from deit.distillation.classifiers import LoadedClassifier
+from deit.distillation.losses import binary_cross_entropy
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
 from deit.modeling import ViTForImageClassification, new_classifier
@@ -16,7 +17,7 @@ from deit.training.optimization import make_optimizer
 from deit.training.recipe import Recipe, Transformer
 from deit.training.recipes import get_recipe
 from deit.training.step import StepContext, batch_loss, train_step
-from tests.helpers import MemorySource, randomised, tiny_vit
+from tests.helpers import MemorySource, backward, randomised, tiny_vit
 
 CLASSES = ("a", "b", "c")
 
@@ -113,3 +114,25 @@ def test_an_empty_micro_batch_is_passed_over_and_a_batch_of_them_is_an_error() -
     torch.testing.assert_close(train_step(model, optimizer, [broken, *batches], context, 0, 0, 0.0), alone)
     with pytest.raises(DataError, match="whole batch"):
         train_step(model, optimizer, [broken, broken], context, 0, 0, 0.0)
+
+
+def test_in_evaluation_mode_nothing_is_dropped() -> None:
+    recipe = get_recipe("deit").tiny().replace(model={"drop_path": 0.8})
+    batch = _batches(recipe, 32)[0]
+    model, quiet = _student(recipe), recipe.replace(model={"evaluation_mode": True})
+    plain = recipe.replace(model={"drop_path": 0.0})
+    losses = [batch_loss(model, batch, _context(quiet), 0, step) for step in (0, 1)]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], batch_loss(model, batch, _context(plain), 0, 0))
+    assert not torch.equal(losses[0], batch_loss(model, batch, _context(recipe), 0, 0))
+    backward(losses[0])
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_labels_loss_is_the_recipe_s() -> None:
+    recipe = get_recipe("deit").tiny().replace(smoothing=0.0, loss="binary", model={"drop_path": 0.0})
+    batch, model = _batches(recipe, 32)[0], _student(recipe)
+    expected = binary_cross_entropy(model(batch.pixel_values).logits, batch.targets)
+    assert torch.equal(batch_loss(model, batch, _context(recipe), 0, 0), expected)
+    other = batch_loss(model, batch, _context(recipe.replace(loss="cross-entropy")), 0, 0)
+    assert not torch.equal(other, expected)

@@ -1,0 +1,143 @@
+"""Fine-tuning and pretraining by the real program, from a published checkpoint and from images without labels."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deit.checkpoints.card import model_card
+from deit.distillation.classifiers import load_classifier
+from deit.errors import CheckpointError
+from tests.e2e.conftest import CLASSES, Deit
+
+SHORT = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--workers", "0", "--set", "precision=fp32")
+
+
+@pytest.fixture(scope="module")
+def work(deit: Deit, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and, in the published form, a ``distilled`` and a ``plain`` model of seven classes."""
+    import transformers
+
+    kinds: Any = transformers
+    root = tmp_path_factory.mktemp("my work")
+    taught = deit(
+        *("teacher", "train", photos, "--arch", "test_resnet", "--image-size", "64", "--out", root / "a teacher", *SHORT)
+    )
+    assert taught.returncode == 0, taught.stderr
+    torch.manual_seed(0)
+    shape = {"image_size": 64, "patch_size": 16, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    shape |= {"intermediate_size": 192, "num_labels": 7}
+    kinds.DeiTForImageClassificationWithTeacher(kinds.DeiTConfig(**shape)).save_pretrained(root / "distilled")
+    kinds.ViTForImageClassification(kinds.ViTConfig(**shape)).save_pretrained(root / "plain")
+    return root
+
+
+def test_a_published_model_is_fine_tuned_with_a_teacher_at_another_resolution(deit: Deit, work: Path, photos: Path) -> None:
+    done = deit(
+        *("train", photos, "--init", work / "distilled", "--teacher", work / "a teacher"),
+        *("--recipe", "finetune-small-data-distilled", "--image-size", "96", "--out", work / "tuned", "--json", *SHORT),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["heads"]) == {"class", "distillation", "both"}
+    assert result["teacher"]["images"] == 6
+    for words in (
+        f"deit-width48-depth2, from {work / 'distilled'}, at 96 x 96",
+        "hard distillation",
+        "New, with fresh weights: cls_classifier, distillation_classifier.",
+        "resampled from 4 x 4 patches to 6 x 6.",
+        "Epochs 1, made for 30",
+        "Batch 16, made for 64",
+    ):
+        assert words in done.stderr, done.stderr
+    card = (work / "tuned" / "best" / "README.md").read_text()
+    assert "It started from `distilled`." in card
+    assert str(work) not in card
+    picture = next((photos / CLASSES[0]).rglob("*.jpg"))
+    answer = deit("predict", work / "tuned", picture, "--json")
+    assert {row["label"] for row in json.loads(answer.stdout)[0]["predictions"]} == set(CLASSES)
+    resumed = deit("train", "--resume", work / "tuned", "--device", "cpu")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed from" in resumed.stderr
+    assert "New, with fresh weights" not in resumed.stderr
+
+
+def test_the_classic_way_takes_the_class_token_alone_and_may_freeze_the_rest(deit: Deit, work: Path, photos: Path) -> None:
+    done = deit(
+        *("train", photos, "--init", work / "distilled", "--out", work / "classic", "--set", "model.trainable=heads"),
+        *("--set", "model.evaluation_mode=true", "--set", "optimizer.warmup_epochs=0", *SHORT),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not used: cls_classifier, distillation_classifier, distillation_token." in done.stderr
+    assert "of which 147 learn" in done.stderr
+    from deit import ViTForImageClassification
+    from deit.checkpoints.reading import open_checkpoint
+
+    before = open_checkpoint(work / "distilled").read()
+    after = ViTForImageClassification.from_pretrained(work / "classic" / "last").canonical_state()
+    shared = {name for name in after if name in before and before[name].shape == after[name].shape}
+    assert all(torch.equal(after[name], before[name]) for name in shared)
+    assert after.keys() - shared == {"classifier.weight", "classifier.bias", "embeddings.position_embeddings"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "{photos}", "--init", "no such model"), "check the path"),
+        (("train", "{photos}", "--init", "plain", "--model", "deit-tiny-patch16-224"), "--init brings the model's shape"),
+        (("train", "{photos}", "--init", "plain", "--set", "model.head=keep"), "knows 7 classes and the data has 3"),
+        (("teacher", "train", "{photos}", "--init", "a teacher", "--arch", "resnet18"), "leave one of them out"),
+        (("pretrain", "{photos}", "--set", "model.trainable=heads"), "trains the whole model"),
+        (("pretrain", "--resume", "a teacher", "--recipe", "deit"), "pass --resume without other settings"),
+    ],
+)
+def test_a_wrong_use_is_one_sentence(deit: Deit, work: Path, photos: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = deit(*(str(photos) if argument == "{photos}" else argument for argument in arguments), cwd=work)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
+    assert done.stderr.startswith("deit: ")
+    assert done.stderr.count("\n") == 1
+    assert not (work / "runs").exists()
+
+
+def test_pretraining_is_interrupted_resumed_and_trained_on(deit: Deit, work: Path, photos: Path) -> None:
+    sizes = ("--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2", "--image-size", "64", "--batch-size", "4")
+    options = (*sizes, "--epochs", "8", "--device", "cpu", "--workers", "0", "--set", "precision=fp32")
+    command = [Path(sys.executable).with_name("deit"), "pretrain", photos, *options, "--out", work / "a mim run"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = work / "a mim run" / "log.jsonl"
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert f'deit pretrain --resume "{work / "a mim run"}"' in said
+    assert "Traceback" not in said
+    assert "not looked at" in said
+
+    resumed = deit("pretrain", "--resume", work / "a mim run", "--device", "cpu", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = deit("pretrain", photos, *options, "--out", work / "in one go", "--json")
+    assert whole.returncode == 0, whole.stderr
+    one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
+    assert (one["epoch"], one["loss"]) == (other["epoch"], other["loss"])
+    for name in ("last/model.safetensors", "best/model.safetensors"):
+        assert (work / "a mim run" / name).read_bytes() == (work / "in one go" / name).read_bytes(), name
+
+    done = deit("train", photos, "--init", work / "a mim run", "--out", work / "after mim", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "New, with fresh weights: classifier." in done.stderr
+    assert "not used: decoder, distillation_token, mask_token." in done.stderr
+    card = model_card(work / "a mim run" / "best")
+    assert "to fill in hidden patches; no label was looked at" in card
+    assert f"These are the weights after epoch {other['epoch']}." in card
+    with pytest.raises(CheckpointError, match="`deit train --init` gives it heads"):
+        load_classifier(work / "a mim run")
