@@ -150,9 +150,9 @@ def _paint(origin: Source, rng: np.random.Generator, behind: float) -> np.ndarra
     colour = colour + (behind + distance - colour.mean())
     if origin.paint == "shaded":
         ramp = np.linspace(-35, 35, SIDE, dtype=np.float32)
-        return colour + (ramp[:, None, None] if rng.random() < 0.5 else ramp[None, :, None])
+        return np.asarray(colour + (ramp[:, None, None] if rng.random() < 0.5 else ramp[None, :, None]))
     if origin.paint == "pattern":
-        return colour + 0.5 * (_stripes(rng, np.zeros(3), np.full(3, 100.0)) - 50)
+        return np.asarray(colour + 0.5 * (_stripes(rng, np.zeros(3), np.full(3, 100.0)) - 50))
     return np.broadcast_to(colour, (SIDE, SIDE, 3))
 
 
@@ -163,7 +163,7 @@ def _colour(hue: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _over(behind: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> np.ndarray:
-    return behind + mask[..., None] * (paint - behind)
+    return np.asarray(behind + mask[..., None] * (paint - behind))
 
 
 def _scratch(image: np.ndarray, rng: np.random.Generator) -> None:
@@ -197,7 +197,7 @@ def _stripes(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np
     angle, width = rng.uniform(0, np.pi), rng.uniform(4, 14)
     wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / width + rng.uniform(0, 6))
     share = (0.5 + 0.5 * np.tanh(3 * wave))[..., None]
-    return one + share * (other - one)
+    return np.asarray(one + share * (other - one))
 
 
 def _tiles(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def _tiles(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.n
     count = SIDE // size + 2
     shades = rng.random((count, count, 1)).repeat(size, 0).repeat(size, 1)
     top, left = rng.integers(0, size, 2)
-    return one + shades[top : top + SIDE, left : left + SIDE] * (other - one)
+    return np.asarray(one + shades[top : top + SIDE, left : left + SIDE] * (other - one))
 
 
 def _clouds(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def _clouds(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.
         )
         values += np.asarray(layer) / np.sqrt(cells)
     share = (0.5 + 0.5 * values).clip(0, 1)[..., None]
-    return one + share * (other - one)
+    return np.asarray(one + share * (other - one))
 
 
 def _blobs(rng: np.random.Generator, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -35,7 +35,8 @@ from torch import nn
 
 import signs
 from deit.data.loader import EvaluationSamples, Loader
-from deit.data.opening import DIGITS, open_data
+from deit.data.named import DIGITS
+from deit.data.opening import open_data
 from deit.data.order import epoch_steps
 from deit.data.sources import Splits
 from deit.devices import autocast, choose_device, choose_precision, describe
@@ -47,8 +48,9 @@ from deit.progress import say
 from deit.training.loop import read_log
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
-from deit.training.run import RunSettings, TrainResult, fitted, train_on
+from deit.training.run import TrainResult, fitted, train_on
 from deit.training.samples import training_samples
+from deit.training.settings import RunSettings
 
 TEACHER_SHARE = 0.4  # of the minutes
 CONTENDERS = ("six-layer convnet", "timm", "teacher", "undistilled", "soft", "hard", "stored hard")
@@ -88,7 +90,7 @@ class Timm(nn.Module):
 def baseline(model: nn.Module, recipe: Recipe, splits: Splits, minutes: float) -> tuple[float, Curve]:
     """Train a network by the clock with AdamW and a cosine: test top-1, and the curve."""
     device = choose_device()
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     precision = choose_precision("auto", device)
     samples = training_samples(recipe, splits.train)
     judge = EvaluationSamples(splits.validation, recipe.processor())

@@ -48,8 +48,6 @@ class Teacher:
         self.name = name
         self.classifier = classifier
         self._model = classifier.model.eval().requires_grad_(False)
-        if isinstance(classifier.model, TimmClassifier):
-            self._model.to(memory_format=torch.channels_last)  # convolutions on a CPU take half the time
         self._order = _matched(name, classifier.classes, classes)
         more = len(classifier.classes) - len(classes)
         self.notes = (

@@ -347,12 +347,13 @@ class Recipe(Section):
 
 
 def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a section change what they name; a section of another kind replaces it whole."""
+    """Changes of a section change what they name; a section of another kind, and a network's arguments, replace it whole."""
     result = dict(content)
     for name, value in changes.items():
         old = result.get(name)
-        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
-            value = _merged(old, value)
+        if isinstance(old, dict) and isinstance(value, Mapping) and name != "arguments":
+            if value.get("kind", old.get("kind")) == old.get("kind"):
+                value = _merged(old, value)
         result[name] = value
     return result
 

@@ -257,7 +257,7 @@ def convnet() -> Recipe:
     Hardware:  as ``small-data``.
     Result:    see ``docs/log.md``.
     """
-    network = {
+    network: dict[str, bool | int | float | str | list[int]] = {
         "channels": [32, 64, 128, 256],
         "layers": [1, 1, 1, 1],
         "stem_type": "deep_tiered",

@@ -246,8 +246,6 @@ def _prepare(
     record: DataRecord,
 ) -> Training:
     chosen, model = begun.recipe, begun.model.to(device)
-    if isinstance(model, TimmClassifier):
-        model.to(memory_format=torch.channels_last)  # twice as fast on a CPU, and no slower elsewhere
     processor = chosen.processor()
     config = None if isinstance(model, TimmClassifier) else model.config
     answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
