@@ -350,10 +350,9 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """Changes of a section change what they name; a section of another kind, and a network's arguments, replace it whole."""
     result = dict(content)
     for name, value in changes.items():
-        old = result.get(name)
-        if isinstance(old, dict) and isinstance(value, Mapping) and name != "arguments":
-            if value.get("kind", old.get("kind")) == old.get("kind"):
-                value = _merged(old, value)
+        parts = isinstance(result.get(name), dict) and isinstance(value, Mapping) and name != "arguments"
+        if parts and value.get("kind", result[name].get("kind")) == result[name].get("kind"):
+            value = _merged(result[name], value)
         result[name] = value
     return result
 
