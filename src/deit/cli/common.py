@@ -31,6 +31,7 @@ ImageSizeOption = Annotated[
     str | None, typer.Option(metavar="PIXELS", help="Of the model's input: 384, or height x width as 256x192.")
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
+MinutesOption = Annotated[float | None, typer.Option(help="Time for the training: epochs and open sizes are chosen to fit it.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any value of the recipe.")]

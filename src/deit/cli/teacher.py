@@ -15,6 +15,7 @@ from deit.cli.common import (
     ImageSizeOption,
     InitOption,
     JsonOption,
+    MinutesOption,
     ModelOption,
     OutOption,
     RecipeOption,
@@ -50,6 +51,7 @@ def train(
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
+    minutes: MinutesOption = None,
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
     assignments: SetOption = None,
@@ -67,6 +69,7 @@ def train(
         "model.architecture": arch,
         "model.image_size": image_size,
         "epochs": epochs,
+        "minutes": minutes,
         "batch_size": batch_size,
         "seed": seed,
     }

@@ -13,6 +13,7 @@ from deit.cli.common import (
     ImageSizeOption,
     InitOption,
     JsonOption,
+    MinutesOption,
     ModelOption,
     OutOption,
     RecipeOption,
@@ -42,6 +43,7 @@ def train(
     model: ModelOption = None,
     image_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
+    minutes: MinutesOption = None,
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
     assignments: SetOption = None,
@@ -59,6 +61,7 @@ def train(
         "model.variant": model,
         "model.image_size": image_size,
         "epochs": epochs,
+        "minutes": minutes,
         "batch_size": batch_size,
         "seed": seed,
     }

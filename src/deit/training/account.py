@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
+
+import torch
 
 from deit.checkpoints.facts import shape_name
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import Splits
-from deit.devices import describe
+from deit.devices import autocast, describe
 from deit.distillation.stored import AnyTeacher
 from deit.progress import duration, plural, say
 from deit.training.loop import Training
+from deit.training.optimization import make_optimizer
 from deit.training.recipe import ConvNet
 from deit.training.settings import RunSettings
 from deit.training.step import batch_loss
 
-PROBE_IMAGES = 32  # at most, that the estimate of the duration is made from
+PROBES = 2  # batches that the estimate of the duration is made from
 
 
 def say_account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None, notes: list[str]) -> None:
@@ -78,20 +82,44 @@ def _learning(training: Training) -> str:
     return "" if learning == whole else f", of which {learning:,} learn"
 
 
-def _estimate(training: Training) -> float:
-    """Seconds that the remaining epochs will take, from one batch on a copy of the model."""
+def image_seconds(training: Training) -> float:
+    """Seconds that each image of training takes, with its share of evaluation, measured on a copy of the model.
+
+    The optimizer's part is in it; the first batch, which pays for the set-up of its shapes, is not.
+    """
     chosen, context = training.context.recipe, training.context
     count = len(training.samples.source.labels)
     first = epoch_steps(count, chosen.batch_size, chosen.seed, 0, chosen.augmentation.repeats)[0]
     start = time.perf_counter()
-    batch = training.samples.batch(micro_batches(first, min(PROBE_IMAGES, chosen.micro_batch_size))[0])
+    batch = training.samples.batch(micro_batches(first, chosen.micro_batch_size)[0])
     making = (time.perf_counter() - start) / max(training.workers or 1, 1)
     if not len(batch.labels):
         return 0.0
     model = copy.deepcopy(training.model).train()
-    for _ in range(2):  # the first run of a shape pays for its set-up
+    optimizer = make_optimizer(model, chosen.optimizer)
+    micro_batch = len(batch.labels)
+    times = []
+    for _ in range(PROBES + 1):
         start = time.perf_counter()
         batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
-        learning = time.perf_counter() - start
-    images = (chosen.epochs - training.place.epoch) * training.images_an_epoch - training.place.images
-    return images / len(batch.labels) * (making + learning if training.workers == 0 else max(making, learning))
+        learned = time.perf_counter()
+        optimizer.step()
+        if context.device.type != "cpu":
+            torch.accelerator.synchronize(context.device)
+        times.append(learned - start + (time.perf_counter() - learned) * min(micro_batch / chosen.batch_size, 1))
+    model.eval()
+    with torch.no_grad(), autocast(context.device, context.precision):
+        start = time.perf_counter()
+        model(batch.pixel_values.to(context.device))
+        judging = time.perf_counter() - start
+    learning = statistics.median(times[1:])
+    share = len(training.validation.source.labels) / count  # images evaluated for each that is trained on
+    beside = training.workers == 0
+    cost = (making + learning) if beside else max(making, learning)
+    return (cost + share * ((making + judging) if beside else max(making, judging))) / micro_batch
+
+
+def _estimate(training: Training) -> float:
+    """Seconds that the remaining epochs will take."""
+    images = (training.context.recipe.epochs - training.place.epoch) * training.images_an_epoch - training.place.images
+    return images * image_seconds(training)

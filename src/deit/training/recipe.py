@@ -56,6 +56,9 @@ class Transformer(Section):
         layer_scale: first value of a learned factor of each channel of each residual branch (arXiv 2103.17239); none when
             None. What is saved has the factors multiplied into the weights, so that it is an ordinary DeiT.
         drop_path: stochastic depth's rate at the last block, rising linearly from 0 at the first.
+        sizes: those that are None are the ``variant``'s, or chosen from ``data`` and time (:mod:`deit.training.sizing`).
+        first_weights: ``normal`` draws (section 3), or ``local``: each head begins by looking at a neighbouring patch
+            (:mod:`deit.training.first_weights`).
         head: of a checkpoint: ``keep`` it, or a ``new`` one; ``auto`` keeps it where its classes are the data's.
         trainable: ``all``; the ``heads`` alone; or ``attention``, with heads and position embeddings (arXiv 2203.09795).
         evaluation_mode: train without stochastic depth and dropout, as the original DeiT was fine-tuned.
@@ -71,6 +74,8 @@ class Transformer(Section):
     initializer_range: Annotated[float, Field(gt=0, le=1)] | None = None
     layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    sizes: Literal["variant", "data"] = "variant"
+    first_weights: Literal["normal", "local"] = "normal"
     head: Literal["auto", "keep", "new"] = "auto"
     trainable: Literal["all", "heads", "attention"] = "all"
     evaluation_mode: bool = False
@@ -99,13 +104,13 @@ class ConvNet(Section):
 
     Attributes:
         architecture: timm's name.
-        image_size: pixels a side, or height and width.
+        image_size: pixels a side, or height and width; chosen from the data and the time when None.
         arguments: further arguments of ``timm.create_model``.
     """
 
     kind: Literal["convnet"] = "convnet"
     architecture: str = "regnety_004"
-    image_size: Side | tuple[Side, Side] = 224
+    image_size: Side | tuple[Side, Side] | None = None
     arguments: dict[str, bool | int | float | str | list[int]] = {}
 
 
@@ -180,6 +185,7 @@ class Recipe(Section):
         micro_batch_size: how much of it goes through the model at once; an even number.
         views: V: epoch e takes the draws of epoch e mod V (order, augmentation, mixing), which a stored teacher has seen; None
             draws every epoch anew. Stochastic depth is drawn anew in either case.
+        mirror_test: ask the data whether mirrored images would do, and leave flips out where not (:mod:`deit.data.mirror`).
         loss: of the labels: ``cross-entropy``, or ``binary``: each class for itself, where every class of a mixed image is
             right (as the released code of DeiT III has it).
         smoothing: of the labels.
@@ -199,6 +205,7 @@ class Recipe(Section):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mirror_test: bool = False
     loss: Literal["cross-entropy", "binary"] = "cross-entropy"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = CROP_RATIO
@@ -262,8 +269,14 @@ class Recipe(Section):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width of the model's input, in pixels."""
+        """Height and width of the model's input, in pixels.
+
+        Raises:
+            RecipeError: they are to be chosen from the data.
+        """
         size = self.model.image_size
+        if size is None and isinstance(self.model, ConvNet):
+            raise RecipeError("The image size is chosen from the data when training starts", "set model.image_size to fix it")
         if size is None:
             assert isinstance(self.model, Transformer)
             return self.model.config().image_hw
@@ -293,6 +306,10 @@ class Recipe(Section):
                 near = difflib.get_close_matches(path, _paths(content), n=1, cutoff=0)
                 raise RecipeError(f"The recipe has no setting {path!r}", f"did you mean {near[0]}")
             place[last] = _value(text)
+        if "model.variant" in settings and "model.sizes" not in settings:
+            content["model"]["sizes"] = "variant"  # a shape that the user names is taken as it is
+        if "model.architecture" in settings and "model.arguments" not in settings:
+            content["model"]["arguments"] = {}  # those of the recipe are for its own architecture
         return Recipe(**content)
 
     def tiny(self) -> Recipe:
@@ -301,7 +318,9 @@ class Recipe(Section):
         if isinstance(self.model, Transformer):
             variant = self.model.variant or TINY_VARIANTS[self.distillation.mode != "none"]
             model |= {"variant": variant, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
-        return self.replace(epochs=2, batch_size=32, micro_batch_size=16, precision="fp32", model=model)
+            model |= {"sizes": "variant"}
+        sizes: dict[str, Any] = {"epochs": 2, "minutes": None, "batch_size": 32, "micro_batch_size": 16, "precision": "fp32"}
+        return self.replace(**sizes, mirror_test=False, model=model)
 
     def to_toml(self) -> str:
         """The recipe as TOML, every value in it."""
@@ -328,12 +347,12 @@ class Recipe(Section):
 
 
 def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a section change what they name; a section of another kind replaces it whole."""
+    """Changes of a section change what they name; a section of another kind, and a network's arguments, replace it whole."""
     result = dict(content)
     for name, value in changes.items():
-        old = result.get(name)
-        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
-            value = _merged(old, value)
+        parts = isinstance(result.get(name), dict) and isinstance(value, Mapping) and name != "arguments"
+        if parts and value.get("kind", result[name].get("kind")) == result[name].get("kind"):
+            value = _merged(result[name], value)
         result[name] = value
     return result
 

@@ -34,14 +34,15 @@ from deit.files import (
 )
 from deit.progress import say
 from deit.report import ReportData, write_report
-from deit.training.account import account, counts, say_account
+from deit.training.account import account, counts, image_seconds, say_account
 from deit.training.loop import CHECKPOINTS_NAME, Training, read_log
 from deit.training.optimization import MovingAverage, make_optimizer
-from deit.training.recipe import Recipe
+from deit.training.recipe import Recipe, Transformer
 from deit.training.recipes import get_recipe
 from deit.training.samples import training_samples
 from deit.training.scaling import scaled
 from deit.training.settings import RunSettings, absolute, new_run_directory, resumed_run
+from deit.training.sizing import from_data, from_time, is_open, look
 from deit.training.start import Start, start
 from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
 from deit.training.step import StepContext
@@ -198,8 +199,13 @@ def _fit(
     """
     place = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
+    _check_teacher(recipe, run)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     recipe, notes = fitted(recipe, splits)
+    if is_open(recipe):
+        say("Measuring how fast candidates train here")
+        recipe, chosen = _timed(recipe, splits, run, place, workers, record)
+        notes += chosen
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
     begun = start(recipe, splits.classes, run.init, checkpoint)
     teacher = _teacher(begun.recipe, run, splits, record)
@@ -258,19 +264,23 @@ def _prepare(
     )
 
 
-def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
-    if chosen.distillation.mode == "none":
-        if run.teacher is not None:
-            raise TeacherError(
-                f"The recipe {chosen.name} learns from labels alone, but a teacher is given",
-                "take a recipe with -distilled in its name, set distillation.mode=hard, or leave the teacher out",
-            )
-        return None
-    if run.teacher is None:
+def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
+    """Whether there is a teacher where the recipe learns from one, and none where it does not."""
+    if chosen.distillation.mode == "none" and run.teacher is not None:
+        raise TeacherError(
+            f"The recipe {chosen.name} learns from labels alone, but a teacher is given",
+            "take a recipe with -distilled in its name, set distillation.mode=hard, or leave the teacher out",
+        )
+    if chosen.distillation.mode != "none" and run.teacher is None:
         raise TeacherError(
             f"The recipe {chosen.name} learns from a teacher, and none is given",
-            "pass --teacher; to train one first: deit teacher train DATA --arch regnety_004",
+            "pass --teacher; to train one first: deit teacher train DATA",
         )
+
+
+def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
+    if run.teacher is None:
+        return None
     if not is_store(run.teacher):
         return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
     if run.teacher_weights is not None:
@@ -278,9 +288,34 @@ def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecor
     return StoredTeacher.open(run.teacher, chosen, splits, record)
 
 
+def _timed(
+    chosen: Recipe, splits: Splits, run: RunSettings, device: torch.device, workers: int | None, record: DataRecord
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what the time decides, and why, from the speed that is measured here."""
+
+    def speed(candidate: Recipe) -> float:
+        begun = start(candidate, splits.classes, run.init, None)
+        teacher = _teacher(begun.recipe, run, splits, record)
+        if isinstance(teacher, Teacher):
+            teacher.to(device)
+        return image_seconds(_prepare(Path(), begun, run, splits, teacher, device, workers, record))
+
+    if run.init is not None and isinstance(chosen.model, Transformer):
+        chosen = chosen.replace(model={"sizes": "variant"})  # the shape is the checkpoint's
+    return from_time(chosen, look(splits.train, mirrored=False), speed)
+
+
 def fitted(chosen: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
-    """The recipe for a data set that may be smaller than its batch, and what was changed."""
+    """The recipe with what the data decides, and for a data set that may be smaller than its batch; and what was changed."""
     images = len(splits.train.labels)
+    if is_open(chosen):
+        chosen, why = from_data(chosen, look(splits.train, chosen.mirror_test))
+        fitting, notes = _within(chosen, images)
+        return fitting, why + notes
+    return _within(chosen, images)
+
+
+def _within(chosen: Recipe, images: int) -> tuple[Recipe, list[str]]:
     if chosen.batch_size <= images:
         return chosen, scaled(chosen, images)
     note = f"The {images} training images are fewer than the recipe's batch of {chosen.batch_size:,}: they are the batch"

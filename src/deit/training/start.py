@@ -29,6 +29,7 @@ from deit.modeling import (
     ViTForImageClassification,
     new_classifier,
 )
+from deit.training.first_weights import look_nearby
 from deit.training.optimization import freeze
 from deit.training.recipe import SHAPE, ConvNet, Recipe, Transformer
 
@@ -83,10 +84,14 @@ def _begun(recipe: Recipe, chosen: Transformer, classes: tuple[str, ...], init: 
 
 def _fresh(recipe: Recipe, config: ViTConfig) -> TrainedTransformer:
     generator = torch.Generator().manual_seed(torch_seed(recipe.seed, Stream.INIT))
-    if not recipe.masked:
-        return new_classifier(config, generator)
-    model = DeiTForMaskedImageModeling(_reconstructing(config))
-    model.init_weights(generator)
+    model: TrainedTransformer
+    if recipe.masked:
+        model = DeiTForMaskedImageModeling(_reconstructing(config))
+        model.init_weights(generator)
+    else:
+        model = new_classifier(config, generator)
+    if isinstance(recipe.model, Transformer) and recipe.model.first_weights == "local":
+        look_nearby(model, generator)
     return model
 
 

@@ -12,15 +12,15 @@ from deit.cli.main import app
 
 VERBS = {
     "quickstart": "--out --fresh --device --workers --json",
-    "train": "--init --teacher --teacher-weights --recipe --model --image-size --epochs --batch-size --seed --set --out "
-    "--resume --device --workers --skip-unreadable --json",
+    "train": "--init --teacher --teacher-weights --recipe --model --image-size --epochs --minutes --batch-size --seed --set "
+    "--out --resume --device --workers --skip-unreadable --json",
     "pretrain": "--init --recipe --model --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
     "evaluate": "--part --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
     "predict": "--top --crop --ema --revision --device --json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
-    "teacher train": "--arch --init --recipe --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --json",
+    "teacher train": "--arch --init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume "
+    "--device --workers --skip-unreadable --json",
     "teacher store": "--teacher --out --views --top-k --teacher-weights --init --recipe --model --image-size --epochs "
     "--batch-size --seed --set --device --workers --skip-unreadable --json",
     "data list": "--json",
