@@ -203,7 +203,6 @@ def _fit(
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     recipe, notes = fitted(recipe, splits)
     if is_open(recipe):
-        say("Measuring how fast candidates train here")
         recipe, chosen = _timed(recipe, splits, run, place, workers, record)
         notes += chosen
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
@@ -292,10 +291,14 @@ def _timed(
     chosen: Recipe, splits: Splits, run: RunSettings, device: torch.device, workers: int | None, record: DataRecord
 ) -> tuple[Recipe, list[str]]:
     """The recipe with what the time decides, and why, from the speed that is measured here."""
+    known: list[AnyTeacher | None] = []
 
     def speed(candidate: Recipe) -> float:
         begun = start(candidate, splits.classes, run.init, None)
-        teacher = _teacher(begun.recipe, run, splits, record)
+        if not known:  # before anything is said: a teacher that does not fit is the user's mistake
+            known.append(_teacher(begun.recipe, run, splits, record))
+            say("Measuring how fast candidates train here")
+        (teacher,) = known
         if isinstance(teacher, Teacher):
             teacher.to(device)
         return image_seconds(_prepare(Path(), begun, run, splits, teacher, device, workers, record))
