@@ -9,6 +9,7 @@ import time
 import torch
 
 from deit.checkpoints.facts import shape_name
+from deit.data.loader import available_cores, default_workers
 from deit.data.order import epoch_steps, micro_batches
 from deit.data.sources import Splits
 from deit.devices import autocast, describe
@@ -92,7 +93,7 @@ def image_seconds(training: Training) -> float:
     first = epoch_steps(count, chosen.batch_size, chosen.seed, 0, chosen.augmentation.repeats)[0]
     start = time.perf_counter()
     batch = training.samples.batch(micro_batches(first, chosen.micro_batch_size)[0])
-    making = (time.perf_counter() - start) / max(training.workers or 1, 1)
+    making = time.perf_counter() - start
     if not len(batch.labels):
         return 0.0
     model = copy.deepcopy(training.model).train()
@@ -114,9 +115,16 @@ def image_seconds(training: Training) -> float:
         judging = time.perf_counter() - start
     learning = statistics.median(times[1:])
     share = len(training.validation.source.labels) / count  # images evaluated for each that is trained on
-    beside = training.workers == 0
-    cost = (making + learning) if beside else max(making, learning)
-    return (cost + share * ((making + judging) if beside else max(making, judging))) / micro_batch
+    return (_together(training, making, learning) + share * _together(training, making, judging)) / micro_batch
+
+
+def _together(training: Training, making: float, working: float) -> float:
+    """Seconds of a batch: made by one process in ``making`` seconds, gone through by the model in ``working``."""
+    if training.workers == 0:
+        return making + working
+    if training.context.device.type == "cpu":  # the processes that make batches take their time from the same cores
+        return making / available_cores() + working
+    return max(making / (training.workers or default_workers()), working)
 
 
 def _estimate(training: Training) -> float:
