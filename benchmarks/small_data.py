@@ -1,18 +1,19 @@
 """How much is learned from little data in little time: accuracy against wall-clock, over several seeds.
 
-    python benchmarks/small_data.py [DATA] [--made] [--minutes 10] [--seeds 5] [--out benchmarks/results]
+    python benchmarks/small_data.py [DATA] [--made] [--minutes 10] [--seeds 5] [--only ...] [--out benchmarks/results]
 
 On the digits, on any folder of images, or (``--made``) on the signs of ``benchmarks/signs.py``. For each seed, each of:
 
-- ``six-layer convnet``: plain convolutions without a teacher, with the recipe's own augmentation, for all of the minutes;
+- ``six-layer convnet``: the teacher's network and augmentation with AdamW and a plain loop, for all of the minutes;
 - ``timm``: its tiny DeiT with the settings of its training script as far as they concern learning, for all of the minutes;
 - ``teacher``: ``deit teacher train``, for two fifths of the minutes;
 - ``undistilled``: ``deit train`` without a teacher, for all of the minutes;
-- ``soft``, ``hard``: ``deit train`` with that teacher, for the other three fifths;
-- ``stored hard``: ``deit teacher store`` and training from it, for the other three fifths too.
+- ``soft``, ``hard``: ``deit train`` with that teacher, its maps as hints where the recipe has them, for the other three fifths;
+- ``stored hard``: ``deit teacher store`` and training from it, without hints, for the other three fifths too;
+- ``masked``: ``deit pretrain`` for two fifths, then ``deit train`` from it without a teacher, for the other three.
 
 Every program ends by the clock, so a machine that others use too gives other figures. Writes ``small_data-NAME.json``, ``.md``
-and ``.svg``; the last line printed is the result as JSON.
+and ``.svg`` after each one; what the first holds of these minutes is not measured again. The last line printed is the result.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from deit.data.order import epoch_steps
 from deit.data.sources import Splits
 from deit.devices import autocast, choose_device, choose_precision, describe
 from deit.distillation.losses import soft_target_cross_entropy
+from deit.distillation.plain import PLAIN
 from deit.distillation.store import store_on
 from deit.evaluation import evaluate_source
 from deit.outputs import ImageClassifierOutput
@@ -48,40 +51,23 @@ from deit.progress import say
 from deit.training.loop import read_log
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe
-from deit.training.run import TrainResult, fitted, train_on
+from deit.training.run import TrainResult, fitted, pretrain, train_on
 from deit.training.samples import training_samples
 from deit.training.settings import RunSettings
 
 TEACHER_SHARE = 0.4  # of the minutes
-CONTENDERS = ("six-layer convnet", "timm", "teacher", "undistilled", "soft", "hard", "stored hard")
+CONTENDERS = ("six-layer convnet", "timm", "teacher", "undistilled", "soft", "hard", "stored hard", "masked")
+DISTILLED = {"soft", "hard", "stored hard"}
 STORED_VIEWS = 12
 Curve = list[tuple[float, float]]  # minutes, validation top-1
-
-
-class SixLayers(nn.Module):
-    """Convolution, batch norm, ReLU, six times; answers as our classifiers do."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for place, width in enumerate((32, 64, 96, 128, 192, 256)):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            if place in (0, 1, 3):
-                layers.append(nn.MaxPool2d(2))
-            channels = width
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        return ImageClassifierOutput(logits=self.layers(pixel_values))
 
 
 class Timm(nn.Module):
     """A network of timm that answers as our classifiers do."""
 
-    def __init__(self, name: str, classes: int, **arguments: Any) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = timm.create_model(name, num_classes=classes, **arguments)
+        self.network = network
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         return ImageClassifierOutput(logits=self.network(pixel_values))
@@ -139,9 +125,10 @@ def recipes(data: str, seed: int) -> dict[str, Recipe]:
     return {
         "teacher": get_recipe(network).replace(seed=seed),
         "undistilled": get_recipe(stem).replace(seed=seed),
-        "soft": distilled.replace(distillation={"mode": "soft", "weight": 0.5}),
-        "hard": distilled,
-        "stored hard": distilled.replace(views=STORED_VIEWS),
+        "soft": distilled.replace(distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0}),
+        "hard": distilled.replace(distillation={"mode": "hard"}),
+        "stored hard": distilled.replace(views=STORED_VIEWS, distillation={"mode": "hard", "hints": 0.0}),
+        "masked": get_recipe(stem).replace(seed=seed),
     }
 
 
@@ -154,49 +141,64 @@ def curve_of(result: TrainResult, before: float) -> Curve:
     return points
 
 
-def one_seed(data: str, seed: int, minutes: float, wanted: list[str]) -> dict[str, dict[str, Any]]:
-    """Each contender's test top-1 (of every head), minutes and curve."""
-    splits = open_data(data)
-    chosen = recipes(data, seed)
-    results: dict[str, dict[str, Any]] = {}
-    plain, _ = fitted(chosen["undistilled"].replace(minutes=minutes), splits)
-    height, _ = plain.image_hw
-    torch.manual_seed(seed)
-    if "six-layer convnet" in wanted:
-        recipe = plain.replace(optimizer={"lr": 2.4e-2}, mixing={"probability": 0.0})
-        top1, curve = baseline(SixLayers(len(splits.classes)), recipe, splits, minutes)
-        results["six-layer convnet"] = {"top1": {"": top1}, "minutes": minutes, "curve": curve}
-    if "timm" in wanted:
-        recipe = get_recipe("deit").replace(seed=seed, batch_size=plain.batch_size, model={"image_size": height})
-        network = Timm("deit_tiny_patch16_224", len(splits.classes), img_size=height, drop_path_rate=0.1)
-        top1, curve = baseline(network, recipe, splits, minutes)
-        results["timm"] = {"top1": {"": top1}, "minutes": minutes, "curve": curve}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        taught = 0.0
-        for name in ("teacher", "undistilled", "soft", "hard", "stored hard"):
-            if name not in wanted:
-                continue
-            distilled = name not in ("teacher", "undistilled")
-            share = {"teacher": TEACHER_SHARE, "undistilled": 1.0}.get(name, 1 - TEACHER_SHARE)
-            start = time.monotonic()
-            teacher = str(root / "teacher") if distilled else None
-            budget = share * minutes
-            if name == "stored hard":
-                store_on(splits, chosen[name].replace(minutes=budget), RunSettings(data, teacher=teacher), root / "store")
-                teacher = str(root / "store")
-                budget = max(budget - (time.monotonic() - start) / 60, 0.1 * budget)
-            recipe = chosen[name].replace(minutes=budget)
-            done = train_on(splits, recipe, RunSettings(data, teacher=teacher), root / name.replace(" ", "-"))
-            spent = (time.monotonic() - start) / 60
-            before = taught if distilled else 0.0
-            if name == "teacher":
-                taught = spent
-            heads = {
-                "" if len(done.evaluation.heads) == 1 else head: score.top1 for head, score in done.evaluation.heads.items()
-            }
-            results[name] = {"top1": heads, "minutes": spent + before, "curve": curve_of(done, before)}
-    return results
+@dataclass
+class Seed:
+    """One seed's contenders, each of them measured when asked for; the teacher comes before its students."""
+
+    data: str
+    number: int
+    minutes: float
+    folder: Path
+    taught: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.splits = open_data(self.data)
+        self.recipes = recipes(self.data, self.number)
+        self.plain, _ = fitted(self.recipes["undistilled"].replace(minutes=self.minutes), self.splits)
+        torch.manual_seed(self.number)
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Test top-1 of every head, the minutes that it took with all that it needs, and the curve."""
+        classes, (height, _) = len(self.splits.classes), self.plain.image_hw
+        if name == "six-layer convnet":
+            recipe = self.plain.replace(batch_size=64, optimizer={"lr": 3e-3, "reference_batch": 64})
+            return self._baseline(timm.create_model(PLAIN, num_classes=classes), recipe)
+        if name == "timm":
+            recipe = get_recipe("deit").replace(seed=self.number, batch_size=64, model={"image_size": height})
+            network = timm.create_model("deit_tiny_patch16_224", num_classes=classes, img_size=height, drop_path_rate=0.1)
+            return self._baseline(network, recipe)
+        start = time.monotonic()
+        distilled = name in DISTILLED
+        share = {"teacher": TEACHER_SHARE, "undistilled": 1.0}.get(name, 1 - TEACHER_SHARE)
+        budget = share * self.minutes
+        run = RunSettings(self.data, teacher=str(self.folder / "teacher") if distilled else None)
+        if name == "stored hard":
+            store_on(self.splits, self.recipes[name].replace(minutes=budget), run, self.folder / "store")
+            run = replace(run, teacher=str(self.folder / "store"))
+            budget = max(budget - (time.monotonic() - start) / 60, 0.1 * budget)
+        if name == "masked":
+            run = replace(run, init=str(pretrain(self.data, self._masked(), out=self.folder / "first").directory))
+        result = train_on(self.splits, self.recipes[name].replace(minutes=budget), run, self.folder / name.replace(" ", "-"))
+        spent = (time.monotonic() - start) / 60
+        before = self.taught if distilled else 0.0
+        if name == "teacher":
+            self.taught = spent
+        heads = result.evaluation.heads
+        top1 = {"" if len(heads) == 1 else head: score.top1 for head, score in heads.items()}
+        own = sum(row["seconds"] for row in read_log(result.directory)) / 60
+        return {"top1": top1, "minutes": before + spent, "curve": curve_of(result, before + spent - own)}
+
+    def _masked(self) -> Recipe:
+        """Masked pretraining of the shape that the minutes afterwards are for."""
+        shape = {"sizes": "data", "first_weights": "local"}
+        plain = self.plain.model_dump(include={"batch_size", "micro_batch_size", "optimizer"})
+        flips = {"flip": self.plain.augmentation.flip}
+        recipe = get_recipe("pretrain-mim").replace(seed=self.number, minutes=TEACHER_SHARE * self.minutes)
+        return recipe.replace(**plain, model=shape, augmentation=flips)
+
+    def _baseline(self, network: nn.Module, recipe: Recipe) -> dict[str, Any]:
+        top1, curve = baseline(Timm(network), recipe, self.splits, self.minutes)
+        return {"top1": {"": top1}, "minutes": self.minutes, "curve": curve}
 
 
 def main() -> None:
@@ -208,34 +210,46 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    if {"soft", "hard", "stored hard"} & {*options.only} and "teacher" not in options.only:
-        parser.error("students need the teacher among --only")
+    name = "signs" if options.made else Path(options.data).name
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"small_data-{name}"
+    result = earlier(stem.with_suffix(".json"), name, options.minutes)
     with tempfile.TemporaryDirectory() as folder:
         data = options.data
         if options.made:
             data = str(Path(folder) / "signs")
             signs.write(Path(data))
-        seeds = []
-        for seed in range(options.seeds):
-            seeds.append(one_seed(data, seed, options.minutes, options.only))
-            scores = ", ".join(f"{name} {100 * _last(row):.1f}" for name, row in seeds[-1].items())
-            say(f"Seed {seed}: {scores}")
-    name = "signs" if options.made else Path(options.data).name
-    result: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "hardware": describe(choose_device()),
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
-        "data": name,
-        "minutes": options.minutes,
-        "seeds": seeds,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"small_data-{name}"
-    stem.with_suffix(".json").write_text(json.dumps(result) + "\n")
-    stem.with_suffix(".md").write_text(table(result))
-    plot(result, stem.with_suffix(".svg"))
+        for number in range(options.seeds):
+            known = {row["contender"] for row in result["rows"] if row["seed"] == number}
+            wanted = {contender for contender in options.only if contender not in known}
+            if wanted & DISTILLED:
+                wanted.add("teacher")  # nothing kept it
+            seed = Seed(data, number, options.minutes, Path(folder) / str(number))
+            for contender in sorted(wanted, key=CONTENDERS.index):
+                row = {"seed": number, "contender": contender, "date": date.today().isoformat(), **seed.measure(contender)}
+                others = [one for one in result["rows"] if (one["seed"], one["contender"]) != (number, contender)]
+                result["rows"] = [*others, row]
+                stem.with_suffix(".json").write_text(json.dumps(result) + "\n")
+                stem.with_suffix(".md").write_text(table(result))
+                plot(result, stem.with_suffix(".svg"))
+                say(f"Seed {number}, {contender}: {100 * _last(row):.1f} in {row['minutes']:.1f} minutes")
     print(table(result))
     print(json.dumps(result))
+
+
+def earlier(path: Path, data: str, minutes: float) -> dict[str, Any]:
+    """What was measured before on such a machine with the same minutes, or an empty result."""
+    fresh: dict[str, Any] = {
+        "hardware": describe(choose_device()),
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
+        "data": data,
+        "minutes": minutes,
+    }
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text())
+        if all(known.get(field) == value for field, value in fresh.items()):
+            return known
+    return {**fresh, "rows": []}
 
 
 def _last(row: dict[str, Any]) -> float:
@@ -243,30 +257,34 @@ def _last(row: dict[str, Any]) -> float:
     return float(row["top1"].get("both", next(iter(row["top1"].values()))))
 
 
+def _by_contender(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    rows = {name: [row for row in result["rows"] if row["contender"] == name] for name in CONTENDERS}
+    return {name: sorted(found, key=lambda row: int(row["seed"])) for name, found in rows.items() if found}
+
+
 def table(result: dict[str, Any]) -> str:
     """Mean and standard deviation over the seeds, as Markdown."""
+    dates = sorted({row["date"] for row in result["rows"]})
+    data = "--made" if result["data"] == "signs" else result["data"]
     lines = [
         f"# Small data: {result['data']}",
         "",
-        f"{result['date']}, {result['hardware']}, {result['software']}; {len(result['seeds'])} seeds.",
-        f"Top-1 on the test images in percent; {result['minutes']:g} minutes in all for each row, the teacher's included.",
-        f"Made by `python benchmarks/small_data.py`, {'--made' if result['data'] == 'signs' else result['data']}, "
-        f"`--minutes {result['minutes']:g} --seeds {len(result['seeds'])}`.",
+        f"{' to '.join(sorted({dates[0], dates[-1]}))}, {result['hardware']}, {result['software']}.",
+        f"Top-1 on the test images in percent, mean and standard deviation over the seeds; {result['minutes']:g} minutes for each",
+        "row, with the teacher or pretraining that it needs.",
+        f"Made by `python benchmarks/small_data.py {data} --minutes {result['minutes']:g}`.",
         "",
-        "| | top-1 | minutes |",
-        "|---|---|---|",
+        "| | top-1 | seeds | minutes |",
+        "|---|---|--:|--:|",
     ]
-    for name in result["seeds"][0]:
-        for head in result["seeds"][0][name]["top1"]:
-            scores = [100 * row[name]["top1"][head] for row in result["seeds"]]
-            minutes = statistics.fmean(row[name]["minutes"] for row in result["seeds"])
+    for name, rows in _by_contender(result).items():
+        minutes = statistics.fmean(row["minutes"] for row in rows)
+        for head in rows[0]["top1"]:
+            scores = [100 * row["top1"][head] for row in rows]
+            spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             label = f"{name}, {head}" if head else name
-            lines.append(f"| {label} | {statistics.fmean(scores):.1f} ± {_deviation(scores):.1f} | {minutes:.1f} |")
+            lines.append(f"| {label} | {statistics.fmean(scores):.1f}{spread} | {len(rows)} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -275,13 +293,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for place, name in enumerate(result["seeds"][0]):
-        for number, row in enumerate(result["seeds"]):
-            times, scores = zip(*row[name]["curve"], strict=True)
-            axes.plot(times, [100 * score for score in scores], color=f"C{place}", alpha=0.5, linewidth=1)
-            label = name if number == 0 else None
-            axes.plot([row[name]["minutes"]], [100 * _last(row[name])], "o", color=f"C{place}", label=label)
-    axes.set_xlabel("minutes, the teacher's included")
+    for name, rows in _by_contender(result).items():
+        colour = f"C{CONTENDERS.index(name)}"
+        for row in rows:
+            times, scores = zip(*row["curve"], strict=True)
+            axes.plot(times, [100 * score for score in scores], color=colour, alpha=0.5, linewidth=1)
+            axes.plot([row["minutes"]], [100 * _last(row)], "o", color=colour, label=name if row is rows[0] else None)
+    axes.set_xlabel("minutes, with the teacher's or pretraining's")
     axes.set_ylabel("top-1, %: validation (lines), test (dots)")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)

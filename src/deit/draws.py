@@ -22,6 +22,7 @@ class Stream(IntEnum):
     DROP_PATH = 6
     INIT = 7
     MASK = 8
+    HINTS = 9
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:

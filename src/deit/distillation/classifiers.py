@@ -23,6 +23,7 @@ from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import MAX_CLASSES, ViTConfig
+from deit.distillation import plain  # noqa: F401 - timm then knows its network
 from deit.distillation.families import OtherClassifier, is_other_family
 from deit.errors import CheckpointError, TeacherError
 from deit.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json, write_json
@@ -71,6 +72,16 @@ class TimmClassifier(nn.Module):
         """(B, 3, height, width) -> logits (B, K). ``residual_scale`` is there for the transformers' sake."""
         assert residual_scale is None
         return ImageClassifierOutput(logits=self.network(pixel_values))
+
+    @property
+    def shows_maps(self) -> bool:
+        """Whether :meth:`with_maps` works: most of timm's networks have what it takes."""
+        return hasattr(self.network, "forward_intermediates")
+
+    def with_maps(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, height, width) -> logits (B, K), and what its stages made of the images: maps (B, C, h, w), first to last."""
+        last, maps = self.network.forward_intermediates(pixel_values)  # type: ignore[operator]
+        return self.network.forward_head(last), maps  # type: ignore[operator]
 
     def new_head(self, classes: tuple[str, ...], seed: int) -> None:
         """Replace the last layer by a fresh one for other classes, with weights that depend on the seed alone."""

@@ -26,6 +26,8 @@ class Distillation(BaseModel):
         temperature: tau of soft distillation.
         average: what the soft divergence is divided by: ``batch`` is the paper's; ``elements``, batch times classes, is what
             the released code does, which makes the term smaller by the number of classes.
+        hints: weight of the distance from the teacher's maps (:mod:`deit.distillation.hints`), which comes on top; 0 asks for
+            none. A stored teacher has no maps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +36,7 @@ class Distillation(BaseModel):
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(gt=0, le=1000)] = SOFT_TEMPERATURE
     average: Literal["batch", "elements"] = "batch"
+    hints: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
     @property
     def teacher_weight(self) -> float:

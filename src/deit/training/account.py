@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +17,7 @@ from deit.devices import autocast, describe
 from deit.distillation.stored import AnyTeacher
 from deit.progress import duration, plural, say
 from deit.training.loop import Training
-from deit.training.optimization import make_optimizer
+from deit.training.optimization import learners, make_optimizer
 from deit.training.recipe import ConvNet
 from deit.training.settings import RunSettings
 from deit.training.step import batch_loss
@@ -52,7 +53,8 @@ def account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTe
         "Run": str(training.directory),
     }
     if teacher is not None:
-        facts["Teacher"] = f"{teacher.name}, {chosen.distillation.mode} distillation"
+        maps = "" if context.hints is None else ", and its maps as hints"
+        facts["Teacher"] = f"{teacher.name}, {chosen.distillation.mode} distillation{maps}"
     return facts
 
 
@@ -97,7 +99,8 @@ def image_seconds(training: Training) -> float:
     if not len(batch.labels):
         return 0.0
     model = copy.deepcopy(training.model).train()
-    optimizer = make_optimizer(model, chosen.optimizer)
+    context = replace(context, hints=copy.deepcopy(context.hints))
+    optimizer = make_optimizer(learners(model, context.hints), chosen.optimizer)
     micro_batch = len(batch.labels)
     times = []
     for _ in range(PROBES + 1):

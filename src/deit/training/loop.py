@@ -156,7 +156,7 @@ class Training:
     def _checkpoint(self) -> Path:
         beside = {**self.extras, PROCESSOR_NAME: self.validation.processor.to_dict()}
         folder = self.directory / CHECKPOINTS_NAME
-        return save_checkpoint(folder, self.place, self.model, self.average, self.optimizer, beside)
+        return save_checkpoint(folder, self.place, self.model, self.average, self.optimizer, beside, self.context.hints)
 
     def _save_model(self, name: str, model: Trained) -> None:
         with new_directory(self.directory / name) as draft:

@@ -10,15 +10,22 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import torch
 from timm.optim.lamb import Lamb
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 
 from deit.draws import Stream, generator
 from deit.training.recipe import Average, Optimizer
 
+IMAGE_CHANNELS = 3
 NO_DECAY = ("cls_token", "distillation_token", "mask_token", "position_embeddings", "layer_scale")
 HEADS = ("classifier.",)  # part of the names of all heads
 M = TypeVar("M", bound=nn.Module)
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def learners(model: nn.Module, hints: nn.Module | None) -> nn.Module:
+    """Everything that learns, as one module: the model itself where nothing learns beside it."""
+    return model if hints is None else nn.ModuleDict({"model": model, "hints": hints})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -59,6 +66,12 @@ def freeze(model: nn.Module, trainable: Literal["all", "heads", "attention"]) ->
         parameter.requires_grad_(any(part in name for part in parts))
 
 
+def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a weight maps features to features, which is what Muon is for: no embedding, no head, no depthwise filter."""
+    in_block = parameter.ndim == 2 and _LAYER.search(name) is not None
+    return in_block or (parameter.ndim == 4 and parameter.shape[1] > IMAGE_CHANNELS)
+
+
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The recipe's optimizer over what is not frozen; the learning rate is set anew before each step."""
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
@@ -66,7 +79,22 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
         return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
     if settings.name == "lamb":  # clips by itself unless told not to; the step clips
         return Lamb(groups, lr=0.0, betas=settings.betas, eps=settings.eps, max_grad_norm=None)
+    if settings.name == "muon":
+        return Muon(_split(model, groups, settings), lr=0.0, betas=settings.betas, eps=settings.eps, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _split(model: nn.Module, groups: list[dict[str, Any]], settings: Optimizer) -> list[dict[str, Any]]:
+    """Each group's kernels for Muon and its other weights for AdamW, at their share of the rate."""
+    kernels = {id(parameter) for name, parameter in model.named_parameters() if _is_kernel(name, parameter)}
+    parts = []
+    for group in groups:
+        for by_muon in (True, False):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in kernels) == by_muon]
+            scale = group["scale"] * (1.0 if by_muon else settings.others_scale)
+            if parameters:
+                parts.append({**group, "params": parameters, "scale": scale, "use_muon": by_muon})
+    return parts
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -130,19 +130,21 @@ class Optimizer(Section):
     """The optimizer and its learning rate (table 9).
 
     Attributes:
-        name: ``adamw``; ``sgd`` with momentum; ``lamb``, large-batch Adam (arXiv 1904.00962).
+        name: ``adamw``; ``sgd`` with momentum; ``lamb``, large-batch Adam (arXiv 1904.00962); ``muon`` for the kernels, whose
+            steps it makes orthogonal (arXiv 2502.16982), and AdamW for the other weights.
         lr: peak learning rate at a batch of ``reference_batch``; it scales with the batch.
         schedule: ``cosine`` or, after warm-up, ``constant``.
         min_lr: where the cosine ends.
         warmup_epochs: of linear growth from ``warmup_lr``; a fraction is allowed.
         by: when the rate moves: once an ``epoch``, as in the released code, or at each ``step``.
         layer_decay: each layer learns at this fraction of the rate of the one above it; 1 for all the same.
-        betas: of ``adamw`` and ``lamb``, likewise ``eps``.
-        momentum: of ``sgd``.
+        betas: of ``adamw``, ``lamb`` and the AdamW beside ``muon``, likewise ``eps``.
+        momentum: of ``sgd`` and ``muon``.
+        others_scale: of ``muon``: the rate of AdamW beside it, as a share of ``lr``.
         clip_norm: largest norm of the gradient; None leaves it.
     """
 
-    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    name: Literal["adamw", "lamb", "muon", "sgd"] = "adamw"
     lr: Rate = 5e-4
     reference_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -155,6 +157,7 @@ class Optimizer(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    others_scale: Annotated[float, Field(gt=0, le=1000)] = 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deit.checkpoints.card import model_card
+from deit.config import ViTConfig
 from deit.data.checking import without_unreadable
 from deit.data.loader import EvaluationSamples
 from deit.data.opening import lasting, open_data, open_unlabelled, title
@@ -17,6 +18,7 @@ from deit.data.sources import DataRecord, Splits
 from deit.devices import choose_device, choose_precision
 from deit.distillation.answers import is_store
 from deit.distillation.classifiers import TimmClassifier, load_classifier
+from deit.distillation.hints import Hints
 from deit.distillation.stored import AnyTeacher, StoredTeacher
 from deit.distillation.teacher import Teacher
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
@@ -36,7 +38,7 @@ from deit.progress import say
 from deit.report import ReportData, write_report
 from deit.training.account import account, counts, image_seconds, say_account
 from deit.training.loop import CHECKPOINTS_NAME, Training, read_log
-from deit.training.optimization import MovingAverage, make_optimizer
+from deit.training.optimization import MovingAverage, learners, make_optimizer
 from deit.training.recipe import Recipe, Transformer
 from deit.training.recipes import get_recipe
 from deit.training.samples import training_samples
@@ -222,7 +224,8 @@ def _fit(
         training.place = read_place(checkpoint)
         if training.place.data != record.fingerprint:
             raise CheckpointError(f"{run.data} is not the data that {directory} was trained on", "pass the same data")
-        load_checkpoint(checkpoint, training.model, training.average, training.optimizer, training.place.steps_taken)
+        hints, steps = training.context.hints, training.place.steps_taken
+        load_checkpoint(checkpoint, training.model, training.average, training.optimizer, steps, hints)
         notes.append(f"Resumed from {checkpoint}")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
@@ -249,18 +252,27 @@ def _prepare(
     config = None if isinstance(model, TimmClassifier) else model.config
     answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
     live = None if isinstance(teacher, StoredTeacher) else teacher
+    hints = _hints(chosen, config, teacher)
+    hints = None if hints is None else hints.to(device)
     return Training(
         directory=directory,
         model=model,
         average=MovingAverage(model, chosen.average) if chosen.average.decay else None,
-        optimizer=make_optimizer(model, chosen.optimizer),
+        optimizer=make_optimizer(learners(model, hints), chosen.optimizer),
         place=Place(data=record.fingerprint),
-        context=StepContext(chosen, device, choose_precision(chosen.precision, device), live, config),
+        context=StepContext(chosen, device, choose_precision(chosen.precision, device), live, config, hints),
         samples=training_samples(chosen, splits.train, run.skip_unreadable, answers),
         validation=EvaluationSamples(splits.validation, processor, run.skip_unreadable),
         extras={RECORD_NAME: asdict(record)},
         workers=workers,
     )
+
+
+def _hints(chosen: Recipe, config: ViTConfig | None, teacher: AnyTeacher | None) -> Hints | None:
+    if not chosen.distillation.hints or not isinstance(teacher, Teacher):
+        return None
+    assert config is not None  # a convolutional network has no teacher
+    return Hints(config, teacher.map_shapes(*chosen.image_hw), chosen.seed)
 
 
 def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
@@ -274,6 +286,11 @@ def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
         raise TeacherError(
             f"The recipe {chosen.name} learns from a teacher, and none is given",
             "pass --teacher; to train one first: deit teacher train DATA",
+        )
+    if chosen.distillation.hints and run.teacher is not None and is_store(run.teacher):
+        raise TeacherError(
+            f"The recipe {chosen.name} learns from a teacher's maps too, and the store {run.teacher} holds answers alone",
+            "pass --set distillation.hints=0, or the teacher itself",
         )
 
 

@@ -16,17 +16,19 @@ import numpy as np
 
 from deit.data.mirror import MirrorTest, mirror_test
 from deit.data.sources import ImageSource
+from deit.distillation.plain import PLAIN
 from deit.errors import ImageError
 from deit.training.recipe import ConvNet, Recipe, Transformer
 
 LOOKED_AT = 32  # images whose size is asked
 SIDES = (128, 96, 64, 48, 32)  # of images, in pixels; more is not learned from by a small model in short time
-ENLARGED = 1.5  # a convolutional network sees small images enlarged: its first layers shrink them fourfold
-BATCHES = ((100_000, 256), (20_000, 128), (2_000, 64), (0, 32))  # training images from which on a batch is taken
+ENLARGED = 1.5  # most convolutional networks see small images enlarged: their first layers shrink them fourfold
+BATCHES = ((100_000, 128), (20_000, 64), (0, 32))  # training images from which on a batch is taken
 USUAL_MINUTES = 10.0  # that a shape is chosen for where no time is given
 SHARE = 0.9  # of the time that is planned for: the rest is for starting, the last evaluation and the report
-PASSES = 20  # over the data that a larger model must leave time for; likewise
-IMAGES = 50_000  # in all
+PASSES = 30  # over the data that a larger transformer must leave time for; likewise
+IMAGES = 80_000  # in all
+CONVOLUTIONAL_SHARE = 0.5  # of both, for larger images of a convolutional network, which learns faster
 WARMUP = 0.1  # of the epochs, at most
 
 Speed = Callable[[Recipe], float]  # seconds for each image that training shows, evaluation in between included
@@ -94,13 +96,11 @@ def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:
     """
     notes = []
     model = recipe.model
-    convolutional = isinstance(model, ConvNet)
-    if model.image_size is None and (isinstance(model, ConvNet) or model.sizes == "data"):
-        usual = round(seen.side * ENLARGED) if convolutional else seen.side
-        side = next((side for side in SIDES if side <= usual), min(SIDES))
+    timed = isinstance(model, ConvNet) and recipe.minutes is not None  # its size costs more than it may have
+    if model.image_size is None and not timed and (isinstance(model, ConvNet) or model.sizes == "data"):
+        side, *_ = _sides(model, seen)
         recipe = recipe.replace(model={"image_size": side})
-        why = ", enlarged since a convolutional network shrinks them at once" if side > seen.side else ""
-        notes.append(f"Images of {side} pixels a side: the data has {seen.side}{why}")
+        notes.append(f"Images of {side} pixels a side: the data has {seen.side}")
     if recipe.minutes is not None:
         batch = next(batch for least, batch in BATCHES if seen.images >= least)
         if batch != recipe.batch_size:
@@ -114,10 +114,10 @@ def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:
 
 
 def from_time(recipe: Recipe, seen: Look, speed: Speed) -> tuple[Recipe, list[str]]:
-    """Choose the transformer's shape and the number of epochs.
+    """Choose the transformer's shape or the convolutional network's image size, and the number of epochs.
 
     Args:
-        recipe: with its image size.
+        recipe: what :func:`from_data` made of it.
         seen: the training set.
         speed: how fast a candidate trains.
 
@@ -128,6 +128,9 @@ def from_time(recipe: Recipe, seen: Look, speed: Speed) -> tuple[Recipe, list[st
     minutes = recipe.minutes or USUAL_MINUTES
     seconds = 60 * minutes * SHARE
     cost: float | None = None
+    if isinstance(recipe.model, ConvNet) and recipe.model.image_size is None:
+        recipe, cost, reason = _sized(recipe, recipe.model, seen, speed, seconds)
+        notes.append(reason)
     if isinstance(recipe.model, Transformer) and recipe.model.sizes == "data":
         recipe, cost, reason = _shaped(recipe, recipe.model, seen, speed, seconds)
         notes.append(reason)
@@ -143,9 +146,32 @@ def from_time(recipe: Recipe, seen: Look, speed: Speed) -> tuple[Recipe, list[st
     return recipe.replace(epochs=epochs, minutes=None, optimizer={"warmup_epochs": warmup}), notes
 
 
+def _sides(model: Transformer | ConvNet, seen: Look) -> list[int]:
+    """Image sizes that fit the data, the largest first."""
+    shrinks = isinstance(model, ConvNet) and model.architecture != PLAIN
+    usual = round(seen.side * ENLARGED) if shrinks else seen.side
+    return [side for side in SIDES if side <= usual] or [min(SIDES)]
+
+
+def _enough(seen: Look) -> int:
+    """Images, the same ones counted as often as they are shown, that a larger model must leave time for."""
+    return max(PASSES * seen.images, IMAGES)
+
+
+def _sized(recipe: Recipe, model: ConvNet, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
+    """The largest image size that the time suffices for, what an image costs then, and why it is that one."""
+    for side in _sides(model, seen):
+        candidate = recipe.replace(model={"image_size": side})
+        cost = speed(candidate)
+        if seconds / cost >= CONVOLUTIONAL_SHARE * _enough(seen):
+            break
+    passes = f"time for {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
+    return candidate, cost, f"Images of {side} pixels a side: the data has {seen.side}, and they leave {passes}"
+
+
 def _shaped(recipe: Recipe, model: Transformer, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
     """The largest shape that the time suffices for, what an image costs it, and why it is that one."""
-    wanted = max(PASSES * seen.images, IMAGES)
+    wanted = _enough(seen)
     for shape in SHAPES:
         candidate = recipe.replace(model={**_fields(recipe, model, shape), "sizes": "variant"})
         cost = speed(candidate)

@@ -21,9 +21,10 @@ from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
 from deit.files import AVERAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_json
-from deit.training.optimization import MovingAverage
+from deit.training.optimization import MovingAverage, learners
 
 FORMAT = 1
+HINTS_NAME = "hints.safetensors"
 KEPT = 2  # checkpoints that stay; an older one goes once a newer one is whole
 _NAME = re.compile(r"epoch-(\d{6})-step-(\d{8})")
 
@@ -59,10 +60,12 @@ def save_checkpoint(
     average: MovingAverage[Any] | None,
     optimizer: torch.optim.Optimizer,
     beside: Mapping[str, dict[str, Any]] | None = None,
+    hints: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint below ``directory`` and remove those older than the last two.
 
     Args:
+        hints: what learns beside the model.
         beside: further JSON files, name -> content: what a model directory has besides weights and configuration.
     """
     path = directory / f"epoch-{place.epoch:06d}-step-{place.step:08d}"
@@ -74,7 +77,9 @@ def save_checkpoint(
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
         for name, content in (beside or {}).items():
             write_json(draft / name, content)
-        write_tensors(draft / "optimizer.safetensors", _moments(model, optimizer))
+        if hints is not None:
+            write_tensors(draft / HINTS_NAME, hints.state_dict())
+        write_tensors(draft / "optimizer.safetensors", _moments(learners(model, hints), optimizer))
         write_json(draft / "place.json", asdict(place))
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         write_json(draft / "manifest.json", {"format": FORMAT, "sha256": sums})
@@ -114,7 +119,12 @@ def read_place(path: Path) -> Place:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, average: MovingAverage[Any] | None, optimizer: torch.optim.Optimizer, steps_taken: int
+    path: Path,
+    model: nn.Module,
+    average: MovingAverage[Any] | None,
+    optimizer: torch.optim.Optimizer,
+    steps_taken: int,
+    hints: nn.Module | None = None,
 ) -> None:
     """Put a checkpoint's weights, average and moments into place.
 
@@ -127,7 +137,9 @@ def load_checkpoint(
     load_into(model, read_tensors(path / WEIGHTS_NAME))
     if average is not None:
         load_into(average.model, read_tensors(path / AVERAGE_NAME))
-    _load_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
+    if hints is not None:
+        load_into(hints, read_tensors(path / HINTS_NAME))
+    _load_moments(learners(model, hints), optimizer, read_tensors(path / "optimizer.safetensors"))
     if isinstance(optimizer, Lamb):  # which counts its steps beside the moments
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps_taken))
@@ -145,6 +157,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         f"{name}/{moment}": value
         for name, parameter in model.named_parameters()
         for moment, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # Muon also notes what kind a parameter is, and finds it out again
     }
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from deit.config import ViTConfig
 from deit.data.loader import Batch
 from deit.devices import Precision, autocast
+from deit.distillation.hints import Hints
 from deit.distillation.losses import binary_cross_entropy, soft_target_cross_entropy, training_loss
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
 from deit.training.masking import masks
-from deit.training.optimization import residual_scale, set_learning_rate
+from deit.training.optimization import learners, residual_scale, set_learning_rate
 from deit.training.recipe import Recipe, Transformer
 
 
@@ -27,6 +28,7 @@ class StepContext:
         teacher: needed where the recipe distils and the batches do not carry a stored teacher's answers.
         config: of the transformer; None for a convolutional network.
         precision: of the matrix products.
+        hints: learn beside the model, where the recipe asks for them.
     """
 
     recipe: Recipe
@@ -34,6 +36,7 @@ class StepContext:
     precision: Precision
     teacher: Teacher | None
     config: ViTConfig | None
+    hints: Hints | None = None
 
 
 def train_step(
@@ -72,7 +75,7 @@ def train_step(
         return loss
     clip = context.recipe.optimizer.clip_norm
     if clip is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        torch.nn.utils.clip_grad_norm_(learners(model, context.hints).parameters(), clip)
     set_learning_rate(optimizer, lr)
     optimizer.step()
     return loss
@@ -90,10 +93,18 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
         scale = residual_scale(recipe.model.drop_path, layers, recipe.seed, epoch, step, positions)
     batch = batch.to(context.device)
     with autocast(context.device, context.precision):
-        answer = batch.answers if context.teacher is None else context.teacher(batch.pixel_values)
-        heads = model(batch.pixel_values, residual_scale=None if scale is None else scale.to(context.device)).heads
+        scale = None if scale is None else scale.to(context.device)
+        if context.hints is None:
+            answer = batch.answers if context.teacher is None else context.teacher(batch.pixel_values)
+            heads = model(batch.pixel_values, residual_scale=scale).heads
+        else:
+            assert context.teacher is not None
+            answer, maps = context.teacher.with_maps(batch.pixel_values)
+            output = model(batch.pixel_values, residual_scale=scale, output_hidden_states=True)
+            heads, distance = output.heads, context.hints(output.hidden_states, maps)
     part = binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy
-    return training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer, part)
+    loss = training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer, part)
+    return loss if context.hints is None else loss + recipe.distillation.hints * distance
 
 
 def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int) -> Tensor:

@@ -15,6 +15,7 @@ from deit.modeling import DeiTForImageClassificationWithTeacher
 from deit.training.optimization import (
     MovingAverage,
     freeze,
+    learners,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -22,7 +23,7 @@ from deit.training.optimization import (
     set_learning_rate,
 )
 from deit.training.recipe import Average, Optimizer
-from tests.helpers import backward, noise, tiny_deit
+from tests.helpers import backward, noise, randomised, tiny_deit
 
 PAPER = Optimizer()
 
@@ -247,3 +248,45 @@ def test_a_constant_schedule_stays_after_its_warm_up(by: Literal["epoch", "step"
     rates = [learning_rate(constant, 5e-6, 30, epoch) for epoch in (0, 2, 4, 17, 29.5)]
     assert rates == pytest.approx([1e-6, 3e-6, 5e-6, 5e-6, 5e-6])
     assert learning_rate(constant, 5e-6, 30, 1.5) == pytest.approx(1e-6 + 4e-6 * ((1 if by == "epoch" else 1.5) / 4))
+
+
+def test_muon_takes_the_kernels_and_adamw_the_rest() -> None:
+    model = randomised(DeiTForImageClassificationWithTeacher(tiny_deit()))
+    optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.2, others_scale=0.25))
+    set_learning_rate(optimizer, 0.1)
+    by_muon = {id(parameter) for group in optimizer.param_groups if group["use_muon"] for parameter in group["params"]}
+    kernels = {name for name, parameter in model.named_parameters() if id(parameter) in by_muon}
+    parts = ("attention.qkv", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+    assert kernels == {f"deit.layers.{layer}.{part}.weight" for layer in range(2) for part in parts}
+    rates = {(group["use_muon"], group["weight_decay"], group["lr"]) for group in optimizer.param_groups}
+    assert rates == {(True, 0.2, 0.1), (False, 0.2, 0.025), (False, 0.0, 0.025)}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_muon_takes_filters_but_those_on_the_image_and_depthwise_ones() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(6, 2))
+    groups = make_optimizer(model, Optimizer(name="muon")).param_groups
+    chosen = [parameter for group in groups if group["use_muon"] for parameter in group["params"]]
+    assert [id(parameter) for parameter in chosen] == [id(model[2].weight)]
+
+
+def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adam() -> None:
+    linear = nn.Linear(48, 32, bias=False)
+    model = nn.ModuleDict({"layers": nn.ModuleList([linear])})
+    optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.0))
+    before = linear.weight.detach().clone()
+    set_learning_rate(optimizer, 0.01)
+    backward((linear(noise(64, 48)) * noise(64, 32, seed=1)).sum())
+    optimizer.step()
+    update = (before - linear.weight.detach()) / 0.01
+    values = torch.linalg.svdvals(update) / (0.2 * 48**0.5)
+    assert values.min() > 0.5  # five rounds of Newton and Schulz come this near to 1
+    assert values.max() < 1.5
+
+
+def test_what_learns_beside_the_model_is_in_the_optimizer_too() -> None:
+    model, hints = nn.Linear(3, 2), nn.Linear(2, 5)
+    assert learners(model, None) is model
+    groups = make_optimizer(learners(model, hints), PAPER).param_groups
+    learning = {id(parameter) for group in groups for parameter in group["params"]}
+    assert learning == {id(parameter) for parameter in [*model.parameters(), *hints.parameters()]}

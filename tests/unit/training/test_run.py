@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from deit.checkpoints.card import model_card
+from deit.checkpoints.weights import read_tensors
+from deit.distillation.classifiers import fresh_network, load_classifier
 from deit.errors import CheckpointError, TeacherError, UserError
+from deit.files import STORE_NAME
+from deit.image_processor import DeiTImageProcessor
+from deit.modeling import DeiTForImageClassificationWithTeacher
 from deit.training.recipes import get_recipe
 from deit.training.run import train, train_on
 from deit.training.settings import RunSettings
-from tests.helpers import memory_splits
+from deit.training.state import HINTS_NAME
+from tests.helpers import memory_splits, randomised, tiny_deit
 
 
 def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
@@ -53,6 +61,52 @@ def test_a_recipe_that_distils_needs_a_teacher_and_another_takes_none(tmp_path: 
     with pytest.raises(TeacherError, match="a teacher is given"):
         train_on(memory_splits(12), get_recipe("deit").tiny(), RunSettings("memory", teacher="resnet18"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def _network(folder: Path) -> str:
+    fresh_network("test_resnet", ("a", "b", "c"), DeiTImageProcessor.for_size(32, 32), {}, seed=0).save_pretrained(folder)
+    return str(folder)
+
+
+def test_hints_learn_beside_the_model_and_are_no_part_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = get_recipe("small-data-distilled").tiny()
+    run = RunSettings("memory", teacher=_network(tmp_path / "a teacher"))
+    train_on(memory_splits(48), recipe, run, tmp_path / "run", device="cpu", workers=0)
+    assert "soft distillation, and its maps as hints" in capsys.readouterr().err
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    first, second = (read_tensors(path / HINTS_NAME) for path in checkpoints[-2:])
+    assert all(not torch.equal(first[name], value) for name, value in second.items())
+    best = load_classifier(tmp_path / "run" / "best").model
+    assert not [name for name, _ in best.named_parameters() if "hints" in name or "maps" in name]
+
+
+def test_a_run_with_hints_goes_on_exactly(tmp_path: Path) -> None:
+    recipe = get_recipe("small-data-distilled").tiny()
+    run = RunSettings("memory", teacher=_network(tmp_path / "a teacher"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_on(memory_splits(48), recipe, run, whole, device="cpu", workers=0)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(sorted((parts / "checkpoints").iterdir())[-1])  # as if it had ended after the first epoch
+    train_on(memory_splits(48), recipe, run, parts, device="cpu", workers=0)
+    for name in ("best", "last"):
+        one, other = (read_tensors(folder / name / "model.safetensors") for folder in (whole, parts))
+        assert all(torch.equal(one[key], value) for key, value in other.items())
+
+
+def test_hints_need_a_teacher_that_shows_its_maps(tmp_path: Path) -> None:
+    recipe = get_recipe("small-data-distilled").tiny()
+    student = randomised(DeiTForImageClassificationWithTeacher(tiny_deit(num_labels=3).with_classes(("a", "b", "c"))))
+    student.save_pretrained(tmp_path / "a transformer")
+    with pytest.raises(TeacherError, match=r"shows no maps.*distillation\.hints=0"):
+        run = RunSettings("memory", teacher=str(tmp_path / "a transformer"))
+        train_on(memory_splits(12), recipe, run, tmp_path / "run", device="cpu", workers=0)
+    store = tmp_path / "a store"
+    store.mkdir()
+    (store / STORE_NAME).write_text("{}")
+    with pytest.raises(TeacherError, match="holds answers alone"):
+        run = RunSettings("memory", teacher=str(store))
+        train_on(memory_splits(12), recipe, run, tmp_path / "run", device="cpu", workers=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_other_epochs_end_the_cosine_and_leave_the_warm_up() -> None:
     [note] = _notes("deit", epochs=100)
     assert note.startswith("Epochs 100, made for 300: the cosine ends with them, the warm-up of 5 epochs is not changed")
     assert "all there is" not in note
-    [note] = _notes("small-data", epochs=5)
+    [note] = _notes("small-data", epochs=2)
     assert note.endswith("and is all there is")
     [note] = _notes("finetune", epochs=25, average={"decay": 0})
     assert "the learning rate stays" in note

@@ -58,8 +58,8 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
         assert torch.equal(value, actual[name]), name
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
-def test_a_convolutional_network_goes_on_exactly(name: Literal["adamw", "lamb", "sgd"], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "sgd"])
+def test_a_convolutional_network_goes_on_exactly(name: Literal["adamw", "lamb", "muon", "sgd"], tmp_path: Path) -> None:
     processor, settings = DeiTImageProcessor.for_size(32, 32), Optimizer(name=name)
 
     def fresh() -> tuple[TimmClassifier, MovingAverage[Any], torch.optim.Optimizer]:
