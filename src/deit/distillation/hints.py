@@ -55,18 +55,24 @@ class Hints(nn.Module):
         rows, columns = self.grid
         losses = []
         for layer, points, learned, taught in zip(self.layers, self.points, self.maps, maps, strict=True):
-            said = learned(hidden_states[layer][:, -rows * columns :])  # (B, P, C points^2)
-            wanted = _resized(_standardised(taught.float()), rows * points, columns * points)
-            wanted = F.pixel_unshuffle(wanted, points).flatten(2).transpose(1, 2)
-            losses.append(F.mse_loss(said.float(), wanted))
+            said = learned(hidden_states[layer][:, -rows * columns :])  # (B, P, points^2 C)
+            wanted = _standardised(_resized(taught.float(), rows * points, columns * points))
+            losses.append(F.mse_loss(said.float(), _patches(wanted, points)))
         return torch.stack(losses).mean()
 
 
 def _standardised(maps: Tensor) -> Tensor:
     """(B, C, h, w) with mean 0 and deviation 1 of each channel over the batch: no map outweighs another by its scale."""
-    mean = maps.mean(dim=(0, 2, 3), keepdim=True)
-    variance = maps.var(dim=(0, 2, 3), keepdim=True, correction=0)
-    return ((maps - mean) * (variance + EPSILON).rsqrt()).clamp(*CLAMPED)
+    if maps.numel() == maps.shape[1]:  # one value has no deviation
+        return torch.zeros_like(maps)
+    return F.batch_norm(maps, None, None, training=True, eps=EPSILON).clamp(*CLAMPED)
+
+
+def _patches(maps: Tensor, points: int) -> Tensor:
+    """(B, C, rows points, columns points) -> (B, rows columns, points^2 C), for maps whose channels are last in memory."""
+    batch, channels, height, width = maps.shape
+    cells = maps.permute(0, 2, 3, 1).reshape(batch, height // points, points, width // points, points, channels)
+    return cells.transpose(2, 3).reshape(batch, -1, points**2 * channels)
 
 
 def _resized(maps: Tensor, height: int, width: int) -> Tensor:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from dataclasses import replace
+from itertools import cycle, islice
 
 import torch
+from torch import nn
 
 from deit.checkpoints.facts import shape_name
-from deit.data.loader import available_cores, default_workers
-from deit.data.order import epoch_steps, micro_batches
+from deit.data.loader import Batch, Loader, available_cores, default_workers
+from deit.data.order import Plan
 from deit.data.sources import Splits
-from deit.devices import autocast, describe
+from deit.devices import autocast, describe, keeping_freed_memory
 from deit.distillation.stored import AnyTeacher
 from deit.progress import duration, plural, say
 from deit.training.loop import Training
 from deit.training.optimization import learners, make_optimizer
 from deit.training.recipe import ConvNet
+from deit.training.samples import view_steps
 from deit.training.settings import RunSettings
-from deit.training.step import batch_loss
+from deit.training.step import StepContext, batch_loss
 
-PROBES = 2  # batches that the estimate of the duration is made from
+UNCOUNTED = 2  # batches before those that the estimate of the duration is made from
+PROBED_SECONDS = 2.0  # that these take at least, but for two long ones
+MOST_PROBES = 64
 
 
 def say_account(training: Training, splits: Splits, run: RunSettings, teacher: AnyTeacher | None, notes: list[str]) -> None:
@@ -88,46 +92,68 @@ def _learning(training: Training) -> str:
 def image_seconds(training: Training) -> float:
     """Seconds that each image of training takes, with its share of evaluation, measured on a copy of the model.
 
-    The optimizer's part is in it; the first batch, which pays for the set-up of its shapes, is not.
+    Batches are made while the model learns, as in training: on few cores the one slows the other. The optimizer's part is in
+    it; the first batches, which pay for the set-up of their shapes, are not.
     """
     chosen, context = training.context.recipe, training.context
     count = len(training.samples.source.labels)
-    first = epoch_steps(count, chosen.batch_size, chosen.seed, 0, chosen.augmentation.repeats)[0]
-    start = time.perf_counter()
-    batch = training.samples.batch(micro_batches(first, chosen.micro_batch_size)[0])
-    making = time.perf_counter() - start
-    if not len(batch.labels):
-        return 0.0
+    plans = [piece for step in view_steps(chosen, count, 0) for piece in step]
     model = copy.deepcopy(training.model).train()
     context = replace(context, hints=copy.deepcopy(context.hints))
     optimizer = make_optimizer(learners(model, context.hints), chosen.optimizer)
-    micro_batch = len(batch.labels)
-    times = []
-    for _ in range(PROBES + 1):
+    loader = Loader(training.samples, training.workers)
+    images, seconds, batch = 0, 0.0, None
+    with keeping_freed_memory(context.device):
         start = time.perf_counter()
-        batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
-        learned = time.perf_counter()
-        optimizer.step()
-        if context.device.type != "cpu":
-            torch.accelerator.synchronize(context.device)
-        times.append(learned - start + (time.perf_counter() - learned) * min(micro_batch / chosen.batch_size, 1))
-    model.eval()
-    with torch.no_grad(), autocast(context.device, context.precision):
-        start = time.perf_counter()
-        model(batch.pixel_values.to(context.device))
-        judging = time.perf_counter() - start
-    learning = statistics.median(times[1:])
+        for place, made in enumerate(loader.run(list(islice(cycle(plans), MOST_PROBES)))):
+            if not len(made.labels):
+                continue
+            batch = made
+            batch_loss(model, batch, context, 0, 0).backward()  # type: ignore[no-untyped-call]
+            learned = time.perf_counter()
+            optimizer.step()
+            _wait_for(context.device)
+            end = time.perf_counter()
+            if place >= UNCOUNTED:
+                images += len(batch.labels)
+                seconds += learned - start + (end - learned) * min(len(batch.labels) / chosen.batch_size, 1)
+            if images and seconds > PROBED_SECONDS and place > UNCOUNTED:
+                break
+            start = end
+        if batch is None or not images:
+            return 0.0
+        judging = _judging(model, batch, context) / len(batch.labels)
+    making = _making(training, plans[0])
+    learning = seconds / images
+    if context.device.type == "cpu":
+        judging += making / available_cores()
+    else:  # batches that were made ahead hide how long they take
+        workers = training.workers or default_workers()
+        learning, judging = max(learning, making / workers), max(judging, making / workers)
     share = len(training.validation.source.labels) / count  # images evaluated for each that is trained on
-    return (_together(training, making, learning) + share * _together(training, making, judging)) / micro_batch
+    return learning + share * judging
 
 
-def _together(training: Training, making: float, working: float) -> float:
-    """Seconds of a batch: made by one process in ``making`` seconds, gone through by the model in ``working``."""
-    if training.workers == 0:
-        return making + working
-    if training.context.device.type == "cpu":  # the processes that make batches take their time from the same cores
-        return making / available_cores() + working
-    return max(making / (training.workers or default_workers()), working)
+def _judging(model: nn.Module, batch: Batch, context: StepContext) -> float:
+    """Seconds that a batch takes in evaluation."""
+    model.eval()
+    start = time.perf_counter()
+    with torch.no_grad(), autocast(context.device, context.precision):
+        model(batch.pixel_values.to(context.device))
+    _wait_for(context.device)
+    return time.perf_counter() - start
+
+
+def _making(training: Training, plan: Plan) -> float:
+    """Seconds that one process takes for an image of a batch."""
+    start = time.perf_counter()
+    training.samples.batch(plan)
+    return (time.perf_counter() - start) / len(plan.samples)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _estimate(training: Training) -> float:

@@ -46,7 +46,7 @@ def test_the_distance_is_that_of_the_definition() -> None:
                 said = hints.maps[0](states[2][image, 2 + 4 * row + column])
                 points = taught[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
                 wanted = ((points - mean[:, None, None]) / deviation[:, None, None]).clamp(-4, 6)
-                expected += F.mse_loss(said, wanted.flatten()).item() / 32
+                expected += F.mse_loss(said, wanted.permute(1, 2, 0).flatten()).item() / 32
     assert hints(states, [taught]).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -57,6 +57,8 @@ def test_maps_of_any_size_and_scale_will_do() -> None:
     scaled = [100 * one - 3 for one in maps]
     torch.testing.assert_close(hints(states, maps), hints(states, scaled), rtol=1e-3, atol=1e-4)
     assert torch.isfinite(hints(states, [torch.zeros_like(one) for one in maps]))
+    lone = [state[:1] for state in states]
+    assert torch.isfinite(_hints((2, 1, 1))(lone, [torch.ones(1, 2, 1, 1)]))
 
 
 def test_the_seed_alone_draws_the_first_weights() -> None:
