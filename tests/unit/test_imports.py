@@ -73,6 +73,8 @@ ORDER = [
     "distillation.answers",
     "data.loader",
     "distillation.families",
+    "distillation.plain",
+    "distillation.hints",
     "distillation.classifiers",
     "conversion",
     "distillation.teacher",

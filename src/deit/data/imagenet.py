@@ -202,7 +202,7 @@ def _validation(root: Path, among: Sequence[int] | None) -> FileSource:
         raise DataError(f"{root} has no label for a validation image ({error})", "copy the labels again") from error
     among = sorted(set(places)) if among is None else among
     labels = {place: label for label, place in enumerate(among)}
-    if other := next((place for place in places if place not in labels), None):
+    if (other := next((place for place in places if place not in labels), None)) is not None:
         raise DataError(f"{folder} has a class {imagenet_names()[other]!r} that the training part lacks", "add it there")
     classes = tuple(imagenet_names()[place] for place in among)
     return FileSource(folder, tuple(files), classes, np.asarray([labels[place] for place in places], np.int64))

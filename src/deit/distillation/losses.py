@@ -27,7 +27,7 @@ class Distillation(BaseModel):
         average: what the soft divergence is divided by: ``batch`` is the paper's; ``elements``, batch times classes, is what
             the released code does, which makes the term smaller by the number of classes.
         hints: weight of the distance from the teacher's maps (:mod:`deit.distillation.hints`), which comes on top; 0 asks for
-            none. A stored teacher has no maps.
+            none. A stored teacher shows none, nor does one of another family of transformers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

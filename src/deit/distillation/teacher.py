@@ -117,27 +117,20 @@ class Teacher:
         answer: Tensor = list(self._model(self._seen(pixel_values)).heads.values())[-1]
         return answer[:, self._order]
 
+    @property
+    def shows_maps(self) -> bool:
+        """Whether :meth:`with_maps` works."""
+        return isinstance(self._model, TimmClassifier) and self._model.shows_maps
+
     @torch.no_grad()
     def with_maps(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`__call__`, and what its layers saw on the way: maps (B, C, h, w), from the first to the last.
-
-        Raises:
-            TeacherError: it has no maps that could be had.
-        """
-        if not isinstance(self._model, TimmClassifier) or not self._model.shows_maps:
-            raise TeacherError(
-                f"The teacher {self.name} shows no maps, which the recipe learns from",
-                "take a teacher of `deit teacher train` or of timm, or pass --set distillation.hints=0",
-            )
+        """As :meth:`__call__`, and what its stages saw on the way: maps (B, C, h, w), from the first to the last."""
+        assert isinstance(self._model, TimmClassifier)  # or it shows none
         logits, maps = self._model.with_maps(self._seen(pixel_values))
         return logits[:, self._order], maps
 
     def map_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
-        """Of the maps for a student's image of a size, each (C, h, w).
-
-        Raises:
-            TeacherError: as :meth:`with_maps`.
-        """
+        """Of the maps for a student's image of a size, each (C, h, w)."""
         _, maps = self.with_maps(torch.zeros(1, 3, height, width, device=self._scale.device))
         return [(channels, rows, columns) for _, channels, rows, columns in (one.shape for one in maps)]
 

@@ -246,8 +246,7 @@ def small_data() -> Recipe:
 def small_data_distilled() -> Recipe:
     """As ``small-data``, learning from a teacher: its distribution through the token, and its maps through the patches.
 
-    The maps are what lets a transformer learn from so little (:mod:`deit.distillation.hints`). A stored teacher and one of
-    another kind have none: ``--set distillation.hints=0``.
+    The maps are what lets a transformer learn from so little (:mod:`deit.distillation.hints`). A stored teacher shows none.
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, and the teacher's forward passes.
@@ -256,7 +255,7 @@ def small_data_distilled() -> Recipe:
     return small_data().replace(
         name="small-data-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "hints": 40.0},
+        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "hints": 200.0},
     )
 
 

@@ -118,21 +118,8 @@ def train(
         UserError: anything about the data, recipe, teacher or directory that does not fit, before the first step.
         WorkError: training diverged or was interrupted.
     """
-    if resume is not None:
-        directory, chosen, run = resumed_run(Path(resume), data)
-    else:
-        if data is None:
-            raise UserError("There is no data to train on", "pass a folder of images, or a name that `deit data list` shows")
-        chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        chosen = chosen.with_settings(settings or {})
-        run = RunSettings(
-            data=lasting(data),
-            init=None if init is None else absolute(init),
-            teacher=None if teacher is None else absolute(teacher),
-            teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
-            skip_unreadable=skip_unreadable,
-        )
-        directory = new_run_directory(out, run.data, chosen.name)
+    given = (init, teacher, teacher_weights)
+    directory, chosen, run = _requested(data, recipe, settings, out, resume, skip_unreadable, *given)
     if chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns no labels", "deit pretrain takes it")
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
@@ -161,14 +148,7 @@ def pretrain(
         UserError: anything about the data, recipe or directory that does not fit, before the first step.
         WorkError: training diverged or was interrupted.
     """
-    if resume is not None:
-        directory, chosen, run = resumed_run(Path(resume), data)
-    else:
-        if data is None:
-            raise UserError("There is no data to train on", "pass a folder of images")
-        chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
-        run = RunSettings(data=lasting(data), init=None if init is None else absolute(init), skip_unreadable=skip_unreadable)
-        directory = new_run_directory(out, run.data, chosen.name)
+    directory, chosen, run = _requested(data, recipe, settings, out, resume, skip_unreadable, init)
     if not chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns labels", "deit train takes it; set masking.ratio to hide patches")
     splits = open_unlabelled(run.data, run.split_seed, run.validation_fraction)
@@ -176,6 +156,33 @@ def pretrain(
     best = training.place.best
     write_json(directory / EVALUATION_NAME, {"part": "validation", "best_epoch": best["epoch"], "loss": best["loss"]})
     return PretrainResult(directory, int(best["epoch"]), best["loss"])
+
+
+def _requested(
+    data: str | Path | None,
+    recipe: str | Recipe,
+    settings: Mapping[str, str] | None,
+    out: str | Path | None,
+    resume: str | Path | None,
+    skip_unreadable: bool,
+    init: str | Path | None,
+    teacher: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+) -> tuple[Path, Recipe, RunSettings]:
+    """Where, how and with what to train: a new run, or the one to go on with."""
+    if resume is not None:
+        return resumed_run(Path(resume), data)
+    if data is None:
+        raise UserError("There is no data to train on", "pass a folder of images, or a name that `deit data list` shows")
+    chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
+    run = RunSettings(
+        data=lasting(data),
+        init=None if init is None else absolute(init),
+        teacher=None if teacher is None else absolute(teacher),
+        teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
+        skip_unreadable=skip_unreadable,
+    )
+    return new_run_directory(out, run.data, chosen.name), chosen, run
 
 
 def train_on(
@@ -218,6 +225,11 @@ def _fit(
         teacher.to(place)
         notes += teacher.notes
     training = _prepare(directory, begun, run, splits, teacher, place, workers, record)
+    if begun.recipe.distillation.hints and training.context.hints is None:
+        notes.append(
+            f"The teacher {run.teacher} shows no maps: the student learns from its answers alone, which from scratch takes more "
+            "images and time"
+        )
     if isinstance(teacher, StoredTeacher):
         teacher.check_pixels(begun.recipe, training.samples)
     if checkpoint is not None:
@@ -269,7 +281,7 @@ def _prepare(
 
 
 def _hints(chosen: Recipe, config: ViTConfig | None, teacher: AnyTeacher | None) -> Hints | None:
-    if not chosen.distillation.hints or not isinstance(teacher, Teacher):
+    if not chosen.distillation.hints or not isinstance(teacher, Teacher) or not teacher.shows_maps:
         return None
     assert config is not None  # a convolutional network has no teacher
     return Hints(config, teacher.map_shapes(*chosen.image_hw), chosen.seed)
@@ -286,11 +298,6 @@ def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
         raise TeacherError(
             f"The recipe {chosen.name} learns from a teacher, and none is given",
             "pass --teacher; to train one first: deit teacher train DATA",
-        )
-    if chosen.distillation.hints and run.teacher is not None and is_store(run.teacher):
-        raise TeacherError(
-            f"The recipe {chosen.name} learns from a teacher's maps too, and the store {run.teacher} holds answers alone",
-            "pass --set distillation.hints=0, or the teacher itself",
         )
 
 

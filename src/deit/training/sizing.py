@@ -26,8 +26,8 @@ ENLARGED = 1.5  # most convolutional networks see small images enlarged: their f
 BATCHES = ((100_000, 128), (20_000, 64), (0, 32))  # training images from which on a batch is taken
 USUAL_MINUTES = 10.0  # that a shape is chosen for where no time is given
 SHARE = 0.9  # of the time that is planned for: the rest is for starting, the last evaluation and the report
-PASSES = 30  # over the data that a larger transformer must leave time for; likewise
-IMAGES = 80_000  # in all
+PASSES = 24  # over the data that a larger transformer must leave time for; likewise
+IMAGES = 66_000  # in all
 CONVOLUTIONAL_SHARE = 0.5  # of both, for larger images of a convolutional network, which learns faster
 WARMUP = 0.1  # of the epochs, at most
 
@@ -100,7 +100,7 @@ def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:
     if model.image_size is None and not timed and (isinstance(model, ConvNet) or model.sizes == "data"):
         side, *_ = _sides(model, seen)
         recipe = recipe.replace(model={"image_size": side})
-        notes.append(f"Images of {side} pixels a side: the data has {seen.side}")
+        notes.append(_image_note(side, seen))
     if recipe.minutes is not None:
         batch = next(batch for least, batch in BATCHES if seen.images >= least)
         if batch != recipe.batch_size:
@@ -166,7 +166,11 @@ def _sized(recipe: Recipe, model: ConvNet, seen: Look, speed: Speed, seconds: fl
         if seconds / cost >= CONVOLUTIONAL_SHARE * _enough(seen):
             break
     passes = f"time for {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
-    return candidate, cost, f"Images of {side} pixels a side: the data has {seen.side}, and they leave {passes}"
+    return candidate, cost, f"{_image_note(side, seen)}; they leave {passes}"
+
+
+def _image_note(side: int, seen: Look) -> str:
+    return f"Images of {side} pixels a side: the data has {seen.side}{', enlarged' if side > seen.side else ''}"
 
 
 def _shaped(recipe: Recipe, model: Transformer, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:

@@ -132,6 +132,15 @@ def test_a_class_that_training_lacks_is_named(tmp_path: Path) -> None:
         open_data(f"imagenet:{tmp_path}")
 
 
+def test_the_first_of_all_classes_is_missed_too(tmp_path: Path) -> None:
+    for wnid in WNIDS[1:]:
+        photo(tmp_path / "train" / wnid / "a.JPEG")
+    imagenet_flat(tmp_path / "val")
+    kaggle_table(tmp_path)
+    with pytest.raises(DataError, match="a class 'tench, Tinca tinca' that the training part lacks"):
+        open_data(f"imagenet:{tmp_path}")
+
+
 def test_reassessed_labels_are_several_or_none(tmp_path: Path) -> None:
     imagenet_flat(tmp_path / "val", 4)
     kaggle_table(tmp_path)

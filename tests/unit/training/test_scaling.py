@@ -50,9 +50,9 @@ def test_a_data_set_of_more_than_twice_or_less_than_half_the_size_is_said(images
     notes = [note for note in _notes("small-data", images) if "training images" in note]
     assert bool(notes) == said
     if said:
-        steps = 100 * steps_per_epoch(images, 64)
+        steps = 100 * steps_per_epoch(images, 32)
         assert notes == [
-            f"{images:,} training images, made for 5,000: {steps:,} steps in place of 7,800, and no value is scaled for that"
+            f"{images:,} training images, made for 5,000: {steps:,} steps in place of 15,600, and no value is scaled for that"
         ]
 
 
