@@ -255,7 +255,7 @@ def small_data_distilled() -> Recipe:
     return small_data().replace(
         name="small-data-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "hints": 200.0},
+        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "hints": 40.0},
     )
 
 

@@ -227,8 +227,8 @@ def _fit(
     training = _prepare(directory, begun, run, splits, teacher, place, workers, record)
     if begun.recipe.distillation.hints and training.context.hints is None:
         notes.append(
-            f"The teacher {run.teacher} shows no maps: the student learns from its answers alone, which from scratch takes more "
-            "images and time"
+            f"The teacher {run.teacher} shows no maps: the student learns from its answers alone, which from scratch takes "
+            "more images and time"
         )
     if isinstance(teacher, StoredTeacher):
         teacher.check_pixels(begun.recipe, training.samples)

@@ -7,7 +7,7 @@ the time decides, for which the caller measures how fast a candidate trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +59,14 @@ class Shape:
     heads: int
 
 
-# Largest first. With eight heads nearly every neighbour has one (see first_weights.py).
+# Cheapest first. With eight heads nearly every neighbour has one (see first_weights.py).
 SHAPES = (
-    Shape(14, 384, 12, 8),
-    Shape(14, 192, 12, 8),
-    Shape(8, 256, 8, 8),
-    Shape(8, 192, 6, 8),
-    Shape(8, 128, 6, 8),
     Shape(8, 96, 4, 8),
+    Shape(8, 128, 6, 8),
+    Shape(8, 192, 6, 8),
+    Shape(8, 256, 8, 8),
+    Shape(14, 192, 12, 8),
+    Shape(14, 384, 12, 8),
 )
 
 
@@ -160,13 +160,25 @@ def _enough(seen: Look) -> int:
 
 def _sized(recipe: Recipe, model: ConvNet, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
     """The largest image size that the time suffices for, what an image costs then, and why it is that one."""
-    for side in _sides(model, seen):
-        candidate = recipe.replace(model={"image_size": side})
-        cost = speed(candidate)
-        if seconds / cost >= CONVOLUTIONAL_SHARE * _enough(seen):
-            break
+    sides = _sides(model, seen)[::-1]
+    candidates = [recipe.replace(model={"image_size": side}) for side in sides]
+    place, cost = _largest(candidates, speed, seconds / (CONVOLUTIONAL_SHARE * _enough(seen)))
     passes = f"time for {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
-    return candidate, cost, f"{_image_note(side, seen)}; they leave {passes}"
+    return candidates[place], cost, f"{_image_note(sides[place], seen)}; they leave {passes}"
+
+
+def _largest(candidates: Sequence[Recipe], speed: Speed, affordable: float) -> tuple[int, float]:
+    """Which of some recipes, the cheapest first, is the last with affordable seconds an image, and its cost.
+
+    They are tried from the cheap end, so that nobody waits for the speed of what is far too large.
+    """
+    place, cost = 0, speed(candidates[0])
+    while cost <= affordable and place + 1 < len(candidates):
+        next_cost = speed(candidates[place + 1])
+        if next_cost > affordable:
+            break
+        place, cost = place + 1, next_cost
+    return place, cost
 
 
 def _image_note(side: int, seen: Look) -> str:
@@ -175,19 +187,17 @@ def _image_note(side: int, seen: Look) -> str:
 
 def _shaped(recipe: Recipe, model: Transformer, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
     """The largest shape that the time suffices for, what an image costs it, and why it is that one."""
-    wanted = _enough(seen)
-    for shape in SHAPES:
-        candidate = recipe.replace(model={**_fields(recipe, model, shape), "sizes": "variant"})
-        cost = speed(candidate)
-        if seconds / cost >= wanted:
-            break
+    candidates = [recipe.replace(model={**_fields(recipe, model, shape), "sizes": "variant"}) for shape in SHAPES]
+    affordable = seconds / _enough(seen)
+    place, cost = _largest(candidates, speed, affordable)
+    candidate = candidates[place]
     assert isinstance(candidate.model, Transformer)
     config = candidate.model.config()
     words = (
         f"{config.grid[0]} x {config.grid[1]} patches, width {config.hidden_size}, {config.num_hidden_layers} blocks of "
         f"{config.num_attention_heads} heads"
     )
-    reason = "the largest shape that leaves time for" if seconds / cost >= wanted else "the smallest shape, with time for"
+    reason = "the largest shape that leaves time for" if cost <= affordable else "the smallest shape, with time for"
     return candidate, cost, f"{words}: {reason} {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
 
 

@@ -66,13 +66,13 @@ def test_time_buys_a_convolutional_network_larger_images() -> None:
     sides = []
     for minutes in (0.01, 1, 2, 100):
         recipe, _ = from_data(get_recipe("convnet").replace(minutes=minutes), Look(3000, 110))
-        recipe, notes = from_time(recipe, Look(3000, 110), Machine(100_000))
+        recipe, notes = from_time(recipe, Look(3000, 110), Machine(5_000))
         sides.append(recipe.image_hw[0])
         assert f"Images of {sides[-1]} pixels a side: the data has 110" in notes[0]
     assert sides == sorted(sides)
     assert (sides[0], sides[-1]) == (32, 96)
     fixed, _ = from_data(get_recipe("convnet").replace(minutes=0.01, model={"image_size": 80}), Look(3000, 110))
-    assert from_time(fixed, Look(3000, 110), Machine(100_000))[0].image_hw == (80, 80)
+    assert from_time(fixed, Look(3000, 110), Machine(5_000))[0].image_hw == (80, 80)
 
 
 def test_more_time_buys_a_larger_model_and_then_more_epochs() -> None:
@@ -80,7 +80,7 @@ def test_more_time_buys_a_larger_model_and_then_more_epochs() -> None:
     runs = [timed(minutes, seen, nanoseconds=0.05)[0] for minutes in (0.1, 2, 20, 2000)]
     widths = [run.model.config().hidden_size for run in runs if isinstance(run.model, Transformer)]
     assert widths == sorted(widths)
-    assert (widths[0], widths[-1]) == (SHAPES[-1].width, SHAPES[0].width)
+    assert (widths[0], widths[-1]) == (SHAPES[0].width, SHAPES[-1].width)
     assert timed(4000, seen, nanoseconds=0.05)[0].epochs == pytest.approx(2 * runs[-1].epochs, rel=0.01)
 
 
