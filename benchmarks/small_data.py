@@ -126,8 +126,8 @@ def recipes(data: str, seed: int) -> dict[str, Recipe]:
         "teacher": get_recipe(network).replace(seed=seed),
         "undistilled": get_recipe(stem).replace(seed=seed),
         "soft": distilled.replace(distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0}),
-        "hard": distilled.replace(distillation={"mode": "hard"}),
-        "stored hard": distilled.replace(views=STORED_VIEWS, distillation={"mode": "hard", "hints": 0.0}),
+        "hard": distilled,
+        "stored hard": distilled.replace(views=STORED_VIEWS, distillation={"hints": 0.0}),
         "masked": get_recipe(stem).replace(seed=seed),
     }
 

@@ -77,7 +77,7 @@ def test_fewer_images_than_a_batch_are_said_and_trained_on(deit: Deit, tmp_path:
         *("--image-size", "32", "--set", "model.hidden_size=24", "--set", "model.num_hidden_layers=1", "--device", "cpu"),
     )
     assert done.returncode == 0, done.stderr
-    assert "6 training images are fewer than the recipe's batch of 64" in done.stderr
+    assert "6 training images are fewer than the recipe's batch of 32" in done.stderr
 
 
 def test_lists_are_for_programs_too(deit: Deit) -> None:

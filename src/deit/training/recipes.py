@@ -175,7 +175,7 @@ def pretrain_mim() -> Recipe:
     Command:   deit pretrain PHOTOS --out runs/mim
                deit train PHOTOS --init runs/mim --recipe small-data
     Hardware:  one GPU; on a laptop with --epochs 100 and --image-size 64 for thumbnails.
-    Result:    see ``docs/log.md``.
+    Result:    whether it helps is not measured yet.
     """
     return deit().replace(
         name="pretrain-mim",
@@ -209,7 +209,7 @@ def small_data() -> Recipe:
 
     Command:   deit train PHOTOS --minutes 6
     Hardware:  two cores of a laptop, or one GPU.
-    Result:    see ``docs/log.md``.
+    Result:    7.4 top-1 after ten minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``): take a teacher.
     """
     return deit().replace(
         name="small-data",
@@ -244,18 +244,18 @@ def small_data() -> Recipe:
 
 
 def small_data_distilled() -> Recipe:
-    """As ``small-data``, learning from a teacher: its distribution through the token, and its maps through the patches.
+    """As ``small-data``, learning from a teacher: its answers through the token, and its maps through the patches.
 
     The maps are what lets a transformer learn from so little (:mod:`deit.distillation.hints`). A stored teacher shows none.
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, and the teacher's forward passes.
-    Result:    see ``docs/log.md``.
+    Result:    84.5 top-1 after seven minutes there, its teacher 82.6.
     """
     return small_data().replace(
         name="small-data-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "hints": 40.0},
+        distillation={"mode": "hard", "hints": 40.0},
     )
 
 
@@ -267,7 +267,7 @@ def convnet() -> Recipe:
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
-    Result:    see ``docs/log.md``.
+    Result:    82.6 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``).
     """
     return small_data().replace(
         name="convnet",

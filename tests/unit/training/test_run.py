@@ -71,7 +71,7 @@ def test_hints_learn_beside_the_model_and_are_no_part_of_it(tmp_path: Path, caps
     recipe = get_recipe("small-data-distilled").tiny()
     run = RunSettings("memory", teacher=_network(tmp_path / "a teacher"))
     train_on(memory_splits(48), recipe, run, tmp_path / "run", device="cpu", workers=0)
-    assert "soft distillation, and its maps as hints" in capsys.readouterr().err
+    assert "hard distillation, and its maps as hints" in capsys.readouterr().err
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     first, second = (read_tensors(path / HINTS_NAME) for path in checkpoints[-2:])
     assert all(not torch.equal(first[name], value) for name, value in second.items())
