@@ -28,7 +28,7 @@ def test_the_sequences_are_those_of_saved_runs() -> None:
 
 
 def test_the_streams_keep_their_numbers() -> None:
-    numbers = {"SPLIT": 1, "ORDER": 2, "AUGMENT": 4, "MIX": 5, "DROP_PATH": 6, "INIT": 7, "MASK": 8}
+    numbers = {"SPLIT": 1, "ORDER": 2, "AUGMENT": 4, "MIX": 5, "DROP_PATH": 6, "INIT": 7, "MASK": 8, "HINTS": 9}
     assert {stream.name: int(stream) for stream in Stream} == numbers
 
 

@@ -47,7 +47,7 @@ def quickstart(
         f"\nReport:   {result.directory / 'report.html'}   (took {duration(time.monotonic() - start)})\n"
         f'Predict:  deit predict "{result.directory}" "{files[0]}"\n'
         f'Evaluate: deit evaluate "{result.directory}" digits\n'
-        "Your own: deit teacher train PHOTOS --arch regnety_004\n"
+        "Your own: deit teacher train PHOTOS\n"
         "          deit train PHOTOS --teacher runs/PHOTOS-convnet"
     )
 
