@@ -301,7 +301,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axes.plot([row["minutes"]], [100 * _last(row)], "o", color=colour, label=name if row is rows[0] else None)
     axes.set_xlabel("minutes, with the teacher's or pretraining's")
     axes.set_ylabel("top-1, %: validation (lines), test (dots)")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="center right")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -139,7 +139,7 @@ def from_time(recipe: Recipe, seen: Look, speed: Speed) -> tuple[Recipe, list[st
     total = seconds / (speed(recipe) if cost is None else cost)
     epochs = max(int(total / seen.images), 1)
     notes.append(
-        f"{epochs} epochs in {minutes:g} minutes, at {total / seconds:,.0f} images a second as measured just now; "
+        f"{epochs} epochs in {minutes:g} min, at {total / seconds:,.0f} images a second as measured just now; "
         f"{1 - SHARE:.0%} of the time is for starting and ending"
     )
     warmup = min(recipe.optimizer.warmup_epochs, WARMUP * epochs)

@@ -90,7 +90,7 @@ def test_the_epochs_fill_the_time_and_no_more() -> None:
     seconds = recipe.epochs * seen.images * machine.nanoseconds / machine.nanoseconds * machine(recipe)
     assert 0.95 * SHARE * 600 < seconds <= SHARE * 600
     assert recipe.minutes is None
-    assert f"{recipe.epochs} epochs in 10 minutes" in notes[-1]
+    assert f"{recipe.epochs} epochs in 10 min," in notes[-1]
     assert machine.asked[-2] is not recipe
 
 
