@@ -24,8 +24,8 @@ from deit.training.samples import view_steps
 from deit.training.settings import RunSettings
 from deit.training.step import StepContext, batch_loss
 
-UNCOUNTED = 2  # batches before those that the estimate of the duration is made from
-PROBED_SECONDS = 2.0  # that these take at least, but for two long ones
+UNCOUNTED = 1  # batches before those that the estimate of the duration is made from
+PROBED_SECONDS = 2.0  # that these take at least
 MOST_PROBES = 64
 
 
@@ -93,7 +93,7 @@ def image_seconds(training: Training) -> float:
     """Seconds that each image of training takes, with its share of evaluation, measured on a copy of the model.
 
     Batches are made while the model learns, as in training: on few cores the one slows the other. The optimizer's part is in
-    it; the first batches, which pay for the set-up of their shapes, are not.
+    it; the first batch, which pays for the set-up of its shapes, is not.
     """
     chosen, context = training.context.recipe, training.context
     count = len(training.samples.source.labels)
@@ -117,7 +117,7 @@ def image_seconds(training: Training) -> float:
             if place >= UNCOUNTED:
                 images += len(batch.labels)
                 seconds += learned - start + (end - learned) * min(len(batch.labels) / chosen.batch_size, 1)
-            if images and seconds > PROBED_SECONDS and place > UNCOUNTED:
+            if seconds > PROBED_SECONDS:
                 break
             start = end
         if batch is None or not images:

@@ -264,8 +264,7 @@ def _prepare(
     config = None if isinstance(model, TimmClassifier) else model.config
     answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
     live = None if isinstance(teacher, StoredTeacher) else teacher
-    hints = _hints(chosen, config, teacher)
-    hints = None if hints is None else hints.to(device)
+    hints = _hints(chosen, config, teacher, device)
     return Training(
         directory=directory,
         model=model,
@@ -280,11 +279,11 @@ def _prepare(
     )
 
 
-def _hints(chosen: Recipe, config: ViTConfig | None, teacher: AnyTeacher | None) -> Hints | None:
+def _hints(chosen: Recipe, config: ViTConfig | None, teacher: AnyTeacher | None, device: torch.device) -> Hints | None:
     if not chosen.distillation.hints or not isinstance(teacher, Teacher) or not teacher.shows_maps:
         return None
     assert config is not None  # a convolutional network has no teacher
-    return Hints(config, teacher.map_shapes(*chosen.image_hw), chosen.seed)
+    return Hints(config, teacher.map_shapes(*chosen.image_hw), chosen.seed).to(device)
 
 
 def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
