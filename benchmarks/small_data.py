@@ -4,13 +4,15 @@
 
 On the digits, on any folder of images, or (``--made``) on the signs of ``benchmarks/signs.py``. For each seed, each of:
 
-- ``six-layer convnet``: the teacher's network and augmentation with AdamW and a plain loop, for all of the minutes;
+- ``convnet, torchvision``: the teacher's network as one would train it by hand, with AdamW, a plain loop and torchvision's
+  crops, turns, slants and colour jitter, for all of the minutes;
+- ``convnet, our augmentation``: the same with the teacher's augmentation;
 - ``timm``: its tiny DeiT with the settings of its training script as far as they concern learning, for all of the minutes;
-- ``teacher``: ``deit teacher train``, for 30% of the minutes;
+- ``teacher``: ``deit teacher train``, for half of the minutes;
 - ``undistilled``: ``deit train`` without a teacher, for all of the minutes;
-- ``soft``, ``hard``: ``deit train`` with that teacher, its maps as hints where the recipe has them, for the other 70%;
-- ``stored hard``: ``deit teacher store`` and training from it, without hints, for the other 70% too;
-- ``masked``: ``deit pretrain`` for 30%, then ``deit train`` from it without a teacher.
+- ``soft``, ``hard``: ``deit train`` with that teacher, its maps as hints where the recipe has them, for the other half;
+- ``stored hard``: ``deit teacher store`` and training from it, without hints, for the other half too;
+- ``masked``: ``deit pretrain`` for half of the minutes, then ``deit train`` from it without a teacher.
 
 Every program ends by the clock, so a machine that others use too gives other figures. Writes ``small_data-NAME.json``, ``.md``
 and ``.svg`` after each one; what the first holds of these minutes is not measured again. The last line printed is the result.
@@ -19,13 +21,14 @@ and ``.svg`` after each one; what the first holds of these minutes is not measur
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -34,13 +37,15 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
 
 import signs
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.named import DIGITS
 from deit.data.opening import open_data
 from deit.data.order import epoch_steps
-from deit.data.sources import Splits
+from deit.data.sources import ImageSource, Splits
 from deit.devices import autocast, choose_device, choose_precision, describe
 from deit.distillation.losses import soft_target_cross_entropy
 from deit.distillation.plain import PLAIN
@@ -55,11 +60,13 @@ from deit.training.run import TrainResult, fitted, pretrain, train_on
 from deit.training.samples import training_samples
 from deit.training.settings import RunSettings
 
-TEACHER_SHARE = 0.3  # of the minutes
-CONTENDERS = ("six-layer convnet", "timm", "teacher", "undistilled", "soft", "hard", "stored hard", "masked")
+TEACHER_SHARE = 0.5  # of the minutes
+CONVNET, CONVNET_OURS = "convnet, torchvision", "convnet, our augmentation"
+CONTENDERS = (CONVNET, CONVNET_OURS, "timm", "teacher", "undistilled", "soft", "hard", "stored hard", "masked")
 DISTILLED = {"soft", "hard", "stored hard"}
 STORED_VIEWS = 12
 Curve = list[tuple[float, float]]  # minutes, validation top-1
+Epochs = Iterator[Iterable[tuple[torch.Tensor, torch.Tensor]]]  # batches of images and soft labels
 
 
 class Timm(nn.Module):
@@ -73,32 +80,76 @@ class Timm(nn.Module):
         return ImageClassifierOutput(logits=self.network(pixel_values))
 
 
-def baseline(model: nn.Module, recipe: Recipe, splits: Splits, minutes: float) -> tuple[float, Curve]:
+class Photographs(Dataset[tuple[torch.Tensor, int]]):
+    """A source as somebody's own script would have it: torchvision's augmentation."""
+
+    def __init__(self, recipe: Recipe, source: ImageSource) -> None:
+        mean, std = recipe.processor().rgb_statistics
+        self.source = source
+        self.augment = v2.Compose(
+            [
+                v2.RandomAffine(15, shear=(-15, 15, -15, 15), interpolation=InterpolationMode.BILINEAR),
+                v2.RandomResizedCrop(recipe.image_hw, scale=(0.5, 1.0)),
+                v2.RandomHorizontalFlip(recipe.augmentation.flip),
+                v2.ColorJitter(0.4, 0.4, 0.4),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.augment(self.source.load(index)), int(self.source.labels[index])
+
+
+def torchvision_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
+    """Endless epochs of torchvision's augmentation."""
+    classes = len(source.classes)
+    loader = DataLoader(
+        Photographs(recipe, source), recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
+    )
+    while True:
+        yield ((pixels, smoothed(labels, classes, recipe.smoothing)) for pixels, labels in loader)
+
+
+def smoothed(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:
+    """(B,) -> (B, K), rows that sum to 1."""
+    return nn.functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+
+
+def our_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
+    """Endless epochs of a recipe's augmentation and mixing."""
+    loader = Loader(training_samples(recipe, source))
+    for epoch in itertools.count():
+        plans = epoch_steps(len(source.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
+        yield ((batch.pixel_values, batch.targets) for batch in loader.run(plans))
+
+
+def baseline(model: nn.Module, recipe: Recipe, splits: Splits, minutes: float, epochs: Epochs) -> tuple[float, Curve]:
     """Train a network by the clock with AdamW and a cosine: test top-1, and the curve."""
     device = choose_device()
     model.to(device).to(memory_format=torch.channels_last)
     precision = choose_precision("auto", device)
-    samples = training_samples(recipe, splits.train)
     judge = EvaluationSamples(splits.validation, recipe.processor())
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, weight_decay=recipe.optimizer.weight_decay, betas=recipe.optimizer.betas
     )
     curve: Curve = []
-    loader = Loader(samples)
     start = time.monotonic()
     done = 0.0
-    for epoch in _forever():
-        plans = epoch_steps(len(splits.train.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
+    for epoch in epochs:
         model.train()
-        for batch in loader.run(plans):
+        for pixels, targets in epoch:
             done = (time.monotonic() - start) / (60 * minutes)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.peak_lr * min(done / 0.05, (1 + math.cos(math.pi * min(done, 1))) / 2)
-            batch = batch.to(device)
             with autocast(device, precision):
-                logits = model(batch.pixel_values).logits
+                logits = model(pixels.to(device)).logits
             optimizer.zero_grad(set_to_none=True)
-            soft_target_cross_entropy(logits, batch.targets).backward()  # type: ignore[no-untyped-call]
+            soft_target_cross_entropy(logits, targets.to(device)).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if done >= 1:
@@ -109,13 +160,6 @@ def baseline(model: nn.Module, recipe: Recipe, splits: Splits, minutes: float) -
             break
     held_out = EvaluationSamples(splits.held_out[1], recipe.processor())
     return evaluate_source(model.eval(), held_out, precision=precision, quiet=True).answer.top1, curve
-
-
-def _forever() -> Iterator[int]:
-    epoch = 0
-    while True:
-        yield epoch
-        epoch += 1
 
 
 def recipes(data: str, seed: int) -> dict[str, Recipe]:
@@ -160,13 +204,14 @@ class Seed:
     def measure(self, name: str) -> dict[str, Any]:
         """Test top-1 of every head, the minutes that it took with all that it needs, and the curve."""
         classes, (height, _) = len(self.splits.classes), self.plain.image_hw
-        if name == "six-layer convnet":
+        if name in (CONVNET, CONVNET_OURS):
             recipe = self.plain.replace(batch_size=64, optimizer={"lr": 3e-3, "reference_batch": 64})
-            return self._baseline(timm.create_model(PLAIN, num_classes=classes), recipe)
+            epochs = torchvision_epochs if name == CONVNET else our_epochs
+            return self._baseline(timm.create_model(PLAIN, num_classes=classes), recipe, epochs)
         if name == "timm":
             recipe = get_recipe("deit").replace(seed=self.number, batch_size=64, model={"image_size": height})
             network = timm.create_model("deit_tiny_patch16_224", num_classes=classes, img_size=height, drop_path_rate=0.1)
-            return self._baseline(network, recipe)
+            return self._baseline(network, recipe, our_epochs)
         start = time.monotonic()
         distilled = name in DISTILLED
         share = {"teacher": TEACHER_SHARE, "undistilled": 1.0}.get(name, 1 - TEACHER_SHARE)
@@ -196,8 +241,8 @@ class Seed:
         recipe = get_recipe("pretrain-mim").replace(seed=self.number, minutes=TEACHER_SHARE * self.minutes)
         return recipe.replace(**plain, model=shape, augmentation=flips)
 
-    def _baseline(self, network: nn.Module, recipe: Recipe) -> dict[str, Any]:
-        top1, curve = baseline(Timm(network), recipe, self.splits, self.minutes)
+    def _baseline(self, network: nn.Module, recipe: Recipe, epochs: Callable[[Recipe, ImageSource], Epochs]) -> dict[str, Any]:
+        top1, curve = baseline(Timm(network), recipe, self.splits, self.minutes, epochs(recipe, self.splits.train))
         return {"top1": {"": top1}, "minutes": self.minutes, "curve": curve}
 
 
