@@ -26,8 +26,8 @@ ENLARGED = 1.5  # most convolutional networks see small images enlarged: their f
 BATCHES = ((100_000, 128), (20_000, 64), (0, 32))  # training images from which on a batch is taken
 USUAL_MINUTES = 10.0  # that a shape is chosen for where no time is given
 SHARE = 0.9  # of the time that is planned for: the rest is for starting, the last evaluation and the report
-PASSES = 20  # over the data that a larger transformer must leave time for; likewise
-IMAGES = 56_000  # in all
+PASSES = 24  # over the data that a larger transformer must leave time for; likewise
+IMAGES = 66_000  # in all
 CONVOLUTIONAL_SHARE = 0.5  # of both, for larger images of a convolutional network, which learns faster
 WARMUP = 0.1  # of the epochs, at most
 
