@@ -175,7 +175,7 @@ def pretrain_mim() -> Recipe:
     Command:   deit pretrain PHOTOS --out runs/mim
                deit train PHOTOS --init runs/mim --recipe small-data
     Hardware:  one GPU; on a laptop with --epochs 100 and --image-size 64 for thumbnails.
-    Result:    whether it helps is not measured yet.
+    Result:    11.7 top-1 from scratch on 2,800 images in ten minutes, three of them for this, 7.4 without; a teacher 84.6.
     """
     return deit().replace(
         name="pretrain-mim",
@@ -250,7 +250,7 @@ def small_data_distilled() -> Recipe:
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, and the teacher's forward passes.
-    Result:    84.5 top-1 after seven minutes there, its teacher 82.6.
+    Result:    84.6 top-1 after seven minutes there (softly distilled 84.5), its teacher 83.3; means of three seeds.
     """
     return small_data().replace(
         name="small-data-distilled",
@@ -267,7 +267,7 @@ def convnet() -> Recipe:
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
-    Result:    82.6 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``).
+    Result:    83.3 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``).
     """
     return small_data().replace(
         name="convnet",
