@@ -47,7 +47,7 @@ from deit.data.opening import open_data
 from deit.data.order import epoch_steps
 from deit.data.sources import ImageSource, Splits
 from deit.devices import autocast, choose_device, choose_precision, describe
-from deit.distillation.losses import soft_target_cross_entropy
+from deit.distillation.losses import as_targets, soft_target_cross_entropy
 from deit.distillation.plain import PLAIN
 from deit.distillation.store import store_on
 from deit.evaluation import evaluate_source
@@ -112,12 +112,10 @@ def torchvision_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
         Photographs(recipe, source), recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
     )
     while True:
-        yield ((pixels, smoothed(labels, classes, recipe.smoothing)) for pixels, labels in loader)
-
-
-def smoothed(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:
-    """(B,) -> (B, K), rows that sum to 1."""
-    return nn.functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+        yield (
+            (pixels, as_targets(labels, classes) * (1 - recipe.smoothing) + recipe.smoothing / classes)
+            for pixels, labels in loader
+        )
 
 
 def our_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
