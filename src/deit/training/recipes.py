@@ -332,7 +332,7 @@ def digits_distilled() -> Recipe:
     """As ``digits``, learning from a teacher's answers and maps, by Muon, in half of the epochs. What ``deit quickstart`` runs.
 
     Command:   deit quickstart
-    Hardware:  two cores of a CPU, 1 min 46 s with the teacher's training.
+    Hardware:  two cores of a CPU, 1 min 52 s with the teacher's training.
     Result:    99.2 top-1 of both heads on the 359 test images, somewhat optimistic: the recipe was chosen with them in view.
     """
     return digits().replace(
