@@ -75,12 +75,12 @@ def new_pages():  # that the system hands out while a block of 64 MiB, 16,384 pa
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
 
 pages = [new_pages()]
+with keeping_freed_memory(torch.device("meta")):
+    pages.append(new_pages())
 with keeping_freed_memory(torch.device("cpu")):
     new_pages()
     pages.append(new_pages())
 pages.append(new_pages())
-with keeping_freed_memory(torch.device("meta")):
-    pages.append(new_pages())
 print(*pages)
 """
 
@@ -89,9 +89,11 @@ print(*pages)
 def test_freed_memory_is_kept_until_the_end() -> None:
     # In a process of its own: pytest's own threads have other arenas.
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    before, kept, after, elsewhere = map(int, done.stdout.split())
+    before, elsewhere, kept, after = map(int, done.stdout.split())
+    assert min(before, elsewhere) > 100_000
     assert kept < 1_000
-    assert min(before, after, elsewhere) > 100_000
+    # The system had the pages back. How often they go from then on is up to where in the heap the block came to lie.
+    assert after > 16_000
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
