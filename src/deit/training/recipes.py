@@ -251,7 +251,7 @@ def small_data_distilled() -> Recipe:
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, and the teacher's forward passes.
-    Result:    84.6 top-1 after seven minutes there (softly distilled 84.5), its teacher 83.3; means of three seeds.
+    Result:    84.6 top-1 after seven minutes there (softly distilled 84.5), its teacher 83.8; means of three seeds.
     """
     return small_data().replace(
         name="small-data-distilled",
@@ -268,7 +268,7 @@ def convnet() -> Recipe:
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
-    Result:    83.3 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``).
+    Result:    83.8 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs.py``).
     """
     return small_data().replace(
         name="convnet",
