@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deit.distillation.teacher import Teacher
     from deit.evaluation import evaluate
     from deit.image_processor import DeiTFeatureExtractor, DeiTImageProcessor
+    from deit.inference.export import export
     from deit.inference.predictor import Predictor
     from deit.modeling import (
         DeiTForImageClassification,
@@ -43,6 +44,7 @@ _HOMES = {
     "ViTForImageClassification": "deit.modeling",
     "ViTModel": "deit.modeling",
     "evaluate": "deit.evaluation",
+    "export": "deit.inference.export",
     "load_model": "deit.modeling",
     "pretrain": "deit.training.run",
     "train": "deit.training.run",
@@ -63,6 +65,7 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "evaluate",
+    "export",
     "load_model",
     "pretrain",
     "train",

@@ -6,12 +6,12 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from deit.errors import UserError
+from deit.hardware import cpu_name, has_bf16
 
 Precision = Literal["fp32", "bf16"]
 
@@ -45,7 +45,7 @@ def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and has_bf16() else "fp32"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -78,22 +78,4 @@ def describe(device: torch.device) -> str:
     """The hardware's name, for a person."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
-def _cpu_has_bf16() -> bool:
-    flags = _cpu_info("flags").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _cpu_name() -> str:
-    return _cpu_info("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_info(field: str) -> str:
-    """A field of the first core in Linux's list; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return ""
-    rows = (line.partition(":") for line in info.read_text().splitlines())
-    return next((value.strip() for name, _, value in rows if name.strip() == field), "")
+    return f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

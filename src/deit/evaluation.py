@@ -19,9 +19,11 @@ from deit.data.opening import read_parts
 from deit.data.sources import VALIDATION_FRACTION, DataRecord, ImageSource, ManyLabels, fingerprint, relabelled, splits_of
 from deit.devices import Precision, autocast, choose_device
 from deit.distillation.classifiers import load_classifier
-from deit.errors import DataError
+from deit.errors import DataError, UserError
 from deit.files import RECORD_NAME, read_json
 from deit.image_processor import Crop
+from deit.inference.bundle import is_bundle
+from deit.inference.bundle_classifier import load_bundle_classifier
 from deit.progress import Progress
 
 BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
@@ -170,7 +172,7 @@ def evaluate_source(
     Raises:
         DataError: nothing in the source is readable.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device  # what runs elsewhere has no parameters and takes its own care
     was_training = model.training
     model.eval()
     start = time.perf_counter()
@@ -224,7 +226,7 @@ def evaluate(
     from training.
 
     Args:
-        model: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
+        model: a bundle, a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
         data: as :func:`deit.data.opening.open_data` takes it; also ``imagenet-v2``, ``imagenet-real``, ``imagenet-a`` and
             ``imagenet-r``, and ``imagenet`` without its training part.
         device: ``auto``, ``cpu``, ``cuda``, ...
@@ -238,8 +240,13 @@ def evaluate(
         ConfigError: no such crop.
         DataError: no usable data, or classes that the model does not know.
     """
-    classifier = load_classifier(model, ema=ema, revision=revision)
-    classifier.model.to(choose_device(device))
+    if is_bundle(model):
+        if ema or revision is not None:
+            raise UserError(f"{model} is a bundle, which has one set of weights", "leave --ema and --revision out")
+        classifier = load_bundle_classifier(model, device, crop)
+    else:
+        classifier = load_classifier(model, ema=ema, revision=revision)
+        classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
     shown = evaluation_part(data, part, record)
     source = relabelled(shown, classifier.classes)

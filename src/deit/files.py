@@ -28,6 +28,9 @@ NESTED_PROCESSOR_NAME = "processor_config.json"  # transformers 5.x: {"image_pro
 RECORD_NAME = "training.json"
 CARD_NAME = "README.md"
 
+# An exported model.
+BUNDLE_NAME = "bundle.json"
+
 # A stored teacher's directory.
 STORE_NAME = "store.json"
 

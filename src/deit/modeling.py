@@ -214,11 +214,11 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, D), factors (2, B), factors (H) -> (B, N, D), and the attention weights where ``explicit``."""
         attended, weights = self.attention(self.layernorm_before(x), head_mask, explicit)
-        x = x + self._scaled(self.dropout(attended), residual_scale, 0)
+        x = x + self.scaled(self.dropout(attended), residual_scale, 0)
         mixed = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + self._scaled(mixed, residual_scale, 1), weights
+        return x + self.scaled(mixed, residual_scale, 1), weights
 
-    def _scaled(self, branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
+    def scaled(self, branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
         """A residual branch, by its factor a channel (layer scale) and its factor an image (stochastic depth)."""
         if hasattr(self, "layer_scale"):
             branch = branch * self.layer_scale[row].to(branch.dtype)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from deit.hardware import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,9 +19,27 @@ def on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
 
     Child processes, as a loader's workers are, take one: their parent has made as many of them as there are cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(cores, len(items)) if multiprocessing.parent_process() is None else 1
+    threads = min(cores(), len(items)) if multiprocessing.parent_process() is None else 1
     if threads < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """The function of each item, in their order, on ``threads`` threads that are no further ahead than one item each.
+
+    Items are taken, and results kept, only as the reader goes on: of a stream without end too, few are in memory.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(function, item))
+                if len(under_way) > 2 * threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from deit.threads import on_threads
+from deit.threads import in_order, on_threads
 
 
 def test_the_results_are_in_the_order_of_the_items() -> None:
@@ -39,3 +41,28 @@ def test_a_child_process_takes_one_thread() -> None:
 def test_an_error_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         on_threads(lambda item: 1 // item, [1, 0, 1])
+
+
+def test_a_stream_comes_in_order_and_is_taken_as_it_is_read() -> None:
+    taken = []
+
+    def endless() -> Any:
+        for item in itertools.count():
+            taken.append(item)
+            yield item
+
+    def late(item: int) -> int:
+        time.sleep(0.01 if item % 2 else 0)
+        return item
+
+    stream = in_order(late, endless(), threads=3)
+    assert [next(stream) for _ in range(20)] == list(range(20))
+    assert len(taken) <= 20 + 2 * 3 + 1
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_streams_error_comes_in_its_place() -> None:
+    stream = in_order(lambda item: 1 // item, [1, 1, 0, 1], threads=2)
+    assert [next(stream), next(stream)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,8 +42,15 @@ SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave unrea
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a model directory or file of any format, a hub name, or a variant.")
 ]
+ModelOrBundleArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A bundle of `deit export`, or a model as `deit train` and the hub have it.")
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the weights of a training checkpoint.")]
+RuntimeOption = Annotated[
+    Literal["openvino", "onnxruntime", "torch", "torch-compiled"] | None,
+    typer.Option(help="What runs the model; what `deit info` names by default."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
@@ -89,6 +97,25 @@ def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, o
             raise UserError(f"--set {assignment!r} assigns nothing", "write NAME=VALUE, such as optimizer.lr=1e-3")
         settings[name.strip()] = value.strip()
     return settings
+
+
+def image_files(path: Path) -> list[Path]:
+    """A file itself, or the images below a folder, in order.
+
+    Raises:
+        UserError: there is no such path, or no image below it.
+    """
+    from deit.images import is_image_name
+
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path} does not exist", "check the path")
+        return [path]
+    found = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
+    found = [file for file in found if is_image_name(file)]
+    if not found:
+        raise UserError(f"{path} holds no images", "pass a folder with image files")
+    return found
 
 
 def refuse_two_shapes(init: str | None, shape: str | None, option: str = "--model") -> None:

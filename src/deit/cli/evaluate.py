@@ -11,7 +11,7 @@ from deit.cli.common import (
     DeviceOption,
     EmaOption,
     JsonOption,
-    ModelArgument,
+    ModelOrBundleArgument,
     RevisionOption,
     SkipOption,
     WorkersOption,
@@ -24,7 +24,7 @@ CONFUSIONS_SHOWN = 5
 
 
 def evaluate(
-    model: ModelArgument,
+    model: ModelOrBundleArgument,
     data: DataArgument,
     part: Annotated[
         Literal["auto", "all", "train", "validation", "test"],

@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from deit.cli import convert, data, evaluate, model, predict, pretrain, quickstart, recipe, teacher, train
+from deit.cli import (
+    benchmark,
+    convert,
+    data,
+    evaluate,
+    export,
+    info,
+    model,
+    predict,
+    pretrain,
+    quickstart,
+    recipe,
+    teacher,
+    train,
+)
 from deit.errors import DeiTError
 
 app = typer.Typer(
@@ -21,6 +35,9 @@ app.command("train")(train.train)
 app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("benchmark")(benchmark.benchmark)
+app.command("info")(info.info)
 app.command("convert")(convert.convert)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(data.app, name="data")

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deit.cli.common import DeviceOption, EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
+from deit.cli.common import (
+    DeviceOption,
+    EmaOption,
+    JsonOption,
+    ModelOrBundleArgument,
+    RevisionOption,
+    RuntimeOption,
+    image_files,
+    print_json,
+    print_table,
+)
 from deit.errors import UserError
 
+if TYPE_CHECKING:
+    from deit.inference.runtimes import Work
+
 STANDARD_INPUT = "-"
+FEW = 16  # images, for which it is not worth while to start for many
 
 
 def predict(
-    model: ModelArgument,
+    model: ModelOrBundleArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, or - for standard input.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     crop: Annotated[
         Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
     ] = None,
+    runtime: RuntimeOption = None,
     ema: EmaOption = False,
     revision: RevisionOption = None,
     device: DeviceOption = "auto",
@@ -32,7 +46,9 @@ def predict(
 
     from deit.inference.predictor import Predictor
 
-    predictions = Predictor.from_pretrained(model, device, crop, ema=ema, revision=revision)(items, top, names)
+    work: Work = "latency" if len(items) < FEW else "throughput"
+    predictor = Predictor.from_pretrained(model, device, crop, runtime=runtime, work=work, ema=ema, revision=revision)
+    predictions = predictor(items, top, names)
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:
@@ -52,7 +68,7 @@ def _inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
     Raises:
         UserError: a path that does not exist, a folder without images, or no bytes on standard input.
     """
-    from deit.images import MAX_FILE_BYTES, is_image_name
+    from deit.images import MAX_FILE_BYTES
 
     items: list[bytes | Path] = []
     names: list[str] = []
@@ -65,15 +81,7 @@ def _inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
             items.append(content)
             names.append("standard input")
             continue
-        if path.is_dir():
-            found = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
-            found = [file for file in found if is_image_name(file)]
-            if not found:
-                raise UserError(f"{path} holds no images", "pass a folder with image files")
-        elif path.exists():
-            found = [path]
-        else:
-            raise UserError(f"{path} does not exist", "check the path")
+        found = image_files(path)
         items += found
         names += [str(file) for file in found]
     return items, names

@@ -159,7 +159,7 @@ class LoadedClassifier:
         path: where it was read; None for one that was not.
     """
 
-    model: Classifier | OtherClassifier
+    model: nn.Module
     processor: DeiTImageProcessor
     classes: tuple[str, ...]
     path: Path | None = None

@@ -6,23 +6,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from deit.devices import choose_device
-from deit.distillation.classifiers import LoadedClassifier, load_classifier
-from deit.errors import ImageError
-from deit.image_processor import Crop
+from deit.errors import ImageError, UserError
+from deit.hardware import cores
+from deit.image_arrays import channels_last
+from deit.image_processor import Crop, DeiTImageProcessor
 from deit.images import open_image, to_rgb
+from deit.inference.bundle import PixelType, Precision, is_bundle, open_bundle
+from deit.inference.choice import choose_runtime
+from deit.inference.loading import open_runtime
+from deit.inference.runtimes import Runtime, RuntimeName, Work
 from deit.progress import Progress
-from deit.threads import on_threads
+from deit.threads import in_order
 
-BATCH_SIZE = 32
+if TYPE_CHECKING:
+    import torch
 
-ImageLike = str | Path | bytes | Image.Image
+    ImageLike = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,27 @@ class Prediction:
 
 
 class Predictor:
-    """A classifier that takes files, bytes or Pillow images.
+    """A classifier that takes files, bytes, Pillow images, arrays or tensors.
+
+    Each of its threads reads, decodes and resizes a few images, asks the model, and takes the next few: while some are at
+    the model, others decode.
 
     Args:
-        classifier: a loaded model.
-        device: where it runs.
+        runtime: what runs the model.
+        processor: how an image becomes its input.
+        classes: in the order of the logits.
+        pixels: the type that the runtime takes: ``uint8`` where it rescales and normalises itself.
 
     Example:
         predictor = Predictor.from_pretrained("runs/photos/best")
         predictor(["cat.jpg"])[0].labels[0]
     """
 
-    def __init__(self, classifier: LoadedClassifier, device: str = "auto") -> None:
-        self.device = choose_device(device)
-        self.classes, self.processor = classifier.classes, classifier.processor
-        self._model = classifier.model.to(self.device).eval()
+    def __init__(
+        self, runtime: Runtime, processor: DeiTImageProcessor, classes: tuple[str, ...], pixels: PixelType = "uint8"
+    ) -> None:
+        self.runtime, self.processor, self.classes = runtime, processor, classes
+        self.takes = pixels
 
     @classmethod
     def from_pretrained(
@@ -73,30 +83,77 @@ class Predictor:
         device: str = "auto",
         crop: Crop | None = None,
         *,
+        runtime: RuntimeName | None = None,
+        precision: Precision | None = None,
+        work: Work = "throughput",
         ema: bool = False,
         revision: str | None = None,
     ) -> Predictor:
-        """A predictor of a saved model.
+        """A predictor of a saved or an exported model.
 
         Args:
-            name: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
-            ema: take the average of the weights of a training checkpoint.
+            name: a bundle of ``deit export``, or a model of any format, a run, a teacher, a name on the hub (with
+                ``revision``), or a variant's name.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
+            runtime: of those that ``deit info`` lists; when None the fastest that is known here for a bundle, and torch for
+                a model.
+            precision: of a model, fp32 when None; a bundle has its own.
+            work: ``latency`` answers one image as soon as can be, ``throughput`` many.
+            ema: take the average of the weights of a training checkpoint.
 
         Raises:
             CheckpointError: no readable model.
             ConfigError: no such crop.
+            MissingExtraError: the bundle's runtime is not installed.
+            UserError: a runtime, device or precision that does not go with the model.
         """
-        predictor = cls(load_classifier(name, ema=ema, revision=revision), device)
+        if is_bundle(name):
+            return cls._of_bundle(Path(name), device, crop, runtime, precision, work, ema or revision is not None)
+        if runtime not in (None, "torch", "torch-compiled"):
+            raise UserError(f"{name} is no bundle, and {runtime} runs bundles only", "`deit export` makes one")
+        from deit.distillation.classifiers import load_classifier
+        from deit.inference.graph import Graph
+        from deit.inference.torch_runtime import TorchRuntime
+
+        classifier = load_classifier(name, ema=ema, revision=revision)
         if crop is not None:
-            predictor.processor = predictor.processor.with_crop(crop)
-        return predictor
+            classifier.processor = classifier.processor.with_crop(crop)
+        graph = Graph(classifier)
+        ready = TorchRuntime(graph, device, precision or "fp32", compiled=runtime == "torch-compiled")
+        return cls(ready, classifier.processor, classifier.classes, graph.pixels)
+
+    @classmethod
+    def _of_bundle(
+        cls,
+        path: Path,
+        device: str,
+        crop: Crop | None,
+        runtime: RuntimeName | None,
+        precision: Precision | None,
+        work: Work,
+        of_weights: bool,
+    ) -> Predictor:
+        if of_weights:
+            raise UserError(f"{path} is a bundle, which has one set of weights", "leave --ema and --revision out")
+        bundle = open_bundle(path)
+        if precision not in (None, bundle.facts.precision):
+            raise UserError(f"{path} was exported in {bundle.facts.precision}", f"export it with --precision {precision}")
+        place = "cpu" if device == "auto" and bundle.facts.format != "torch" else device
+        chosen = runtime or choose_runtime(bundle, place, measure=work == "throughput").name
+        processor = bundle.processor
+        if crop is not None:
+            processor = processor.with_crop(crop)
+            if processor.do_pad and bundle.facts.pixels == "uint8":
+                raise UserError(f"{path} normalises in its graph, where padding cannot be", "export the model with --crop pad")
+        return cls(open_runtime(bundle, chosen, place, work), processor, bundle.facts.classes, bundle.facts.pixels)
 
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
         """Classify images.
 
         Args:
-            images: paths, bytes of image files, or Pillow images.
+            images: paths, bytes of image files, Pillow images, or arrays and tensors of (height, width, C) or
+                (C, height, width), in 0..255 or floats in 0..1.
             top: how many classes to name.
             names: what to call the images, where they have no paths.
 
@@ -104,39 +161,89 @@ class Predictor:
             One prediction an image, in their order.
         """
         listed = list(images)
-        called = list(names) or [str(item) if isinstance(item, str | Path) else f"image {i}" for i, item in enumerate(listed)]
-        rest = zip(called, listed, strict=True)
         predictions: list[Prediction] = []
         with Progress("Predicting", len(listed)) as progress:
-            while chunk := list(islice(rest, BATCH_SIZE)):
-                pixels = on_threads(self._pixels, [item for _, item in chunk])
-                predictions += self._answers([name for name, _ in chunk], pixels, top)
-                progress.advance(len(chunk))
+            for prediction in self.stream(listed, top, names):
+                predictions.append(prediction)
+                progress.advance(1)
         return predictions
 
-    def _pixels(self, image: ImageLike) -> np.ndarray | ImageError:
-        try:
-            if isinstance(image, Image.Image):
-                return self.processor.pixels(to_rgb(image))
-            return self.processor.pixels(open_image(image if isinstance(image, bytes) else Path(image)))
-        except ImageError as error:
-            return error
+    def stream(self, images: Iterable[ImageLike], top: int = 5, names: Iterable[str] = ()) -> Iterator[Prediction]:
+        """As a call, but images are taken, and answers given, one after the other: of a long list few are in memory."""
+        given = iter(names)
+        called = ((next(given, None) or _name(place, image), image) for place, image in enumerate(images))
+        if isinstance(images, Sequence) and len(images) == 1:
+            yield from self._answered(list(called), top)
+            return
+        threads = max(self.runtime.calls, cores()) + 1
+        batch = self.runtime.batch
+        if isinstance(images, Sequence):
+            batch = max(1, min(batch, -(-len(images) // threads)))
+        chunks = iter(lambda: list(islice(called, batch)), [])
+        for answers in in_order(lambda chunk: self._answered(chunk, top), chunks, threads):
+            yield from answers
 
-    @torch.inference_mode()
-    def _answers(self, names: list[str], pixels: list[np.ndarray | ImageError], top: int) -> list[Prediction]:
-        readable = [item for item in pixels if isinstance(item, np.ndarray)]
-        rows: Iterator[tuple[list[float], list[int]]] = iter(())
-        if readable:
-            values = torch.from_numpy(self.processor.normalise(readable)).to(self.device)
-            logits = list(self._model(values).heads.values())[-1]
-            best = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)), dim=-1)
-            rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        predictions = []
-        for name, item in zip(names, pixels, strict=True):
-            if isinstance(item, ImageError):
-                predictions.append(Prediction(name, error=str(item)))
-                continue
-            probabilities, indices = next(rows)
-            labels = tuple(self.classes[index] for index in indices)
-            predictions.append(Prediction(name, labels, tuple(probabilities)))
-        return predictions
+    def pixels(self, image: ImageLike) -> np.ndarray:
+        """One image as the model takes it: (C, height, width).
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return model_pixels(self.processor, self.takes, image)
+
+    def _answered(self, chunk: list[tuple[str, ImageLike]], top: int) -> list[Prediction]:
+        ready: list[np.ndarray | ImageError] = []
+        for _, image in chunk:
+            try:
+                ready.append(self.pixels(image))
+            except ImageError as error:
+                ready.append(error)
+        readable = [item for item in ready if isinstance(item, np.ndarray)]
+        rows = iter(self._ranked(np.stack(readable), top) if readable else ())
+        named = zip((name for name, _ in chunk), ready, strict=True)
+        return [
+            Prediction(name, error=str(item)) if isinstance(item, ImageError) else Prediction(name, *next(rows))
+            for name, item in named
+        ]
+
+    def _ranked(self, pixels: np.ndarray, top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+        logits = self.runtime(pixels)[self.runtime.heads[-1]].astype(np.float64)  # (B, K)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        order = np.argsort(-shares, axis=1, kind="stable")[:, : min(top, len(self.classes))]
+        for row, places in zip(shares, order, strict=True):
+            yield tuple(self.classes[place] for place in places), tuple(row[places].tolist())
+
+
+def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLike) -> np.ndarray:
+    """One image as a model takes it: (C, height, width), ``uint8``, or normalised ``float32``.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if isinstance(image, str | Path | bytes):
+        opened: Any = open_image(image if isinstance(image, bytes) else Path(image))
+    else:
+        opened = to_rgb(image) if isinstance(image, Image.Image) else _of_bytes(channels_last(image, True, None, {1, 3, 4}))
+    array = processor.pixels(opened)
+    return processor.normalise(array) if kind == "float32" else np.moveaxis(_of_bytes(array), -1, 0)
+
+
+def _name(place: int, image: Any) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {place}"
+
+
+def _of_bytes(array: np.ndarray | Image.Image) -> np.ndarray:
+    """Values of any type in 0..255, or floats in 0..1 -> uint8.
+
+    Raises:
+        ImageError: other values.
+    """
+    values = np.asarray(array)
+    if values.dtype == np.uint8:
+        return values
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if not (low >= 0 and high <= 255):
+        raise ImageError(f"An image has values from {low} to {high}", "bring them to 0..255, or floats to 0..1")
+    scaled = values * 255.0 if values.dtype.kind == "f" and high <= 1 else values
+    return np.rint(scaled).astype(np.uint8)

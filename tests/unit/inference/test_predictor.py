@@ -12,7 +12,8 @@ from PIL import Image
 
 from deit.errors import CheckpointError, ConfigError
 from deit.image_processor import DeiTImageProcessor
-from deit.inference.predictor import BATCH_SIZE, Predictor
+from deit.inference.predictor import Predictor
+from deit.inference.runtimes import TORCH_BATCH
 from deit.modeling import DeiTForImageClassificationWithTeacher
 from tests.helpers import pattern, randomised, tiny_deit
 
@@ -67,7 +68,7 @@ def test_the_crop_can_be_chosen(directory: Path) -> None:
 
 
 def test_order_is_kept_over_batches_and_a_bad_image_is_one_error_in_its_place(directory: Path) -> None:
-    images: list[Image.Image | bytes] = [pattern(30 + i, 40, seed=i) for i in range(BATCH_SIZE + 5)]
+    images: list[Image.Image | bytes] = [pattern(30 + i, 40, seed=i) for i in range(3 * TORCH_BATCH + 5)]
     predictor = Predictor.from_pretrained(directory, "cpu")
     alone = [predictor([image])[0].probabilities for image in images]
     images[3], images[-1] = b"rubbish", b""

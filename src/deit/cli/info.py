@@ -1,0 +1,32 @@
+"""``deit info``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deit.cli.common import JsonOption, print_json, print_table
+
+
+def info(
+    bundle: Annotated[
+        str | None, typer.Argument(metavar="BUNDLE", help="An exported model: which runtime it gets here.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this machine has to answer with, and which runtime is taken and why."""
+    from deit.inference.choice import describe_machine
+
+    content = describe_machine(bundle)
+    if as_json:
+        print_json(content)
+        return
+    typer.echo(f"deit {content['deit']}, Python {content['python']}")
+    typer.echo(f"{content['processor']}, {content['cores']} cores; bf16 in hardware: {'yes' if content['bf16'] else 'no'}")
+    typer.echo()
+    rows = [[row["name"], row["version"] or f"not installed: {row['remedy']}", row["runs"]] for row in content["runtimes"]]
+    print_table(["runtime", "version", "runs"], rows)
+    typer.echo()
+    rows = [[row["what"], row["runtime"] or "none", row["reason"]] for row in content["choices"]]
+    print_table(["for", "taken", "why"], rows)

@@ -1,0 +1,152 @@
+"""Every runtime gives the same answers, and says what it cannot do."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deit.distillation.classifiers import load_classifier
+from deit.errors import CheckpointError, MissingExtraError, UserError
+from deit.hardware import cores
+from deit.inference import libraries
+from deit.inference.bundle import Bundle
+from deit.inference.export import Exported
+from deit.inference.graph import Graph
+from deit.inference.loading import open_runtime
+from deit.inference.runtimes import OnnxRuntime, OpenVinoRuntime, RuntimeName, Work, usable
+from deit.inference.torch_runtime import TorchRuntime
+from tests.unit.inference.conftest import CLASSES, SIDE
+
+HEADS = ("class", "distillation", "both")
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 3, SIDE, SIDE), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def graph(model: Path) -> Graph:
+    return Graph(load_classifier(model))
+
+
+@pytest.fixture
+def bundles(openvino_bundle: Exported, onnx_bundle: Exported, torch_bundle: Exported) -> dict[str, Bundle]:
+    return {exported.bundle.facts.format: exported.bundle for exported in (openvino_bundle, onnx_bundle, torch_bundle)}
+
+
+RUNS: list[tuple[str, RuntimeName, float]] = [
+    ("openvino", "openvino", 1e-4),
+    ("onnx", "openvino", 1e-4),
+    ("onnx", "onnxruntime", 1e-4),
+    ("torch", "torch", 0.05),  # in bf16
+]
+
+
+@pytest.mark.parametrize("work", ["latency", "throughput"])
+@pytest.mark.parametrize(("form", "name", "tolerance"), RUNS)
+def test_all_heads_come_out_for_any_number_of_images(
+    bundles: dict[str, Bundle], graph: Graph, form: str, name: RuntimeName, tolerance: float, work: Work
+) -> None:
+    runtime = open_runtime(bundles[form], name, work=work)
+    assert (runtime.name, runtime.device, runtime.heads) == (name, "cpu", HEADS)
+    for count in (1, 2, 5):
+        with torch.inference_mode():
+            expected = graph(torch.from_numpy(noise(count)))
+        found = runtime(noise(count))
+        assert tuple(found) == HEADS
+        for head, logits in zip(found.values(), expected, strict=True):
+            assert head.shape == (count, len(CLASSES)) and head.dtype == np.float32
+            np.testing.assert_allclose(head, logits.numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("form", "name", "tolerance"), RUNS)
+def test_calls_from_many_threads_do_not_mix(bundles: dict[str, Bundle], form: str, name: RuntimeName, tolerance: float) -> None:
+    runtime = open_runtime(bundles[form], name, work="throughput")
+    alone = [runtime(noise(1 + place % 4))["both"] for place in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda place: runtime(noise(1 + place % 4))["both"], range(24)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_an_answer_is_not_overwritten_by_the_next(bundles: dict[str, Bundle]) -> None:
+    runtime = open_runtime(bundles["openvino"], "openvino")
+    first = runtime(noise(2))["both"]
+    kept = first.copy()
+    runtime(noise(2)[::-1].copy())
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_throughput_has_a_call_for_each_core(bundles: dict[str, Bundle]) -> None:
+    for form, name in (("openvino", "openvino"), ("onnx", "onnxruntime")):
+        assert open_runtime(bundles[form], name, work="throughput").calls == cores()  # type: ignore[arg-type]
+        assert open_runtime(bundles[form], name, work="latency").calls == 1  # type: ignore[arg-type]
+
+
+def test_what_a_runtime_cannot_run_is_refused(bundles: dict[str, Bundle]) -> None:
+    with pytest.raises(UserError, match="onnxruntime runs no openvino bundle: pass --runtime openvino"):
+        open_runtime(bundles["openvino"], "onnxruntime")
+    with pytest.raises(UserError, match="not on cuda: pass --device cpu"):
+        open_runtime(bundles["openvino"], "openvino", "cuda")
+    with pytest.raises(UserError, match="has no CUDAExecutionProvider"):
+        open_runtime(bundles["onnx"], "onnxruntime", "cuda")
+
+
+def test_rubbish_is_no_graph(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.xml"):
+        path = tmp_path / name
+        path.write_bytes(b"\x00rubbish")
+        with pytest.raises(CheckpointError, match="OpenVINO cannot run"):
+            OpenVinoRuntime(path, HEADS, "fp32")
+    with pytest.raises(CheckpointError, match="ONNX Runtime cannot run"):
+        OnnxRuntime(tmp_path / "model.onnx", HEADS)
+
+
+def test_a_graph_of_other_heads_is_refused(bundles: dict[str, Bundle]) -> None:
+    with pytest.raises(CheckpointError, match="has 3 outputs"):
+        OpenVinoRuntime(bundles["openvino"].graph, ("class",), "fp32")
+
+
+def test_only_what_is_installed_is_usable(monkeypatch: pytest.MonkeyPatch, bundles: dict[str, Bundle]) -> None:
+    assert usable("onnx") == ("openvino", "onnxruntime")
+    assert usable("onnx", "cuda") == ("onnxruntime",)
+    monkeypatch.setattr(libraries, "version", lambda name: None if name == "openvino" else "1.0")
+    assert usable("onnx") == ("onnxruntime",)
+    assert usable("openvino") == ()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.delitem(sys.modules, "openvino")
+    with pytest.raises(MissingExtraError, match=r"pip install 'deit\[inference\]'"):
+        open_runtime(bundles["openvino"], "openvino")
+
+
+def test_torch_fills_compiled_batches_up_to_a_power_of_two(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def compiled(network: Graph, **_options: object) -> object:
+        def run(values: torch.Tensor) -> object:
+            seen.append(len(values))
+            return network(values)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    runtime = TorchRuntime(graph, "cpu", compiled=True)
+    assert runtime.name == "torch-compiled"
+    for count, filled in ((1, 1), (2, 2), (3, 4), (5, 8), (8, 8)):
+        assert runtime(noise(count))["both"].shape == (count, len(CLASSES))
+        assert seen[-1] == filled
+
+
+def test_torch_in_bf16_leaves_the_graph_as_it_is(graph: Graph) -> None:
+    TorchRuntime(graph, "cpu", "bf16")(noise(1))
+    assert {value.dtype for value in graph.parameters()} == {torch.float32}
+
+
+def test_torch_refuses_int8(graph: Graph) -> None:
+    with pytest.raises(UserError, match="torch runs no int8 here: export to openvino or onnx"):
+        TorchRuntime(graph, "cpu", "int8")
