@@ -24,7 +24,7 @@ def resized(image: Image.Image, target: Sides, crop: Sides, resample: int) -> Im
         return image.resize((width, height), resample)
     upright = _Pass.plan(image.height, height, min(crop[0], height))
     across = _Pass.plan(image.width, width, min(crop[1], width))
-    if _vertical_first(image.height, image.width, height, width):
+    if vertical_first(image.height, image.width, height, width):
         first, last = across.needed
         image = upright.vertical(image.crop((first, 0, last, image.height)), resample)
         return across.moved(first).horizontal(image, resample)
@@ -73,7 +73,7 @@ class _Pass:
         return middle(image.resize((self.made, image.height), resample, box=box), image.height, self.left)
 
 
-def _vertical_first(height: int, width: int, to_height: int, to_width: int) -> bool:
+def vertical_first(height: int, width: int, to_height: int, to_width: int) -> bool:
     """Pillow 13's order of the two passes, which it does not document."""
     return height - to_height > max(2 * (width - to_width), 0)
 
@@ -85,7 +85,7 @@ def _order_is_known() -> bool:
     for height in (28, 29):
         image = Image.fromarray(noise[:height])
         whole = image.resize((12, 12), Image.Resampling.BICUBIC)
-        step = (20, 12) if _vertical_first(height, 20, 12, 12) else (12, height)
+        step = (20, 12) if vertical_first(height, 20, 12, 12) else (12, height)
         halfway = image.resize(step, Image.Resampling.BICUBIC)
         if halfway.resize((12, 12), Image.Resampling.BICUBIC).tobytes() != whole.tobytes():
             return False

@@ -86,6 +86,7 @@ ORDER = [
     "inference.torch_runtime",
     "inference.loading",
     "inference.choice",
+    "inference.decoding",
     "inference.predictor",
     "inference.bundle_classifier",
     "evaluation",

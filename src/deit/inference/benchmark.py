@@ -195,10 +195,13 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 def memory() -> tuple[float, float]:
     """This process's resident memory now and at most, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    status = Path("/proc/self/statm")
-    now = int(status.read_text().split()[1]) * resource.getpagesize() / 2**20 if status.is_file() else peak
-    return now, peak
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak, peak
+    lines = (line.partition(":") for line in status.read_text().splitlines())
+    kibibytes = {name: int(value.split()[0]) for name, _, value in lines if name in ("VmRSS", "VmHWM")}
+    return kibibytes["VmRSS"] / 1024, kibibytes["VmHWM"] / 1024
 
 
 def made_photos(folder: Path, count: int) -> list[Path]:

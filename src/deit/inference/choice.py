@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import time
 from collections import deque
@@ -23,10 +22,9 @@ from deit.hardware import cores, cpu_name, has_bf16
 from deit.inference import libraries
 from deit.inference.bundle import Bundle, open_bundle
 from deit.inference.loading import open_runtime
-from deit.inference.runtimes import LIBRARIES, RUNTIMES, Runtime, RuntimeName, usable
+from deit.inference.runtimes import LIBRARIES, RUNTIMES, Runtime, RuntimeName, cache_directory, usable
 from deit.threads import in_order
 
-CACHE_VARIABLE = "DEIT_CACHE"
 MAX_ENTRIES = 200
 REPEATS = 5
 REMEDY = f"pip install 'deit[{libraries.EXTRA}]'"
@@ -121,10 +119,8 @@ def remember(bundle: Bundle, device: str, speeds: Mapping[RuntimeName, float]) -
 
 
 def cache_file() -> Path:
-    """Where measurements are kept: below ``DEIT_CACHE``, or the user's cache."""
-    base = os.environ.get(CACHE_VARIABLE)
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
-    return (Path(base) if base else usual) / "runtimes.json"
+    """Where measurements are kept."""
+    return cache_directory() / "runtimes.json"
 
 
 def images_per_second(runtime: Runtime, bundle: Bundle, repeats: int = REPEATS) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from deit.errors import UserError
 from deit.inference.bundle import Bundle
 from deit.inference.runtimes import RUNTIMES, OnnxRuntime, OpenVinoRuntime, Runtime, RuntimeName, Work
@@ -22,7 +24,8 @@ def open_runtime(bundle: Bundle, name: RuntimeName, device: str = "cpu", work: W
     if name == "openvino":
         if device != "cpu":
             raise UserError(f"OpenVINO runs on the processor here, not on {device}", "pass --device cpu")
-        return OpenVinoRuntime(bundle.graph, facts.heads, facts.precision, work)
+        key = hashlib.sha256("".join(facts.files.values()).encode()).hexdigest()[:32]
+        return OpenVinoRuntime(bundle.graph, facts.heads, facts.precision, work, key)
     if name == "onnxruntime":
         return OnnxRuntime(bundle.graph, facts.heads, device, work)
     from deit.inference.torch_runtime import torch_runtime_of_bundle

@@ -16,8 +16,9 @@ from deit.hardware import cores
 from deit.image_arrays import channels_last
 from deit.image_processor import Crop, DeiTImageProcessor
 from deit.images import open_image, to_rgb
-from deit.inference.bundle import PixelType, Precision, is_bundle, open_bundle
+from deit.inference.bundle import Bundle, PixelType, Precision, is_bundle, open_bundle
 from deit.inference.choice import choose_runtime
+from deit.inference.decoding import near_pixels
 from deit.inference.loading import open_runtime
 from deit.inference.runtimes import Runtime, RuntimeName, Work
 from deit.progress import Progress
@@ -62,6 +63,8 @@ class Predictor:
     Args:
         runtime: what runs the model.
         processor: how an image becomes its input.
+        exact: read files to the last bit as the processor does, and as evaluation does; otherwise as
+            :mod:`deit.inference.decoding` does, in half the time.
         classes: in the order of the logits.
         pixels: the type that the runtime takes: ``uint8`` where it rescales and normalises itself.
 
@@ -71,10 +74,15 @@ class Predictor:
     """
 
     def __init__(
-        self, runtime: Runtime, processor: DeiTImageProcessor, classes: tuple[str, ...], pixels: PixelType = "uint8"
+        self,
+        runtime: Runtime,
+        processor: DeiTImageProcessor,
+        classes: tuple[str, ...],
+        pixels: PixelType = "uint8",
+        exact: bool = False,
     ) -> None:
         self.runtime, self.processor, self.classes = runtime, processor, classes
-        self.takes = pixels
+        self.takes, self.exact = pixels, exact
 
     @classmethod
     def from_pretrained(
@@ -86,6 +94,7 @@ class Predictor:
         runtime: RuntimeName | None = None,
         precision: Precision | None = None,
         work: Work = "throughput",
+        exact: bool = False,
         ema: bool = False,
         revision: str | None = None,
     ) -> Predictor:
@@ -100,6 +109,7 @@ class Predictor:
                 a model.
             precision: of a model, fp32 when None; a bundle has its own.
             work: ``latency`` answers one image as soon as can be, ``throughput`` many.
+            exact: as in :class:`Predictor`.
             ema: take the average of the weights of a training checkpoint.
 
         Raises:
@@ -109,7 +119,9 @@ class Predictor:
             UserError: a runtime, device or precision that does not go with the model.
         """
         if is_bundle(name):
-            return cls._of_bundle(Path(name), device, crop, runtime, precision, work, ema or revision is not None)
+            if ema or revision is not None:
+                raise UserError(f"{name} is a bundle, which has one set of weights", "leave --ema and --revision out")
+            return cls._of_bundle(open_bundle(name), device, crop, runtime, precision, work, exact)
         if runtime not in (None, "torch", "torch-compiled"):
             raise UserError(f"{name} is no bundle, and {runtime} runs bundles only", "`deit export` makes one")
         from deit.distillation.classifiers import load_classifier
@@ -121,32 +133,30 @@ class Predictor:
             classifier.processor = classifier.processor.with_crop(crop)
         graph = Graph(classifier)
         ready = TorchRuntime(graph, device, precision or "fp32", compiled=runtime == "torch-compiled")
-        return cls(ready, classifier.processor, classifier.classes, graph.pixels)
+        return cls(ready, classifier.processor, classifier.classes, graph.pixels, exact)
 
     @classmethod
     def _of_bundle(
         cls,
-        path: Path,
+        bundle: Bundle,
         device: str,
         crop: Crop | None,
         runtime: RuntimeName | None,
         precision: Precision | None,
         work: Work,
-        of_weights: bool,
+        exact: bool,
     ) -> Predictor:
-        if of_weights:
-            raise UserError(f"{path} is a bundle, which has one set of weights", "leave --ema and --revision out")
-        bundle = open_bundle(path)
-        if precision not in (None, bundle.facts.precision):
-            raise UserError(f"{path} was exported in {bundle.facts.precision}", f"export it with --precision {precision}")
-        place = "cpu" if device == "auto" and bundle.facts.format != "torch" else device
+        facts, path = bundle.facts, bundle.path
+        if precision not in (None, facts.precision):
+            raise UserError(f"{path} was exported in {facts.precision}", f"export it with --precision {precision}")
+        place = "cpu" if device == "auto" and facts.format != "torch" else device
         chosen = runtime or choose_runtime(bundle, place, measure=work == "throughput").name
         processor = bundle.processor
         if crop is not None:
             processor = processor.with_crop(crop)
-            if processor.do_pad and bundle.facts.pixels == "uint8":
+            if processor.do_pad and facts.pixels == "uint8":
                 raise UserError(f"{path} normalises in its graph, where padding cannot be", "export the model with --crop pad")
-        return cls(open_runtime(bundle, chosen, place, work), processor, bundle.facts.classes, bundle.facts.pixels)
+        return cls(open_runtime(bundle, chosen, place, work), processor, facts.classes, facts.pixels, exact)
 
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
         """Classify images.
@@ -175,7 +185,7 @@ class Predictor:
         if isinstance(images, Sequence) and len(images) == 1:
             yield from self._answered(list(called), top)
             return
-        threads = max(self.runtime.calls, cores()) + 1
+        threads = cores()
         batch = self.runtime.batch
         if isinstance(images, Sequence):
             batch = max(1, min(batch, -(-len(images) // threads)))
@@ -189,7 +199,7 @@ class Predictor:
         Raises:
             ImageError: it cannot be read.
         """
-        return model_pixels(self.processor, self.takes, image)
+        return model_pixels(self.processor, self.takes, image, self.exact)
 
     def _answered(self, chunk: list[tuple[str, ImageLike]], top: int) -> list[Prediction]:
         ready: list[np.ndarray | ImageError] = []
@@ -215,17 +225,22 @@ class Predictor:
             yield tuple(self.classes[place] for place in places), tuple(row[places].tolist())
 
 
-def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLike) -> np.ndarray:
+def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLike, exact: bool = True) -> np.ndarray:
     """One image as a model takes it: (C, height, width), ``uint8``, or normalised ``float32``.
+
+    Args:
+        exact: as in :class:`Predictor`.
 
     Raises:
         ImageError: it cannot be read.
     """
     if isinstance(image, str | Path | bytes):
-        opened: Any = open_image(image if isinstance(image, bytes) else Path(image))
+        source = image if isinstance(image, bytes) else Path(image)
+        array = processor.pixels(open_image(source)) if exact else near_pixels(processor, source)
+    elif isinstance(image, Image.Image):
+        array = processor.pixels(to_rgb(image))
     else:
-        opened = to_rgb(image) if isinstance(image, Image.Image) else _of_bytes(channels_last(image, True, None, {1, 3, 4}))
-    array = processor.pixels(opened)
+        array = processor.pixels(_of_bytes(channels_last(image, True, None, {1, 3, 4})))
     return processor.normalise(array) if kind == "float32" else np.moveaxis(_of_bytes(array), -1, 0)
 
 

@@ -49,7 +49,7 @@ def quantized(model: Any, calibration: np.ndarray) -> tuple[Any, tuple[str, ...]
     """
     judged = calibration[:: max(1, len(calibration) // JUDGED_IMAGES)][:JUDGED_IMAGES]
     expected = _answers(model, judged)
-    whole = _quantise(model, calibration, ())
+    whole = quantise(model, calibration, ())
     parity = compare(expected, _answers(whole, judged))
     if parity.within(TARGET):
         return whole, ()
@@ -58,7 +58,7 @@ def quantized(model: Any, calibration: np.ndarray) -> tuple[Any, tuple[str, ...]
     count = 1
     while count <= len(worst) // 2:
         kept = worst[:count]
-        tried = _quantise(model, calibration, kept)
+        tried = quantise(model, calibration, kept)
         parity = compare(expected, _answers(tried, judged))
         say(f"With {count} in higher precision it is {parity.error:.2g} off, {parity.agreement:.1%} agree")
         if parity.within(TARGET):
@@ -101,7 +101,7 @@ def _by_gain(model: Any, whole: Any, judged: np.ndarray, expected: np.ndarray) -
     return sorted(names, key=lambda name: errors[name])
 
 
-def _quantise(model: Any, calibration: np.ndarray, ignored: Collection[str]) -> Any:
+def quantise(model: Any, calibration: np.ndarray, ignored: Collection[str]) -> Any:
     nncf = libraries.load("nncf", "int8")
     name = model.graph.input[0].name
     dataset = nncf.Dataset([{name: image[None]} for image in calibration])

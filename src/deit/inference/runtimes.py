@@ -6,6 +6,7 @@ Shapes: B images, C channels, K classes.
 from __future__ import annotations
 
 import importlib
+import os
 import queue
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,13 +28,22 @@ RUNTIMES: dict[Format, tuple[RuntimeName, ...]] = {
     "torch": ("torch", "torch-compiled"),
 }
 # Images of a call where there are many: with more, nothing is faster (docs/log.md).
-OPENVINO_BATCH, ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 4, 4, 16, 256
+OPENVINO_BATCH, ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 8, 4, 16, 256
 LIBRARIES: dict[RuntimeName, str] = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "torch": "torch",
     "torch-compiled": "torch",
 }
+
+
+CACHE_VARIABLE = "DEIT_CACHE"
+
+
+def cache_directory() -> Path:
+    """Where this machine's measurements and compiled graphs are kept: ``DEIT_CACHE``, or below the user's cache."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
 
 
 class Runtime(Protocol):
@@ -66,6 +76,8 @@ class OpenVinoRuntime:
         precision: of the products that are not int8 by the graph itself: int8 graphs run the rest in bf16 where the processor
             has it.
         work: ``latency`` puts all cores on one call, ``throughput`` works on as many calls as there are cores.
+        key: of the graph's content; by it the compiled graph is kept, since compiling takes longer than an answer. None keeps
+            nothing.
 
     Raises:
         CheckpointError: a graph that it cannot read.
@@ -75,7 +87,9 @@ class OpenVinoRuntime:
     name: RuntimeName = "openvino"
     device = "cpu"
 
-    def __init__(self, graph: Path, heads: tuple[str, ...], precision: Precision, work: Work = "latency") -> None:
+    def __init__(
+        self, graph: Path, heads: tuple[str, ...], precision: Precision, work: Work = "latency", key: str | None = None
+    ) -> None:
         openvino = libraries.load("openvino", "This graph")
         self.heads = heads
         self.calls = cores() if work == "throughput" else 1
@@ -86,6 +100,8 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": cores(),
             "NUM_STREAMS": str(self.calls),
         }
+        if key is not None:
+            settings["CACHE_DIR"] = str(cache_directory() / "openvino" / key)
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
             if len(compiled.outputs) != len(heads):
