@@ -40,10 +40,10 @@ import torch
 from answerers import CONTENDERS, Job, answerer, jobs, prepare
 from deit.devices import describe
 from deit.inference import libraries
-from deit.inference.benchmark import made_photos, memory, percentiles, timed
+from deit.inference.benchmark import PRODUCT, made_photos, memory, peak_rate, percentiles, timed
+from deit.inference.bundle import Precision
 
 FILES = 64
-SIDE = 2048  # of the product that the peak is measured with
 PILOT = 0.4  # seconds for each number of images a call
 BATCHES = (1, 4, 8, 16)
 GPU_BATCHES = (64, 256, 512)
@@ -107,23 +107,10 @@ class Process:
         return found
 
 
-def peak_rate(precision: str) -> float:
-    """Operations a second of a large matrix product in torch, the best of a few; of fp32 in NumPy, which is faster there."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
-    left, right = (torch.randint(-9, 9, (SIDE, SIDE)).to(kind) for _ in range(2))
-    arrays = left.numpy(), right.numpy() if precision == "fp32" else None
-    products: dict[str, Callable[[], object]] = {
-        "fp32": lambda: arrays[0] @ arrays[1],
-        "bf16": lambda: left @ right,
-        "int8": lambda: torch._int_mm(left, right),
-    }
-    return 2 * SIDE**3 / min(timed(products[precision], 0, 5))
-
-
 def compare(entrants: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
     """Rows of one size."""
     on_gpu = next(iter(entrants.values())).device == "cuda"
-    peaks: dict[str, list[float]] = {} if on_gpu else {"fp32": [], "bf16": [], "int8": []}
+    peaks: dict[Precision, list[float]] = {} if on_gpu else {"fp32": [], "bf16": [], "int8": []}
     found: dict[str, dict[str, list[Any]]] = {name: {what: [] for what in MEASURES} for name in entrants}
     processes: dict[str, Process] = {}
     for name, job in entrants.items():
@@ -219,7 +206,7 @@ def table(result: dict[str, Any]) -> str:
     peaks = {row["precision"]: row["peak_gflops"] for row in rows if row["peak_gflops"]}
     if peaks:
         listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in peaks.items())
-        lines += ["", f"Peak of a product of {SIDE} x {SIDE}, GFLOP/s: {listed}."]
+        lines += ["", f"Peak of a product of {PRODUCT} x {PRODUCT}, GFLOP/s: {listed}."]
     return "\n".join(lines) + "\n"
 
 

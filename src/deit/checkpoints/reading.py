@@ -27,7 +27,7 @@ from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.files import AVERAGE_NAME, BEST_NAME, CONFIG_NAME, RECIPE_NAME, read_json
+from deit.files import AVERAGE_NAME, BEST_NAME, BUNDLE_NAME, CONFIG_NAME, RECIPE_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
 
@@ -139,6 +139,8 @@ def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
     for name in WEIGHTS:
         if (path / name).is_file():
             return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
+    if (path / BUNDLE_NAME).is_file():
+        raise CheckpointError(f"{path} is an exported model, which only answers", "pass the model that it was made of")
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(
         f"{path} holds no weights: looked for {', '.join(WEIGHTS)}, found {found}",

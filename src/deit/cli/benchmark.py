@@ -49,10 +49,11 @@ def benchmark(
                 "{:.1f}, {:.1f}".format(*row.latency_ms),
                 "{:.1f}, {:.1f}".format(*row.file_latency_ms),
                 f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f}) by {batch}",
+                "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}",
                 f"{row.files_per_second.median:,.0f}",
                 f"{row.load_seconds:.1f}",
                 f"{row.steady_mib:,.0f}, {row.peak_mib:,.0f}",
             ]
         )
-    header = ["runtime", "ms an image (p50, p99)", "ms a file", "images/s", "files/s", "s to load", "MiB (steady, peak)"]
+    header = ["", "ms an image (p50, p99)", "ms a file", "images/s", "of peak", "files/s", "s to load", "MiB (steady, peak)"]
     print_table(header, rows)

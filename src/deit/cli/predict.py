@@ -36,6 +36,9 @@ def predict(
         Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
     ] = None,
     runtime: RuntimeOption = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Read files to the last bit as evaluation does; slower, rarely another answer.")
+    ] = False,
     ema: EmaOption = False,
     revision: RevisionOption = None,
     device: DeviceOption = "auto",
@@ -47,7 +50,9 @@ def predict(
     from deit.inference.predictor import Predictor
 
     work: Work = "latency" if len(items) < FEW else "throughput"
-    predictor = Predictor.from_pretrained(model, device, crop, runtime=runtime, work=work, ema=ema, revision=revision)
+    predictor = Predictor.from_pretrained(
+        model, device, crop, runtime=runtime, work=work, exact=exact, ema=ema, revision=revision
+    )
     predictions = predictor(items, top, names)
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import UserError
+from deit.hardware import cores
 from deit.inference.bundle import Precision, is_bundle, open_bundle
 from deit.inference.choice import remember
 from deit.inference.predictor import Predictor
@@ -30,6 +30,7 @@ GPU_BATCHES = (1, 16, 64, 256, 512)
 PHOTO = (500, 375)  # as ImageNet's mostly are
 FILES = 64
 LEAST_CALLS = 20
+PRODUCT = 2048  # the side of the matrices that the peak is measured with
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Figures:
         latency_ms: of one image's pixels, 50th and 99th percentile; ``file_latency_ms`` from a JPEG file to labels.
         images_per_second: by images a call, with as many calls at once as the runtime takes.
         files_per_second: JPEG files to labels, many at once.
+        share_of_peak: operations of the best rate, by those of a large matrix product in the same precision; None on a GPU.
         steady_mib: resident memory after all of it; ``peak_mib`` the most that it was; both with Python and the libraries.
     """
 
@@ -70,6 +72,7 @@ class Figures:
     files_per_second: Spread
     steady_mib: float
     peak_mib: float
+    share_of_peak: float | None = None
 
     @property
     def best(self) -> tuple[int, Spread]:
@@ -104,10 +107,10 @@ def benchmark(
     bundle = open_bundle(model) if is_bundle(model) else None
     place = "cpu" if device == "auto" and bundle is not None and bundle.facts.format != "torch" else device
     if bundle is not None:
-        known = [name for name in usable(bundle.facts.format, place) if name != "torch-compiled"]
-        jobs = [(name, bundle.facts.precision) for name in runtimes or known]
+        jobs = [(name, bundle.facts.precision) for name in runtimes or usable(bundle.facts.format, place)]
     else:
         jobs = [(name, precision) for name in runtimes or ("torch",) for precision in ("fp32", "bf16")]
+    operations = _operations(model)  # and so a model that cannot be read is found here
     if not jobs:
         raise UserError(f"Nothing that is installed here runs {model} on {device}", "see `deit info`")
     measured = []
@@ -117,7 +120,11 @@ def benchmark(
             say(f"Measuring {name} in {precision}")
             # A process for each: libraries keep threads and memory that would weigh on the next.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                measured.append(pool.submit(measure, str(model), name, precision, place, files, seconds).result())
+                figures = pool.submit(measure, str(model), name, precision, place, files, seconds).result()
+            if figures.device == "cpu":
+                share = figures.best[1].median * operations / peak_rate(precision)
+                figures = replace(figures, share_of_peak=share)
+            measured.append(figures)
     if bundle is not None:
         remember(bundle, place, {figures.runtime: figures.best[1].median for figures in measured})
     return measured
@@ -193,10 +200,38 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
     return median, late
 
 
+def peak_rate(precision: Precision) -> float:
+    """Operations a second of a large matrix product in torch, the best of a few; of fp32 in NumPy, which is faster there."""
+    import torch
+
+    torch.set_num_threads(cores())
+    whole = np.random.default_rng(0).integers(-9, 9, (PRODUCT, PRODUCT)).astype(np.float32)
+    low, small = torch.from_numpy(whole).bfloat16(), torch.from_numpy(whole).to(torch.int8)
+    products: dict[Precision, Callable[[], object]] = {
+        "fp32": lambda: whole @ whole,
+        "bf16": lambda: low @ low,
+        "int8": lambda: torch._int_mm(small, small),
+    }
+    return 2 * PRODUCT**3 / min(timed(products[precision], 0, 5))
+
+
+def _operations(model: str | Path) -> int:
+    """Of one image: as the bundle's report says, or counted."""
+    if is_bundle(model) and isinstance(noted := open_bundle(model).facts.report.get("operations"), int):
+        return noted
+    from deit.distillation.classifiers import load_classifier
+    from deit.inference.formats import operations
+    from deit.inference.graph import Graph
+
+    return operations(Graph(load_classifier(model)))
+
+
 def memory() -> tuple[float, float]:
     """This process's resident memory now and at most, in MiB."""
     status = Path("/proc/self/status")
     if not status.is_file():
+        import resource  # not on every system
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return peak, peak
     lines = (line.partition(":") for line in status.read_text().splitlines())

@@ -110,7 +110,8 @@ def _formats(runtime: RuntimeName) -> list[str]:
 
 def remember(bundle: Bundle, device: str, speeds: Mapping[RuntimeName, float]) -> None:
     """Keep images per second of a bundle's runtimes on this machine. Where nothing can be written, nothing is kept."""
-    entries = {**_read(), _key(bundle, device): dict(speeds)}
+    kept, key = _read(), _key(bundle, device)
+    entries = {**kept, key: kept.get(key, {}) | {str(name): speed for name, speed in speeds.items()}}
     recent = dict(list(entries.items())[-MAX_ENTRIES:])
     try:
         write_json(cache_file(), {"written": date.today().isoformat(), "speeds": recent})

@@ -3,7 +3,7 @@
 Two things are near enough and save most of the time. A large JPEG is decoded two, four or eight times smaller, as long as it
 still has one and a half times the pixels that the resize asks for: photographs differ by less than a level of 255 on
 average (tests/parity/test_reduction.py). And the resize is Pillow's own, but in float32 matrix products, which a processor
-does many times faster than Pillow's loops: some pixels in a thousand differ, by one level
+does many times faster than Pillow's loops: less than half a percent of the values differ, by one level
 (tests/parity/test_decoding.py).
 """
 
@@ -26,6 +26,7 @@ from deit.resampling import vertical_first
 SPARE = 1.5  # as many times the pixels a side that the resize makes has what a JPEG is decoded to, at least
 REDUCTIONS = (8, 4, 2)
 BLOCK = 16  # rows of a matrix at once: they share most of their columns
+PILLOW_BITS = 22  # of the fixed-point weights that Pillow computes with
 # Multiplications of one product, at most: OpenBLAS starts its own threads for more (interface/gemm.c), and here several
 # threads of ours resize images side by side already.
 SERIAL = 2**18
@@ -40,27 +41,31 @@ def near_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarr
     """
     if not processor.do_resize:
         return processor.pixels(open_image(source))
-    target: list[Sides] = []
+    whole: list[Sides] = []
 
     def reduction(height: int, width: int) -> int:
+        whole.append((height, width))
         wanted = target_size(processor.size, height, width)
-        target.append(wanted)
         room = min(height / wanted[0], width / wanted[1]) / SPARE
         return next((factor for factor in REDUCTIONS if factor <= room), 1)
 
     image = open_image(source, reduction=reduction)
-    sides = target[0]
+    sides = target_size(processor.size, *whole[0])
     crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else sides
     inside = crop[0] <= sides[0] and crop[1] <= sides[1]
     if processor.resample not in FILTERS or not inside or image.width * image.height > MOST_PIXELS:
         return fitted(image, sides, crop, processor.resample)
-    return np.moveaxis(_resized(image, sides, crop, processor.resample), 0, -1)
+    return np.moveaxis(_resized(image, whole[0], sides, crop, processor.resample), 0, -1)
 
 
-def _resized(image: Image.Image, target: Sides, crop: Sides, resample: int) -> np.ndarray:
-    """The middle ``crop`` of an RGB image resized to ``target``: (3, *crop), uint8. Pillow rounds between its passes too."""
-    upright = _pass(image.height, target[0], crop[0], resample)
-    across = _pass(image.width, target[1], crop[1], resample)
+def _resized(image: Image.Image, whole: Sides, target: Sides, crop: Sides, resample: int) -> np.ndarray:
+    """The middle ``crop`` of an RGB image resized to ``target``: (3, *crop), uint8. Pillow rounds between its passes too.
+
+    Args:
+        whole: height and width of what the image was decoded from, maybe smaller.
+    """
+    upright = _pass(image.height, whole[0], target[0], crop[0], resample)
+    across = _pass(image.width, whole[1], target[1], crop[1], resample)
     planes = np.frombuffer(b"".join(image.tobytes("raw", band) for band in "RGB"), np.uint8)
     needed = planes.reshape(3, image.height, image.width)[:, upright.first : upright.last, across.first : across.last]
     values = needed.astype(np.float32)
@@ -82,10 +87,13 @@ class _Pass:
 
 
 @functools.lru_cache(maxsize=256)
-def _pass(length: int, target: int, crop: int, resample: int) -> _Pass:
-    """The middle ``crop`` pixels of a side of ``length`` resized to ``target``, with Pillow's weights."""
+def _pass(length: int, whole: int, target: int, crop: int, resample: int) -> _Pass:
+    """The middle ``crop`` pixels of a side of ``length`` resized to ``target``, with Pillow's weights.
+
+    A JPEG of ``whole`` pixels that is decoded smaller has its last pixel in part beyond the edge: 2,250 are 562.5, in 563.
+    """
     shape, reach = FILTERS[resample]
-    step = length / target
+    step = whole / round(whole / length) / target
     widened = max(step, 1.0)
     centres = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step
     starts = np.maximum((centres - reach * widened + 0.5).astype(np.int64), 0)
@@ -93,6 +101,7 @@ def _pass(length: int, target: int, crop: int, resample: int) -> _Pass:
     places = starts[:, None] + np.arange((stops - starts).max())  # (crop, taps)
     weights = shape(np.abs((places + 0.5 - centres[:, None]) / widened)) * (places < stops[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
+    weights = np.rint(weights * 2**PILLOW_BITS) / 2**PILLOW_BITS  # what lies halfway goes where this rounding puts it
     first, last = int(starts[0]), int(stops[-1])
     blocks = []
     for start in range(0, crop, BLOCK):
@@ -134,10 +143,6 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.where(x < 1, 1 - x, 0.0)
-
-
 def _cubic(x: np.ndarray) -> np.ndarray:
     """Keys' kernel with a = -0.5."""
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -148,9 +153,9 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-# Pillow's numbers of filters -> their shape over the distance from the centre, and how far that reaches.
+# Pillow's numbers of filters -> their shape over the distance from the centre, and how far that reaches. Not the bilinear one:
+# its weights leave many values halfway between two levels, and then the order of the sum decides.
 FILTERS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     int(Image.Resampling.LANCZOS): (_lanczos, 3.0),
-    int(Image.Resampling.BILINEAR): (_triangle, 1.0),
     int(Image.Resampling.BICUBIC): (_cubic, 2.0),
 }

@@ -19,7 +19,7 @@ from deit.files import BEST_NAME, BUNDLE_NAME, LAST_NAME, PROCESSOR_NAME, new_di
 from deit.hardware import cores, cpu_name
 from deit.image_processor import Crop
 from deit.inference import formats, libraries, quantization
-from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, open_bundle, write_bundle
+from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
 from deit.inference.choice import images_per_second, remember
 from deit.inference.graph import Graph
 from deit.inference.loading import open_runtime
@@ -119,21 +119,10 @@ def export(
     prepare = partial(model_pixels, classifier.processor, graph.pixels)
     pixels = compared.pixels(prepare, images)
     expected = _reference(classifier, graph, pixels)
-    kept: tuple[str, ...] = ()
-    before = sum(value.numel() * 4 for value in classifier.model.parameters())
+    calibration = learned.pixels(prepare, CALIBRATION_IMAGES) if precision == "int8" else None
     with new_directory(path) as draft:
         say(f"Writing {form} in {precision}")
-        if form == "torch":
-            formats.write_torch(classifier, draft, precision)
-        else:
-            network = formats.onnx_model(graph)
-            if precision == "int8":
-                calibration = learned.pixels(prepare, CALIBRATION_IMAGES)
-                network, kept = quantization.quantized(network, calibration)
-            if form == "onnx":
-                formats.write_onnx(network, draft)
-            else:
-                formats.write_openvino(network, draft, precision)
+        kept = _write(classifier, graph, form, precision, calibration, draft)
         facts = {
             "format": form,
             "precision": precision,
@@ -150,7 +139,7 @@ def export(
             "compared_on": f"{len(pixels)} {compared.description}",
             "runtimes": {name: parity.to_dict() for name, parity in parities.items()},
             "images_per_second": dict(speeds),
-            "bytes": {"before": before, "after": bundle.graph_bytes},
+            "bytes": {"before": 4 * sum(map(torch.Tensor.numel, classifier.model.parameters())), "after": bundle.graph_bytes},
             "operations": formats.operations(graph),
             "machine": f"{cpu_name()}, {cores()} cores",
             "versions": {name: libraries.version(name) for name in (*NEEDED[form], "torch")},
@@ -158,6 +147,8 @@ def export(
         }
         write_bundle(draft, classifier.processor, {**facts, "report": report})
     bundle = open_bundle(path)
+    if "openvino" in parities:
+        open_runtime(bundle, "openvino")  # keeps the compiled graph, so that the first answer does not wait for it
     remember(bundle, "cpu", {name: speeds[name] for name in parities})
     return Exported(classifier.path, bundle, parities, speeds)
 
@@ -189,8 +180,26 @@ def _check_request(path: Path, form: Format, precision: Precision, calibrate: st
         raise UserError("int8 needs images to find its ranges on", "pass --calibrate DATA")
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already", "choose another destination, or pass --overwrite")
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - OWN_FILES):
+    if path.exists() and (not is_bundle(path) or {file.name for file in path.iterdir()} - OWN_FILES):
         raise UserError(f"{path} is not a bundle alone", "choose another destination")
+
+
+def _write(
+    classifier: LoadedClassifier, graph: Graph, form: Format, precision: Precision, calibration: np.ndarray | None, draft: Path
+) -> tuple[str, ...]:
+    """Write the graph's files -> the parts of an int8 graph that were left in higher precision."""
+    if form == "torch":
+        formats.write_torch(classifier, draft, precision)
+        return ()
+    kept: tuple[str, ...] = ()
+    network = formats.onnx_model(graph)
+    if calibration is not None:
+        network, kept = quantization.quantized(network, calibration)
+    if form == "onnx":
+        formats.write_onnx(network, draft)
+    else:
+        formats.write_openvino(network, draft, precision)
+    return kept
 
 
 def _reference(classifier: LoadedClassifier, graph: Graph, pixels: np.ndarray) -> np.ndarray:
@@ -215,8 +224,6 @@ def _compared(bundle: Bundle, pixels: np.ndarray, expected: np.ndarray) -> tuple
     parities: dict[RuntimeName, Parity] = {}
     speeds: dict[str, float] = {}
     for name in usable(bundle.facts.format):
-        if name == "torch-compiled":  # takes a minute; `deit benchmark --runtime torch-compiled` measures it
-            continue
         say(f"Comparing the answers of {name}")
         runtime = open_runtime(bundle, name, work="throughput")
         parities[name] = compare(expected, answers(runtime, pixels))

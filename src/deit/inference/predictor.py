@@ -63,10 +63,10 @@ class Predictor:
     Args:
         runtime: what runs the model.
         processor: how an image becomes its input.
-        exact: read files to the last bit as the processor does, and as evaluation does; otherwise as
-            :mod:`deit.inference.decoding` does, in half the time.
         classes: in the order of the logits.
         pixels: the type that the runtime takes: ``uint8`` where it rescales and normalises itself.
+        exact: read files to the last bit as the processor does, and as evaluation does; otherwise as
+            :mod:`deit.inference.decoding` does, in half the time.
 
     Example:
         predictor = Predictor.from_pretrained("runs/photos/best")

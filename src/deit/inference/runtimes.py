@@ -29,6 +29,7 @@ RUNTIMES: dict[Format, tuple[RuntimeName, ...]] = {
 }
 # Images of a call where there are many: with more, nothing is faster (docs/log.md).
 OPENVINO_BATCH, ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 8, 4, 16, 256
+CACHED_BYTES = 32 * 2**20
 LIBRARIES: dict[RuntimeName, str] = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
@@ -75,7 +76,8 @@ class OpenVinoRuntime:
         heads: as in :class:`Runtime`.
         precision: of the products that are not int8 by the graph itself: int8 graphs run the rest in bf16 where the processor
             has it.
-        work: ``latency`` puts all cores on one call, ``throughput`` works on as many calls as there are cores.
+        work: ``latency`` puts all cores on one call, ``throughput`` works on as many calls as there are cores, but on one where
+            the weights are too large for the caches: calls side by side would each fetch all of them.
         key: of the graph's content; by it the compiled graph is kept, since compiling takes longer than an answer. None keeps
             nothing.
 
@@ -92,7 +94,7 @@ class OpenVinoRuntime:
     ) -> None:
         openvino = libraries.load("openvino", "This graph")
         self.heads = heads
-        self.calls = cores() if work == "throughput" else 1
+        self.calls = cores() if work == "throughput" and _weight_bytes(graph) <= CACHED_BYTES else 1
         self.batch = OPENVINO_BATCH
         low = precision == "bf16" or (precision == "int8" and has_bf16())
         settings = {
@@ -100,8 +102,8 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": cores(),
             "NUM_STREAMS": str(self.calls),
         }
-        if key is not None:
-            settings["CACHE_DIR"] = str(cache_directory() / "openvino" / key)
+        if key is not None and (kept := _writable(cache_directory() / "openvino" / key)):
+            settings["CACHE_DIR"] = str(kept)
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
             if len(compiled.outputs) != len(heads):
@@ -171,9 +173,27 @@ class OnnxRuntime:
 
 
 def usable(format: Format, device: str = "cpu") -> tuple[RuntimeName, ...]:
-    """What is installed here and can run a graph of that format on that device, best guess first."""
-    known = RUNTIMES[format] if device == "cpu" else tuple(name for name in RUNTIMES[format] if name != "openvino")
-    return tuple(name for name in known if libraries.version(LIBRARIES[name]) is not None)
+    """What is installed here and can run a graph of that format on that device, best guess first.
+
+    Not what compiles for a minute before its first answer: that is for whoever asks for it by name.
+    """
+    unfit = {"torch-compiled"} if device == "cpu" else {"torch-compiled", "openvino"}
+    return tuple(name for name in RUNTIMES[format] if name not in unfit and libraries.version(LIBRARIES[name]) is not None)
+
+
+def _weight_bytes(graph: Path) -> int:
+    """About the size of a graph's weights."""
+    beside = graph.with_suffix(".bin")
+    return max(file.stat().st_size for file in (graph, beside) if file.is_file()) if graph.is_file() else 0
+
+
+def _writable(directory: Path) -> Path | None:
+    """The directory, made if it is missing; None where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK) else None
 
 
 def _own_errors() -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ VERBS = {
     "pretrain": "--init --recipe --model --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
     "--skip-unreadable --json",
     "evaluate": "--part --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
-    "predict": "--top --crop --runtime --ema --revision --device --json",
+    "predict": "--top --crop --runtime --exact --ema --revision --device --json",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --json",
     "benchmark": "--images --runtime --seconds --device --json",
     "info": "--json",

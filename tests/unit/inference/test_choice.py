@@ -31,6 +31,8 @@ def test_the_fastest_measured_is_taken(onnx_bundle: Exported) -> None:
     chosen = choose_runtime(onnx_bundle.bundle)
     assert chosen.name == "onnxruntime"
     assert chosen.reason == "the fastest measured here, in images/s: onnxruntime 250, openvino 100"
+    remember(onnx_bundle.bundle, "cpu", {"openvino": 300.0})
+    assert choose_runtime(onnx_bundle.bundle).name == "openvino"
     assert choose_runtime(onnx_bundle.bundle, "cuda").name == "onnxruntime"  # measured elsewhere, but the only one
 
 

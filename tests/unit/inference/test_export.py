@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier
-from deit.errors import DataError, MissingExtraError, UserError, WorkError
+from deit.errors import CheckpointError, DataError, MissingExtraError, UserError, WorkError
 from deit.evaluation import evaluate
 from deit.files import BUNDLE_NAME, PROCESSOR_NAME
 from deit.image_processor import DeiTImageProcessor
@@ -149,6 +149,8 @@ def test_what_is_no_bundle_is_not_replaced(model: Path, photos: Path, tmp_path: 
     with pytest.raises(UserError, match="is not a bundle alone"):
         export(model, tmp_path, "torch", calibrate=photos, overwrite=True)
     with pytest.raises(UserError, match="is not a bundle alone"):
+        export(model, model, "torch", calibrate=photos, overwrite=True)
+    with pytest.raises(UserError, match="is not a bundle alone"):
         export(model, tmp_path / "thesis.txt", "torch", calibrate=photos, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -208,6 +210,12 @@ def test_a_bundle_is_evaluated_as_the_model_is(model: Path, onnx_bundle: Exporte
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
     with pytest.raises(UserError, match="leave --ema and --revision out"):
         evaluate(onnx_bundle.bundle.path, tmp_path / "data", ema=True)
+
+
+def test_a_bundle_is_no_model_to_go_on_with(openvino_bundle: Exported, torch_bundle: Exported) -> None:
+    with pytest.raises(CheckpointError, match="is an exported model, which only answers"):
+        load_model(openvino_bundle.bundle.path)
+    assert load_model(torch_bundle.bundle.path).num_labels == len(CLASSES)
 
 
 def test_the_report_is_plain_json(openvino_bundle: Exported) -> None:

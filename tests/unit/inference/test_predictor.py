@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import io
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from deit.errors import CheckpointError, ConfigError
-from deit.image_processor import DeiTImageProcessor
+from deit.errors import CheckpointError, ConfigError, UserError
+from deit.inference.export import Exported
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import TORCH_BATCH
-from deit.modeling import DeiTForImageClassificationWithTeacher
-from tests.helpers import pattern, randomised, tiny_deit
-
-CLASSES = ("golden retriever", "кошка", "鳥")
+from deit.modeling import load_model
+from tests.helpers import pattern
+from tests.unit.inference.conftest import CLASSES
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("a model")
-    randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.1).save_pretrained(path)
-    DeiTImageProcessor.for_size(32, 32).save_pretrained(path)
-    return path
+def directory(model: Path) -> Path:
+    return model
 
 
 def test_every_kind_of_input_gives_the_same_answer(directory: Path, tmp_path: Path) -> None:
@@ -34,19 +35,29 @@ def test_every_kind_of_input_gives_the_same_answer(directory: Path, tmp_path: Pa
     image.save(path)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    predictor = Predictor.from_pretrained(directory, "cpu")
-    first, *others = predictor([path, str(path), buffer.getvalue(), image])
+    predictor = Predictor.from_pretrained(directory, "cpu", exact=True)
+    array = np.asarray(image)
+    first, *others = predictor(
+        [
+            path,
+            str(path),
+            buffer.getvalue(),
+            image,
+            array,
+            np.moveaxis(array, -1, 0),
+            torch.from_numpy(array.copy()),
+            array / 255,
+        ]
+    )
     for other in others:
         assert (other.labels, other.probabilities) == (first.labels, first.probabilities)
     assert first.image == str(path)
-    assert others[-1].image == "image 3"
+    assert others[2].image == "image 3"
 
 
 def test_the_answer_is_the_model_s(directory: Path) -> None:
     image = pattern(50, 40)
     predictor = Predictor.from_pretrained(directory, "cpu")
-    from deit.modeling import load_model
-
     logits = load_model(directory)(predictor.processor(image).pixel_values).logits.softmax(-1)[0]
     [prediction] = predictor([image], top=2)
     assert prediction.labels[0] == CLASSES[int(logits.argmax())]
@@ -97,3 +108,95 @@ def test_no_gradient_is_kept(directory: Path) -> None:
 def test_a_missing_model_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         Predictor.from_pretrained(tmp_path / "nothing here")
+
+
+def test_arrays_that_are_no_images_are_errors_in_their_place(directory: Path) -> None:
+    bad = [np.full((40, 40, 3), 300.0), np.full((40, 40, 3), np.nan), np.zeros((2, 2, 2, 2)), np.zeros((0, 4, 3))]
+    predictions = Predictor.from_pretrained(directory, "cpu")([pattern(30, 30), *bad])
+    assert [bool(prediction.error) for prediction in predictions] == [False, True, True, True, True]
+
+
+def test_a_stream_is_answered_as_it_comes(openvino_bundle: Exported) -> None:
+    predictor = Predictor.from_pretrained(openvino_bundle.bundle.path)
+    images = [pattern(40, 30 + seed, seed=seed) for seed in range(9)]
+    expected = predictor(images)
+    taken = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal taken
+        for image in itertools.cycle(images):
+            taken += 1
+            yield image
+
+    stream = predictor.stream(endless())
+    found = [next(stream) for _ in range(40)]
+    stream.close()  # type: ignore[attr-defined]
+    assert [row.labels for row in found] == [expected[place % 9].labels for place in range(40)]
+    assert [row.image for row in found] == [f"image {place}" for place in range(40)]
+    assert taken < 40 + 20 * predictor.runtime.batch
+
+
+def test_names_can_be_given(openvino_bundle: Exported) -> None:
+    predictor = Predictor.from_pretrained(openvino_bundle.bundle.path)
+    assert [row.image for row in predictor([pattern(9, 9)] * 3, names=["a", "b"])] == ["a", "b", "image 2"]
+
+
+def test_a_model_runs_in_bf16_when_asked(directory: Path) -> None:
+    image = pattern(50, 40)
+    [exact], [low] = (Predictor.from_pretrained(directory, "cpu", precision=name)([image]) for name in ("fp32", "bf16"))
+    assert low.probabilities == pytest.approx(exact.probabilities, abs=0.02)
+    assert low.probabilities != exact.probabilities
+
+
+def test_what_does_not_go_with_the_model_is_refused(directory: Path, openvino_bundle: Exported) -> None:
+    bundle = openvino_bundle.bundle.path
+    wrong: list[tuple[Path, dict[str, Any], str]] = [
+        (directory, {"runtime": "openvino"}, "runs bundles only: `deit export` makes one"),
+        (bundle, {"runtime": "torch"}, "torch runs no openvino bundle"),
+        (bundle, {"precision": "int8"}, "was exported in fp32: export it with --precision int8"),
+        (bundle, {"ema": True}, "leave --ema and --revision out"),
+        (bundle, {"revision": "main"}, "leave --ema and --revision out"),
+        (bundle, {"crop": "pad"}, "export the model with --crop pad"),
+        (bundle, {"device": "cuda"}, "optional library|pass --device cpu"),
+    ]
+    for path, fields, message in wrong:
+        with pytest.raises(UserError, match=message):
+            Predictor.from_pretrained(path, **fields)
+
+
+def test_the_crop_of_a_bundle_can_be_chosen(directory: Path, onnx_bundle: Exported) -> None:
+    image = pattern(90, 30)
+    for crop in ("keep", "squash"):
+        [model], [bundle] = (
+            Predictor.from_pretrained(path, "cpu", crop, exact=True)([image]) for path in (directory, onnx_bundle.bundle.path)
+        )
+        assert bundle.probabilities == pytest.approx(model.probabilities, abs=1e-5)
+
+
+MEMORY = """
+import sys
+from deit.inference.benchmark import memory
+from deit.inference.predictor import Predictor
+predictor = Predictor.from_pretrained(sys.argv[1], runtime=sys.argv[2])
+files = sys.argv[3:]
+def predictions(count):
+    for place in range(count // 20):
+        predictor((files * 20)[:20])
+    return memory()[0]
+before = predictions(400)
+print(predictions(1000) - before, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_memory_is_flat_over_a_thousand_predictions_and_there_is_no_torch(
+    onnx_bundle: Exported, tmp_path: Path, runtime: str
+) -> None:
+    files = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for number, file in enumerate(files):
+        pattern(300 + number, 200, seed=number).save(file)
+    command = [sys.executable, "-c", MEMORY, onnx_bundle.bundle.path, runtime, *files]
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    grown, has_torch = done.stdout.split()
+    assert float(grown) < 8  # MiB
+    assert has_torch == "False"

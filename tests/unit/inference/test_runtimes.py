@@ -13,7 +13,7 @@ import torch
 from deit.distillation.classifiers import load_classifier
 from deit.errors import CheckpointError, MissingExtraError, UserError
 from deit.hardware import cores
-from deit.inference import libraries
+from deit.inference import libraries, runtimes
 from deit.inference.bundle import Bundle
 from deit.inference.export import Exported
 from deit.inference.graph import Graph
@@ -88,6 +88,11 @@ def test_throughput_has_a_call_for_each_core(bundles: dict[str, Bundle]) -> None
         assert open_runtime(bundles[form], name, work="latency").calls == 1  # type: ignore[arg-type]
 
 
+def test_a_graph_too_large_for_the_caches_has_one_call(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "CACHED_BYTES", 1000)
+    assert open_runtime(bundles["openvino"], "openvino", work="throughput").calls == 1
+
+
 def test_what_a_runtime_cannot_run_is_refused(bundles: dict[str, Bundle]) -> None:
     with pytest.raises(UserError, match="onnxruntime runs no openvino bundle: pass --runtime openvino"):
         open_runtime(bundles["openvino"], "onnxruntime")
@@ -95,6 +100,26 @@ def test_what_a_runtime_cannot_run_is_refused(bundles: dict[str, Bundle]) -> Non
         open_runtime(bundles["openvino"], "openvino", "cuda")
     with pytest.raises(UserError, match="has no CUDAExecutionProvider"):
         open_runtime(bundles["onnx"], "onnxruntime", "cuda")
+
+
+def test_the_compiled_graph_is_kept_by_content(
+    bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path))
+    first = open_runtime(bundles["openvino"], "openvino")(noise(2))["both"]
+    [kept] = (tmp_path / "openvino").iterdir()
+    assert list(kept.glob("*.blob"))
+    np.testing.assert_array_equal(open_runtime(bundles["openvino"], "openvino")(noise(2))["both"], first)
+    open_runtime(bundles["onnx"], "openvino")
+    assert len(list((tmp_path / "openvino").iterdir())) == 2
+
+
+def test_where_nothing_can_be_kept_it_runs_all_the_same(
+    bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino").write_text("a file where the folder should be")
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path))
+    assert open_runtime(bundles["openvino"], "openvino")(noise(1))["both"].shape == (1, len(CLASSES))
 
 
 def test_rubbish_is_no_graph(tmp_path: Path) -> None:
