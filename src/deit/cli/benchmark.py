@@ -40,20 +40,15 @@ def benchmark(
         print_json({"machine": machine, "runtimes": [row.to_dict() for row in figures]})
         return
     typer.echo(f"{machine['processor']}, {machine['cores']} cores; median of repeated measurements")
-    rows = []
-    for row in figures:
-        batch, rate = row.best
-        rows.append(
-            [
-                f"{row.runtime} {row.precision}, {row.device}",
-                "{:.1f}, {:.1f}".format(*row.latency_ms),
-                "{:.1f}, {:.1f}".format(*row.file_latency_ms),
-                f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f}) by {batch}",
-                "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}",
-                f"{row.files_per_second.median:,.0f}",
-                f"{row.load_seconds:.1f}",
-                f"{row.steady_mib:,.0f}, {row.peak_mib:,.0f}",
-            ]
-        )
-    header = ["", "ms an image (p50, p99)", "ms a file", "images/s", "of peak", "files/s", "s to load", "MiB (steady, peak)"]
-    print_table(header, rows)
+    rows = [
+        ["ms an image (p50, p99)", *("{:.1f}, {:.1f}".format(*row.latency_ms) for row in figures)],
+        ["ms a file (p50, p99)", *("{:.1f}, {:.1f}".format(*row.file_latency_ms) for row in figures)],
+        ["images/s", *(f"{row.best[1].median:,.0f}" for row in figures)],
+        ["  quartiles", *(f"{row.best[1].low:,.0f} to {row.best[1].high:,.0f}" for row in figures)],
+        ["  images a call", *(f"{row.best[0]}" for row in figures)],
+        ["  of a matrix product's rate", *("" if row.share_of_peak is None else f"{row.share_of_peak:.0%}" for row in figures)],
+        ["files/s", *(f"{row.files_per_second.median:,.0f}" for row in figures)],
+        ["seconds to the first answer", *(f"{row.load_seconds:.1f}" for row in figures)],
+        ["MiB (steady, at most)", *(f"{row.steady_mib:,.0f}, {row.peak_mib:,.0f}" for row in figures)],
+    ]
+    print_table(["", *(f"{row.runtime} {row.precision}, {row.device}" for row in figures)], rows)

@@ -28,6 +28,7 @@ from deit.inference.predictor import model_pixels
 from deit.inference.real_images import real_images
 from deit.inference.runtimes import RuntimeName, usable
 from deit.inference.torch_runtime import TorchRuntime
+from deit.modeling import TransformerClassifier
 from deit.progress import Progress, say
 
 IMAGES = 500  # to compare on, at most
@@ -111,6 +112,9 @@ def export(
     path = Path(destination) if destination else default_destination(source, form, precision)
     _check_request(path, form, precision, calibrate, overwrite)
     classifier = load_classifier(source, ema=ema, revision=revision)
+    if form == "torch" and not isinstance(classifier.model, TransformerClassifier):
+        kind = type(classifier.model).__name__
+        raise UserError(f"A torch bundle holds a DeiT or ViT, and this is a {kind}", "pass --to onnx")
     if crop is not None:
         classifier.processor = classifier.processor.with_crop(crop)
     graph = Graph(classifier)

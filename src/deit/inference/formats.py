@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from deit.distillation.classifiers import LoadedClassifier
-from deit.errors import UserError
 from deit.inference import libraries
 from deit.inference.bundle import GRAPH_FILES, Precision
 from deit.inference.graph import Graph
@@ -59,18 +58,10 @@ def write_openvino(model: Any, draft: Path, precision: Precision) -> None:
 
 
 def write_torch(classifier: LoadedClassifier, draft: Path, precision: Precision) -> None:
-    """Write one of our models with its weights in the precision.
-
-    Raises:
-        UserError: another's network, or int8.
-    """
-    model = classifier.model
-    if not isinstance(model, TransformerClassifier):
-        raise UserError(f"A torch bundle holds a DeiT or ViT, and this is a {type(model).__name__}", "pass --to onnx")
-    if precision == "int8":
-        raise UserError("torch runs no int8 here", "pass --to openvino or --to onnx")
+    """Write one of our models with its weights in the precision."""
+    assert isinstance(classifier.model, TransformerClassifier)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    copy.deepcopy(model).to(dtype).save_pretrained(draft)
+    copy.deepcopy(classifier.model).to(dtype).save_pretrained(draft)
 
 
 def operations(graph: Graph) -> int:
