@@ -24,8 +24,10 @@ TINY = (
 
 
 @pytest.fixture(scope="session")
-def deit() -> Deit:
+def deit(tmp_path_factory: pytest.TempPathFactory) -> Deit:
     """Run ``deit`` with arguments, from a folder; the result has the exit code and what it printed."""
+
+    cache = str(tmp_path_factory.mktemp("cache"))  # not the user's
 
     def run(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -34,7 +36,7 @@ def deit() -> Deit:
             input=stdin,
             capture_output=True,
             timeout=600,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "DEIT_CACHE": cache},
             check=False,
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
