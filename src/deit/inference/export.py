@@ -145,9 +145,7 @@ def export(
             "images_per_second": dict(speeds),
             "bytes": {"before": 4 * sum(map(torch.Tensor.numel, classifier.model.parameters())), "after": bundle.graph_bytes},
             "operations": formats.operations(graph),
-            "machine": f"{cpu_name()}, {cores()} cores",
-            "versions": {name: libraries.version(name) for name in (*NEEDED[form], "torch")},
-            "date": date.today().isoformat(),
+            **_circumstances(form),
         }
         write_bundle(draft, classifier.processor, {**facts, "report": report})
     bundle = open_bundle(path)
@@ -155,6 +153,15 @@ def export(
         open_runtime(bundle, "openvino")  # keeps the compiled graph, so that the first answer does not wait for it
     remember(bundle, "cpu", {name: speeds[name] for name in parities})
     return Exported(classifier.path, bundle, parities, speeds)
+
+
+def _circumstances(form: Format) -> dict[str, Any]:
+    """Where, with what and when a bundle was measured."""
+    return {
+        "machine": f"{cpu_name()}, {cores()} cores",
+        "versions": {name: libraries.version(name) for name in (*NEEDED[form], "torch")},
+        "date": date.today().isoformat(),
+    }
 
 
 def default_format() -> Format:
