@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import queue
+import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,6 +40,7 @@ LIBRARIES: dict[RuntimeName, str] = {
 }
 
 
+FIRST_TENSOR = threading.Lock()
 CACHE_VARIABLE = "DEIT_CACHE"
 
 
@@ -92,7 +95,7 @@ class OpenVinoRuntime:
     def __init__(
         self, graph: Path, heads: tuple[str, ...], precision: Precision, work: Work = "latency", key: str | None = None
     ) -> None:
-        openvino = libraries.load("openvino", "This graph")
+        openvino = _openvino()
         self.heads = heads
         self.calls = cores() if work == "throughput" and _weight_bytes(graph) <= CACHED_BYTES else 1
         self.batch = OPENVINO_BATCH
@@ -179,6 +182,18 @@ def usable(format: Format, device: str = "cpu") -> tuple[RuntimeName, ...]:
     """
     unfit = {"torch-compiled"} if device == "cpu" else {"torch-compiled", "openvino"}
     return tuple(name for name in RUNTIMES[format] if name not in unfit and libraries.version(LIBRARIES[name]) is not None)
+
+
+def _openvino() -> ModuleType:
+    """OpenVINO, with its tables of types filled.
+
+    It fills them at its first tensor, under a lock of its own that it keeps while it waits for Python's: two threads whose
+    first tensors meet would wait for each other for good.
+    """
+    openvino = libraries.load("openvino", "This graph")
+    with FIRST_TENSOR:
+        _ = openvino.Tensor(np.zeros(1, np.uint8)).data
+    return openvino
 
 
 def _weight_bytes(graph: Path) -> int:

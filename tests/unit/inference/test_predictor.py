@@ -196,7 +196,7 @@ def test_memory_is_flat_over_a_thousand_predictions_and_there_is_no_torch(
     for number, file in enumerate(files):
         pattern(300 + number, 200, seed=number).save(file)
     command = [sys.executable, "-c", MEMORY, onnx_bundle.bundle.path, runtime, *files]
-    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=300)
     grown, has_torch = done.stdout.split()
     assert float(grown) < 8  # MiB
     assert has_torch == "False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_calls_from_many_threads_do_not_mix(bundles: dict[str, Bundle], form: st
         together = list(pool.map(lambda place: runtime(noise(1 + place % 4))["both"], range(24)))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+FIRST_CALLS = """
+import sys
+import threading
+from pathlib import Path
+import numpy as np
+from deit.inference.runtimes import OpenVinoRuntime
+sys.setswitchinterval(1e-6)  # threads take turns as often as can be
+runtime = OpenVinoRuntime(Path(sys.argv[1]), ("class", "distillation", "both"), "fp32", "throughput")
+together = threading.Barrier(8)
+def first_call():
+    together.wait()
+    runtime(np.zeros((1, 3, 32, 32), np.uint8))
+threads = [threading.Thread(target=first_call) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_first_calls_may_come_from_many_threads_at_once(onnx_bundle: Exported) -> None:
+    # OpenVINO alone stands still in three of four such programs.
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", FIRST_CALLS, onnx_bundle.bundle.graph], check=True, timeout=60)
 
 
 def test_an_answer_is_not_overwritten_by_the_next(bundles: dict[str, Bundle]) -> None:
