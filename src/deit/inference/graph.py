@@ -71,6 +71,30 @@ class Graph(nn.Module):
         return tuple(self.model(values).heads.values())
 
 
+class Parts(nn.Module):
+    """A linear map whose outputs go different ways: torch makes all in one product, an exported graph each in its own.
+
+    Runtimes put what follows a product, as bringing it to int8, into the product, but not beyond where it is split.
+
+    Args:
+        linear: the whole map.
+        count: how many equal parts its outputs have.
+    """
+
+    def __init__(self, linear: nn.Linear, count: int) -> None:
+        super().__init__()
+        width = linear.out_features // count
+        self.whole = linear
+        self.parts = nn.ModuleList(_rows(linear, place * width, (place + 1) * width) for place in range(count))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, D) -> (B, N, width) of each part."""
+        if torch.compiler.is_exporting():
+            return tuple(part(x) for part in self.parts)
+        outputs: Tensor = self.whole(x)
+        return outputs.chunk(len(self.parts), dim=-1)
+
+
 class SplitAttention(nn.Module):
     """A block's attention, in which queries, keys and values are told apart before their heads are.
 
@@ -79,11 +103,11 @@ class SplitAttention(nn.Module):
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.qkv, self.o_proj, self.head_width = attention.qkv, attention.o_proj, attention.head_width
+        self.qkv, self.o_proj, self.head_width = Parts(attention.qkv, 3), attention.o_proj, attention.head_width
 
     def forward(self, x: Tensor, *_: object) -> tuple[Tensor, None]:
         """(B, N, D) -> (B, N, D), and None where an attention has its weights."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.qkv(x)
         return self.o_proj(attended(q, k, v, self.head_width)), None
 
 
@@ -102,7 +126,7 @@ class LastBlock(nn.Module):
         attention = block.attention
         inner = attention.qkv.out_features // 3
         self.answered, self.head_width = answered, attention.head_width
-        self.q, self.kv = _rows(attention.qkv, 0, inner), _rows(attention.qkv, inner, 3 * inner)
+        self.q, self.kv = _rows(attention.qkv, 0, inner), Parts(_rows(attention.qkv, inner, 3 * inner), 2)
         self.o_proj = attention.o_proj
         self.block = block
         del block.attention
@@ -111,7 +135,7 @@ class LastBlock(nn.Module):
         """(B, N, D) -> (B, ``answered``, D), and None where a block has its attention."""
         normed = self.block.layernorm_before(x)
         x = x[:, : self.answered]
-        q, (k, v) = self.q(normed[:, : self.answered]), self.kv(normed).chunk(2, dim=-1)
+        q, (k, v) = self.q(normed[:, : self.answered]), self.kv(normed)
         x = x + self.block.scaled(self.o_proj(attended(q, k, v, self.head_width)), None, 0)
         return x + self.block.scaled(self.block.mlp(self.block.layernorm_after(x)), None, 1), None
 

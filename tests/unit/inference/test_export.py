@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -71,6 +72,11 @@ def test_int8_weights_are_stored_as_such(int8_bundle: Exported) -> None:
     kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
     assert kinds.count(onnx.TensorProto.INT8) >= 2 * 4  # of each layer: qkv, o_proj, fc1, fc2
     assert onnx.TensorProto.FLOAT not in kinds
+
+
+def test_no_product_is_split_afterwards(onnx_bundle: Exported) -> None:
+    nodes = onnx.load(onnx_bundle.bundle.graph).graph.node
+    assert "Split" not in {node.op_type for node in nodes}  # 7% of the time of a small int8 model (docs/log.md)
 
 
 def test_operations_are_counted() -> None:

@@ -48,15 +48,17 @@ def pixels(processor: DeiTImageProcessor) -> list[np.ndarray]:
     return [processor.pixels(pattern(60, 50, seed=seed)) for seed in range(3)]
 
 
+@pytest.mark.parametrize("exporting", [False, True])
 @pytest.mark.parametrize("name", models())
-def test_the_graphs_answers_are_the_models(name: str) -> None:
+def test_the_graphs_answers_are_the_models(name: str, exporting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomised(models()[name])
     processor = DeiTImageProcessor.for_size(*model.config.image_hw)
     images = pixels(processor)
+    wanted = expected(model, processor, images)
     graph = Graph(LoadedClassifier(model, processor, NAMES))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     with torch.inference_mode():
         found = graph(torch.from_numpy(np.stack([np.moveaxis(image, -1, 0) for image in images])))
-    wanted = expected(model, processor, images)
     assert graph.heads == tuple(wanted)
     assert graph.shape == (3, *model.config.image_hw)
     for logits, head in zip(found, wanted.values(), strict=True):
