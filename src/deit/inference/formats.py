@@ -16,7 +16,7 @@ import torch
 from deit.distillation.classifiers import LoadedClassifier
 from deit.inference import libraries
 from deit.inference.bundle import GRAPH_FILES, Precision
-from deit.inference.graph import Graph
+from deit.inference.graph import Graph, separated
 from deit.modeling import TransformerClassifier
 
 INPUT = "pixels"
@@ -31,7 +31,7 @@ def onnx_model(graph: Graph) -> Any:
     images = torch.export.Dim("images", min=1, max=MAX_BATCH)
     with _quietly(), torch.no_grad():
         program = torch.onnx.export(
-            graph,
+            separated(graph),
             # Two images, since torch takes a dimension of one for a fixed one.
             (_one_image(graph).repeat(2, 1, 1, 1),),
             dynamic_shapes=({0: images},),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit.distillation.classifiers import LoadedClassifier
 from deit.image_processor import DeiTImageProcessor
 from deit.inference.bundle import PixelType
 from deit.modeling import Attention, Block, DeiTForImageClassificationWithTeacher, PatchEmbed, TransformerClassifier
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ONE_HEAD = ("class",)
 TWO_HEADS = ("class", "distillation", "both")
@@ -51,14 +53,11 @@ class Graph(nn.Module):
         scale, shift = np.ones(channels), np.zeros(channels)
         if self.pixels == "uint8":
             scale, shift = channel_map(processor, channels)
-        shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
-        self.model: nn.Module = copy.deepcopy(model, shared).eval()  # its structure; what stands in the memo is not copied
+        self.model: nn.Module = _shared_copy(model).eval()
         self.mapped = self.pixels == "uint8" and not isinstance(model, TransformerClassifier)
         if isinstance(self.model, TransformerClassifier):
             trunk = self.model.base_model
             _fold(trunk.embeddings.patch_embeddings, scale, shift)
-            for layer in trunk.layers[:-1]:
-                layer.attention = SplitAttention(layer.attention)
             trunk.layers[-1] = LastBlock(trunk.layers[-1], self.model.config.PREFIX_TOKENS)
         self.register_buffer("scale", torch.from_numpy(scale).float()[:, None, None])
         self.register_buffer("shift", torch.from_numpy(shift).float()[:, None, None])
@@ -71,44 +70,41 @@ class Graph(nn.Module):
         return tuple(self.model(values).heads.values())
 
 
-class Parts(nn.Module):
-    """A linear map whose outputs go different ways: torch makes all in one product, an exported graph each in its own.
+def separated(graph: Graph) -> Graph:
+    """A graph as runtimes other than torch run it best, with the same weights, not copies of them."""
+    model = _shared_copy(graph)
+    if isinstance(model.model, TransformerClassifier):
+        for layer in model.model.base_model.layers[:-1]:
+            layer.attention = SeparateAttention(layer.attention)
+    return model
 
-    Runtimes put what follows a product, as bringing it to int8, into the product, but not beyond where it is split.
+
+class SeparateAttention(nn.Module):
+    """A block's attention in plain products, and queries, keys and values in one each.
+
+    The same numbers as torch's fused forms make. Runtimes take what follows a product into it, as bringing it to int8, but
+    not beyond where it is split; and ONNX's fused attention scales queries and keys one by one, which moves both as floats.
 
     Args:
-        linear: the whole map.
-        count: how many equal parts its outputs have.
+        attention: whose weights it has.
+        answered: how many tokens, from the first on, are answered for; all when None.
     """
 
-    def __init__(self, linear: nn.Linear, count: int) -> None:
+    def __init__(self, attention: Attention, answered: int | None = None) -> None:
         super().__init__()
-        width = linear.out_features // count
-        self.whole = linear
-        self.parts = nn.ModuleList(_rows(linear, place * width, (place + 1) * width) for place in range(count))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, D) -> (B, N, width) of each part."""
-        if torch.compiler.is_exporting():
-            return tuple(part(x) for part in self.parts)
-        outputs: Tensor = self.whole(x)
-        return outputs.chunk(len(self.parts), dim=-1)
-
-
-class SplitAttention(nn.Module):
-    """A block's attention, in which queries, keys and values are told apart before their heads are.
-
-    The same numbers in an order that runtimes quantise and move about with fewer steps.
-    """
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.qkv, self.o_proj, self.head_width = Parts(attention.qkv, 3), attention.o_proj, attention.head_width
+        inner = attention.qkv.out_features // 3
+        self.q, self.k, self.v = (_rows(attention.qkv, place * inner, (place + 1) * inner) for place in range(3))
+        self.o_proj, self.head_width, self.answered = attention.o_proj, attention.head_width, answered
 
     def forward(self, x: Tensor, *_: object) -> tuple[Tensor, None]:
-        """(B, N, D) -> (B, N, D), and None where an attention has its weights."""
-        q, k, v = self.qkv(x)
-        return self.o_proj(attended(q, k, v, self.head_width)), None
+        """(B, N, D) -> (B, ``answered``, D), and None where an attention has its weights."""
+        q, k, v = (
+            part.reshape(*part.shape[:2], -1, self.head_width).transpose(1, 2)
+            for part in (self.q(x[:, : self.answered]), self.k(x), self.v(x))
+        )
+        scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, answered, N)
+        mixed = scores.softmax(dim=-1) @ v
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 class LastBlock(nn.Module):
@@ -123,33 +119,21 @@ class LastBlock(nn.Module):
 
     def __init__(self, block: Block, answered: int) -> None:
         super().__init__()
-        attention = block.attention
-        inner = attention.qkv.out_features // 3
-        self.answered, self.head_width = answered, attention.head_width
-        self.q, self.kv = _rows(attention.qkv, 0, inner), Parts(_rows(attention.qkv, inner, 3 * inner), 2)
-        self.o_proj = attention.o_proj
-        self.block = block
+        self.attention = SeparateAttention(block.attention, answered)
+        self.answered, self.block = answered, block
         del block.attention
 
     def forward(self, x: Tensor, *_: None) -> tuple[Tensor, None]:
         """(B, N, D) -> (B, ``answered``, D), and None where a block has its attention."""
-        normed = self.block.layernorm_before(x)
-        x = x[:, : self.answered]
-        q, (k, v) = self.q(normed[:, : self.answered]), self.kv(normed)
-        x = x + self.block.scaled(self.o_proj(attended(q, k, v, self.head_width)), None, 0)
+        attended, _ = self.attention(self.block.layernorm_before(x))
+        x = x[:, : self.answered] + self.block.scaled(attended, None, 0)
         return x + self.block.scaled(self.block.mlp(self.block.layernorm_after(x)), None, 1), None
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
-    """Queries (B, M, D), keys and values (B, N, D) -> what each query's heads gather, (B, M, D)."""
-    q, k, v = (part.reshape(*part.shape[:2], -1, head_width).transpose(1, 2) for part in (q, k, v))
-    if torch.compiler.is_exporting():
-        # ONNX's form of the fused function scales queries and keys one by one, and int8 runtimes then move both as floats.
-        scores: Tensor = q @ k.transpose(2, 3) * head_width**-0.5  # (B, H, M, N)
-        mixed: Tensor = scores.softmax(dim=-1) @ v
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-    return mixed.transpose(1, 2).flatten(2)
+def _shared_copy(module: Network) -> Network:
+    """The structure of a module once more, its weights not."""
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)  # what stands in the memo is not copied
 
 
 def _rows(linear: nn.Linear, first: int, last: int) -> nn.Linear:

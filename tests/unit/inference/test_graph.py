@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from deit.distillation.classifiers import LoadedClassifier, TimmClassifier
 from deit.image_processor import DeiTImageProcessor
-from deit.inference.graph import Graph, LastBlock, channel_map
+from deit.inference.graph import Graph, LastBlock, SeparateAttention, channel_map, separated
 from deit.modeling import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -48,15 +49,14 @@ def pixels(processor: DeiTImageProcessor) -> list[np.ndarray]:
     return [processor.pixels(pattern(60, 50, seed=seed)) for seed in range(3)]
 
 
-@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("form", [lambda graph: graph, separated])
 @pytest.mark.parametrize("name", models())
-def test_the_graphs_answers_are_the_models(name: str, exporting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graphs_answers_are_the_models(name: str, form: Callable[[Graph], Graph]) -> None:
     model = randomised(models()[name])
     processor = DeiTImageProcessor.for_size(*model.config.image_hw)
     images = pixels(processor)
     wanted = expected(model, processor, images)
-    graph = Graph(LoadedClassifier(model, processor, NAMES))
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    graph = form(Graph(LoadedClassifier(model, processor, NAMES)))
     with torch.inference_mode():
         found = graph(torch.from_numpy(np.stack([np.moveaxis(image, -1, 0) for image in images])))
     assert graph.heads == tuple(wanted)
@@ -72,9 +72,11 @@ def test_the_model_stays_as_it_is_and_its_weights_are_shared() -> None:
     assert {name: value.tolist() for name, value in model.state_dict().items()} == {
         name: value.tolist() for name, value in before.items()
     }
-    assert not any(isinstance(module, LastBlock) for module in model.modules())
+    assert not any(isinstance(module, LastBlock | SeparateAttention) for module in model.modules())
     ours = {value.untyped_storage().data_ptr() for value in model.parameters()}
-    assert sum(value.untyped_storage().data_ptr() not in ours for value in graph.parameters()) == 2  # the patch embedding's
+    for form in (graph, separated(graph)):
+        new = [value for value in form.parameters() if value.untyped_storage().data_ptr() not in ours]
+        assert len(new) == 2  # the patch embedding's
 
 
 def test_another_network_is_normalised_in_front() -> None:
