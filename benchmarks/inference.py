@@ -20,17 +20,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
-from itertools import chain
+from itertools import chain, cycle
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ import numpy as np
 import torch
 
 from answerers import CONTENDERS, Job, answerer, jobs, prepare
+from contender import Contender
 from deit.devices import describe
 from deit.inference import libraries
 from deit.inference.benchmark import PRODUCT, made_photos, memory, peak_rate, percentiles, timed
@@ -59,20 +57,15 @@ def serve(connection: Connection, job: Job) -> None:
         values = contender.values(batch)
         rates[batch] = sum(map(len, values)) / median_seconds(contender.many, values, PILOT)
     best = max(rates, key=lambda batch: rates[batch])
-    values, one, place = contender.values(best), contender.values(1), 0
+    values, one, paths = contender.values(best), contender.values(1), cycle(job.files)
     connection.send(best)
-    for asked in iter(connection.recv, ""):
+    for asked in iter(connection.recv, None):
         if asked == "rate":
             answer: Any = sum(map(len, values)) / median_seconds(contender.many, values, SECONDS)
         elif asked == "latency":
             answer = timed(lambda: contender.single(one[0]), SECONDS, 4)
         elif asked == "file_latency":
-            answer = []
-            for _ in range(max(4, int(SECONDS * 8))):
-                place = (place + 1) % len(job.files)
-                start = time.perf_counter()
-                contender.single_file(job.files[place])
-                answer.append(time.perf_counter() - start)
+            answer = timed(lambda: contender.single_file(next(paths)), SECONDS, 4)
         else:
             count = max(16, min(len(job.files), int(rates[best] * SECONDS)))
             answer = count / median_seconds(contender.files, job.files[:count], SECONDS)
@@ -85,44 +78,20 @@ def median_seconds(function: Callable[[Any], object], argument: Any, seconds: fl
     return statistics.median(timed(lambda: function(argument), seconds, 2))
 
 
-class Process:
-    """A contender in its own process."""
-
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(theirs, job))
-        self.process.start()
-        theirs.close()
-        self.batch: int = self.connection.recv()
-
-    def ask(self, what: str) -> Any:
-        self.connection.send(what)
-        return self.connection.recv()
-
-    def end(self) -> tuple[float, float]:
-        """Ends it; its memory, steady and at most, in MiB."""
-        found: tuple[float, float] = self.ask("")
-        self.process.join()
-        return found
-
-
 def compare(entrants: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
     """Rows of one size."""
     on_gpu = next(iter(entrants.values())).device == "cuda"
     peaks: dict[Precision, list[float]] = {} if on_gpu else {"fp32": [], "bf16": [], "int8": []}
     found: dict[str, dict[str, list[Any]]] = {name: {what: [] for what in MEASURES} for name in entrants}
-    processes: dict[str, Process] = {}
-    for name, job in entrants.items():
-        processes[name] = Process(job)
+    contenders = {name: Contender(serve, job) for name, job in entrants.items()}
     for _ in range(repeats):
         for precision, measured in peaks.items():
             measured.append(peak_rate(precision))
-        for name, process in processes.items():
+        for name, contender in contenders.items():
             for what in MEASURES:
-                found[name][what].append(process.ask(what))
-    batches = {name: process.batch for name, process in processes.items()}
-    memories = {name: process.end() for name, process in processes.items()}
+                found[name][what].append(contender.ask(what))
+    batches = {name: contender.ready for name, contender in contenders.items()}
+    memories = {name: contender.end() for name, contender in contenders.items()}
     rows = []
     for name, job in entrants.items():
         rate = statistics.median(found[name]["rate"])

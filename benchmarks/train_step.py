@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import platform
 import resource
 import statistics
@@ -36,7 +35,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ import torch
 import transformers
 from PIL import Image
 
+from contender import Contender
 from deit.config import ViTConfig
 from deit.data.loader import available_cores
 from deit.devices import Precision, describe, keeping_freed_memory
@@ -68,7 +67,7 @@ def serve(connection: Connection, job: Job) -> None:
         for _ in range(WARM_UP):
             trainee.step()
         connection.send("ready")
-        for steps in iter(connection.recv, 0):
+        for steps in iter(connection.recv, None):
             connection.send(measured(trainee.step, watch, steps))
         if device.type == "cuda":
             connection.send(torch.cuda.max_memory_allocated(device) / 2**20)
@@ -93,30 +92,6 @@ def parts_of(step: Callable[[], object], watch: Stopwatch) -> dict[str, float]:
     step()
     parts = watch.stop()
     return {**parts, "total": sum(parts.values()), "processor": time.process_time() - busy}
-
-
-class Process:
-    """A contender in its own process."""
-
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(theirs, job))
-        self.process.start()
-        theirs.close()
-        self.connection.recv()  # ready
-
-    def run(self, steps: int) -> list[dict[str, float]]:
-        self.connection.send(steps)
-        answer: list[dict[str, float]] = self.connection.recv()
-        return answer
-
-    def end(self) -> float:
-        """Ends it; the most memory that it held, in MiB."""
-        self.connection.send(0)
-        memory: float = self.connection.recv()
-        self.process.join()
-        return memory
 
 
 def peak_rate(device: torch.device, precision: Precision) -> float:
@@ -153,21 +128,21 @@ def turns(entrants: dict[str, Job], repeats: int) -> tuple[dict[str, list[dict[s
     if device.type == "cuda":
         peaks = [peak_rate(device, first.precision) for _ in range(repeats)]
         for name, job in entrants.items():
-            process = Process(job)
-            steps[name] = [process.run(GPU_STEPS)[0] for _ in range(repeats)]
-            memory[name] = process.end()
+            contender = Contender(serve, job)
+            steps[name] = [contender.ask(GPU_STEPS)[0] for _ in range(repeats)]
+            memory[name] = contender.end()
         return steps, memory, peaks
     peaks = []
-    processes = {name: Process(job) for name, job in entrants.items()}
+    contenders = {name: Contender(serve, job) for name, job in entrants.items()}
     for _ in range(repeats):
         peaks.append(peak_rate(device, first.precision))
-        for name, process in processes.items():
-            steps[name] += process.run(1)
-    return steps, {name: process.end() for name, process in processes.items()}, peaks
+        for name, contender in contenders.items():
+            steps[name] += contender.ask(1)
+    return steps, {name: contender.end() for name, contender in contenders.items()}, peaks
 
 
 def summary(rates: list[float]) -> dict[str, float]:
-    return dict(zip(("low", "median", "high"), statistics.quantiles(rates, n=4), strict=True))
+    return dict(zip(("low", "median", "high"), np.percentile(rates, (25, 50, 75)).tolist(), strict=True))
 
 
 def compare(entrants: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
@@ -205,9 +180,9 @@ def photos(folder: Path, images: int) -> None:
 
 def from_files(job: Job) -> dict[str, Any]:
     """Our step fed by the loader: images a second, and the share of the time in which it waits."""
-    process = Process(job)
-    steps = [step for _ in range(PREFETCHED + FED_STEPS) for step in process.run(1)][PREFETCHED:]
-    process.end()
+    contender = Contender(serve, job)
+    steps = [step for _ in range(PREFETCHED + FED_STEPS) for step in contender.ask(1)][PREFETCHED:]
+    contender.end()
     seconds = sum(step["total"] for step in steps)
     waiting = sum(step["data"] for step in steps) / seconds
     return {**asdict(job), "images_per_second": job.batch * len(steps) / seconds, "waiting": waiting}

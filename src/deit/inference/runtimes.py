@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import os
 import queue
+import re
+import shutil
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -32,13 +34,14 @@ RUNTIMES: dict[Format, tuple[RuntimeName, ...]] = {
 # Images of a call where there are many: with more, nothing is faster (docs/log.md).
 OPENVINO_BATCH, ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 8, 4, 16, 256
 CACHED_BYTES = 32 * 2**20
+KEPT_GRAPHS = 16  # compiled ones, each about the size of its weights
+KEY = re.compile("[0-9a-f]{32}")
 LIBRARIES: dict[RuntimeName, str] = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "torch": "torch",
     "torch-compiled": "torch",
 }
-
 
 FIRST_TENSOR = threading.Lock()
 CACHE_VARIABLE = "DEIT_CACHE"
@@ -81,8 +84,8 @@ class OpenVinoRuntime:
             has it.
         work: ``latency`` puts all cores on one call, ``throughput`` works on as many calls as there are cores, but on one where
             the weights are too large for the caches: calls side by side would each fetch all of them.
-        key: of the graph's content; by it the compiled graph is kept, since compiling takes longer than an answer. None keeps
-            nothing.
+        key: of the graph's content, 32 hexadecimal digits; by it the compiled graph is kept, since compiling takes longer than
+            an answer. None keeps nothing.
 
     Raises:
         CheckpointError: a graph that it cannot read.
@@ -105,7 +108,7 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": cores(),
             "NUM_STREAMS": str(self.calls),
         }
-        if key is not None and (kept := _writable(cache_directory() / "openvino" / key)):
+        if key is not None and (kept := _kept(cache_directory() / "openvino" / key)):
             settings["CACHE_DIR"] = str(kept)
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
@@ -202,12 +205,20 @@ def _weight_bytes(graph: Path) -> int:
     return max(file.stat().st_size for file in (graph, beside) if file.is_file()) if graph.is_file() else 0
 
 
-def _writable(directory: Path) -> Path | None:
-    """The directory, made if it is missing; None where that cannot be."""
+def _kept(directory: Path) -> Path | None:
+    """Where a compiled graph is kept, marked as used now; None where nothing can be written.
+
+    Of all kept graphs those that were used last stay, the others go. What has another name than a key was not put there by us.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        os.utime(directory)
+        ours = (place for place in directory.parent.iterdir() if KEY.fullmatch(place.name))
+        by_use = sorted(ours, key=lambda place: place.stat().st_mtime_ns, reverse=True)
     except OSError:
         return None
+    for old in by_use[KEPT_GRAPHS:]:
+        shutil.rmtree(old, ignore_errors=True)
     return directory if os.access(directory, os.W_OK) else None
 
 

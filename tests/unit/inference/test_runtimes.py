@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -139,6 +141,24 @@ def test_the_compiled_graph_is_kept_by_content(
     np.testing.assert_array_equal(open_runtime(bundles["openvino"], "openvino")(noise(2))["both"], first)
     open_runtime(bundles["onnx"], "openvino")
     assert len(list((tmp_path / "openvino").iterdir())) == 2
+
+
+def test_of_many_compiled_graphs_those_that_were_used_last_stay(
+    bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(runtimes, "KEPT_GRAPHS", 2)
+    kept = tmp_path / "openvino"
+    somebodys = kept / "a model of mine"
+    somebodys.mkdir(parents=True)
+    os.utime(somebodys, (0, 0))
+    first, second, third = (character * 32 for character in "abc")
+    for age, name in ((3, second), (2, first)):
+        (kept / name).mkdir()
+        (kept / name / "1.blob").write_bytes(b"compiled")
+        os.utime(kept / name, (time.time() - age, time.time() - age))
+    OpenVinoRuntime(bundles["openvino"].graph, HEADS, "fp32", key=third)
+    assert {place.name for place in kept.iterdir()} == {somebodys.name, first, third}
 
 
 def test_where_nothing_can_be_kept_it_runs_all_the_same(
