@@ -43,11 +43,12 @@ from torch import nn
 
 from deit.data.loader import Batch, Loader, default_workers
 from deit.data.sources import DataRecord, FileSource, Splits, fingerprint
-from deit.devices import choose_device, describe, keeping_freed_memory
+from deit.devices import choose_device, describe
 from deit.distillation.classifiers import fresh_network
 from deit.distillation.store import StoreResult, store_on
 from deit.distillation.stored import StoredTeacher
 from deit.distillation.teacher import Teacher
+from deit.memory import keeping_freed_memory
 from deit.modeling import new_classifier
 from deit.training.optimization import make_optimizer
 from deit.training.recipe import Recipe, Transformer

@@ -47,7 +47,8 @@ from PIL import Image
 from contender import Contender
 from deit.config import ViTConfig
 from deit.data.loader import available_cores
-from deit.devices import Precision, describe, keeping_freed_memory
+from deit.devices import Precision, describe
+from deit.memory import keeping_freed_memory
 from trainees import CLASSES, FED, KINDS, OURS, Job, Stopwatch, jobs
 
 WARM_UP = 3

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -14,11 +11,6 @@ from deit.errors import UserError
 from deit.hardware import cpu_name, has_bf16
 
 Precision = Literal["fp32", "bf16"]
-
-# Parameters of glibc's mallopt (malloc.h), and what they are when nobody sets them.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_USUAL_TRIM_THRESHOLD, _USUAL_MMAP_MAX = 128 * 1024, 65_536
-_NEVER_TRIM = 2**31 - 1
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -51,27 +43,6 @@ def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Matrix products in bf16 within, where that is the precision; weights and losses stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@contextmanager
-def keeping_freed_memory(device: torch.device) -> Iterator[None]:
-    """Within, a CPU's memory that is freed is kept for the next tensor; at the end the system has it back.
-
-    glibc takes each large block from the system and gives it back at once, and the system fills it with zeros each time. A
-    training step frees and takes the same sizes again and again. Without glibc, or on another device, this does nothing.
-    """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_MAX, _USUAL_MMAP_MAX)
-        libc.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM_THRESHOLD)
-        libc.malloc_trim(0)
 
 
 def describe(device: torch.device) -> str:

@@ -19,6 +19,7 @@ SOURCE = Path(deit.__file__).parent
 ORDER = [
     "errors",
     "hardware",
+    "memory",
     "draws",
     "files",
     "interrupts",

@@ -22,7 +22,7 @@ from deit.data.loader import Batch, Loader, TrainSamples
 from deit.data.opening import lasting, open_data
 from deit.data.order import steps_per_epoch
 from deit.data.sources import DataRecord, Splits
-from deit.devices import autocast, choose_device, choose_precision, describe, keeping_freed_memory
+from deit.devices import autocast, choose_device, choose_precision, describe
 from deit.distillation.answers import (
     MAX_STORED_CLASSES,
     NO_ANSWER,
@@ -42,6 +42,7 @@ from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, TeacherError, UserError, WorkError
 from deit.files import STORE_NAME, json_text, sha256, write_files
 from deit.interrupts import interrupts
+from deit.memory import keeping_freed_memory
 from deit.progress import Progress, say
 from deit.training.recipe import Recipe
 from deit.training.recipes import get_recipe

@@ -21,6 +21,7 @@ from deit.inference.choice import choose_runtime
 from deit.inference.decoding import near_pixels
 from deit.inference.loading import open_runtime
 from deit.inference.runtimes import Runtime, RuntimeName, Work
+from deit.memory import keep_freed_memory
 from deit.progress import Progress
 from deit.threads import in_order
 
@@ -58,7 +59,7 @@ class Predictor:
     """A classifier that takes files, bytes, Pillow images, arrays or tensors.
 
     Each of its threads reads, decodes and resizes a few images, asks the model, and takes the next few: while some are at
-    the model, others decode.
+    the model, others decode. Memory that is freed stays with the process, up to some hundred MiB (:mod:`deit.memory`).
 
     Args:
         runtime: what runs the model.
@@ -81,6 +82,7 @@ class Predictor:
         pixels: PixelType = "uint8",
         exact: bool = False,
     ) -> None:
+        keep_freed_memory()
         self.runtime, self.processor, self.classes = runtime, processor, classes
         self.takes, self.exact = pixels, exact
 

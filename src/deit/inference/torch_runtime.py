@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -48,17 +48,22 @@ class TorchRuntime:
         self._place, self._compiled = place, compiled
         mode = "max-autotune" if place.type == "cuda" else "default"
         self._run: Callable[[Tensor], Any] = torch.compile(graph, mode=mode, dynamic=False) if compiled else graph
-        self._lock = threading.Lock()
+        # Whoever asks, one thread answers: torch starts processor threads for each one that it is called from, and recorded
+        # CUDA graphs belong to the thread that recorded them.
+        self._thread = ThreadPoolExecutor(1, "deit-torch")
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """As :class:`deit.inference.runtimes.Runtime` says."""
+        return self._thread.submit(self._answers, pixels).result()
+
+    def _answers(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         count = len(pixels)
         values = torch.from_numpy(pixels)
         if self._compiled:
             values = torch.cat([values, values.new_zeros(_power_of_two(count) - count, *values.shape[1:])])
         if self._place.type == "cuda":
             values = values.pin_memory()
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             logits = torch.stack(self._run(values.to(self._place, non_blocking=True)))  # (heads, B, K)
             answers = logits[:, :count].float().cpu().numpy()
         return dict(zip(self.heads, answers, strict=True))

@@ -14,8 +14,9 @@ from deit.checkpoints.facts import shape_name
 from deit.data.loader import Batch, Loader, available_cores, default_workers
 from deit.data.order import Plan
 from deit.data.sources import Splits
-from deit.devices import autocast, describe, keeping_freed_memory
+from deit.devices import autocast, describe
 from deit.distillation.stored import AnyTeacher
+from deit.memory import keeping_freed_memory
 from deit.progress import duration, plural, say
 from deit.training.loop import Training
 from deit.training.optimization import learners, make_optimizer

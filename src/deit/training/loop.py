@@ -13,11 +13,11 @@ import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.order import steps_per_epoch
-from deit.devices import keeping_freed_memory
 from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation import evaluate_source
 from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
 from deit.interrupts import interrupts
+from deit.memory import keeping_freed_memory
 from deit.modeling import DeiTForMaskedImageModeling
 from deit.progress import Progress
 from deit.training.masking import masked_loss

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +214,20 @@ def test_torch_fills_compiled_batches_up_to_a_power_of_two(graph: Graph, monkeyp
     for count, filled in ((1, 1), (2, 2), (3, 4), (5, 8), (8, 8)):
         assert runtime(noise(count))["both"].shape == (count, len(CLASSES))
         assert seen[-1] == filled
+
+
+def test_torch_answers_all_threads_from_one(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, threads = TorchRuntime(graph, "cpu"), set()
+    answer = runtime._run
+
+    def run(pixels: torch.Tensor) -> Any:
+        threads.add(threading.get_ident())
+        return answer(pixels)
+
+    monkeypatch.setattr(runtime, "_run", run)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(runtime, [noise(1)] * 8))) == 8
+    assert len(threads) == 1
 
 
 def test_torch_in_bf16_leaves_the_graph_as_it_is(graph: Graph) -> None:
