@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,12 +49,14 @@ class TorchRuntime:
         self._place, self._compiled = place, compiled
         mode = "max-autotune" if place.type == "cuda" else "default"
         self._run: Callable[[Tensor], Any] = torch.compile(graph, mode=mode, dynamic=False) if compiled else graph
-        # Whoever asks, one thread answers: torch starts processor threads for each one that it is called from, and recorded
-        # CUDA graphs belong to the thread that recorded them.
+        # One thread answers all but the main one: torch starts processor threads for each that it is called from. On a GPU it
+        # answers the main one too, since recorded CUDA graphs belong to the thread that recorded them.
         self._thread = ThreadPoolExecutor(1, "deit-torch")
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """As :class:`deit.inference.runtimes.Runtime` says."""
+        if self._place.type == "cpu" and threading.current_thread() is threading.main_thread():
+            return self._answers(pixels)
         return self._thread.submit(self._answers, pixels).result()
 
     def _answers(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
