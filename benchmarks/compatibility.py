@@ -1,6 +1,6 @@
 """The table of docs/compatibility.md: every format that is read, and how far our logits are from its own program's.
 
-    python benchmarks/compatibility.py [--sizes tiny base] [--write]
+    python -m benchmarks.compatibility [--sizes tiny base] [--write]
 
 For each published shape (tiny and base, plain and distilled, 224 and 384 pixels) a model with random weights is made by the
 installed transformers and by the installed timm, saved in each format, opened by this package, and asked the same two images of
@@ -33,12 +33,12 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from deit.config import variant_config
-from deit.devices import describe
-from deit.modeling import load_model, new_classifier
-from deit.progress import say
-from deit.training.optimization import MovingAverage
-from deit.training.recipe import Average
-from deit.training.state import Place, save_checkpoint
+from deit.models.modeling import load_model, new_classifier
+from deit.recipes.schema import Average
+from deit.system.devices import describe
+from deit.system.progress import print_status
+from deit.training.optimization import ModelEma
+from deit.training.state import TrainState, save_checkpoint
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 SIZES = ("tiny", "base")
@@ -56,7 +56,7 @@ def images(pixels: int) -> Tensor:
 
 
 @torch.no_grad()
-def randomised(network: Any) -> Any:
+def randomized(network: Any) -> Any:
     """No weight stays at a special value, so that none can be lost unseen."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
@@ -132,7 +132,7 @@ def _other(network: Any) -> Any:
 
 def _run(model: Any, average: Any, folder: Path) -> Path:
     optimizer = torch.optim.SGD(model.parameters())
-    return save_checkpoint(folder, Place(), model, MovingAverage(average, Average(decay=0.5)), optimizer)
+    return save_checkpoint(folder, TrainState(), model, ModelEma(average, Average(decay=0.5)), optimizer)
 
 
 TRANSFORMERS: Writers = {
@@ -184,7 +184,7 @@ def layers(size: str, distilled: bool) -> dict[str, float]:
     """Largest differences of any layer's tokens and attentions from transformers' explicit attention, at 224 pixels."""
     both = [network for network, _ in cases(size, 224, distilled) if isinstance(network, transformers.PreTrainedModel)]
     network: Any = both[-1]
-    randomised(network).set_attn_implementation("eager")
+    randomized(network).set_attn_implementation("eager")
     with tempfile.TemporaryDirectory() as folder:
         model = load_model(_four(network, Path(folder) / "saved"))
     asked = {"output_attentions": True, "output_hidden_states": True}
@@ -202,11 +202,11 @@ def measure(sizes: tuple[str, ...]) -> dict[str, Any]:
         for pixels in PIXELS:
             for distilled in (False, True):
                 for network, writers in cases(size, pixels, distilled):
-                    randomised(network)
+                    randomized(network)
                     for name, write in writers.items():
                         kind, largest = difference(network, write, pixels, ema=name.endswith("average"))
                         found.setdefault(name, {}).setdefault(kind, {})[f"{size} {pixels}"] = largest
-                        say(f"{size} {pixels}: {name} -> {kind}: {largest:.1e}")
+                        print_status(f"{size} {pixels}: {name} -> {kind}: {largest:.1e}")
     inner = {
         f"{size}{' distilled' if distilled else ''}": layers(size, distilled) for size in sizes for distilled in (False, True)
     }

@@ -1,8 +1,8 @@
 """Images a second that one core makes ready for training, beside timm and torchvision: DeiT's whole pipeline at 224 pixels.
 
-    python benchmarks/data.py [--repeats 9] [--write]
+    python -m benchmarks.data [--repeats 9] [--write]
 
-From JPEG files on disk to a mixed, normalised float32 batch with soft targets: decode, random resized crop, flip, RandAugment
+From JPEG files on disk to a mixed, normalized float32 batch with soft targets: decode, random resized crop, flip, RandAugment
 rand-m9-mstd0.5-inc1, erasing, mixup or cutmix, with three repeats of each image. The photos are crops of scikit-learn's two
 sample photos with grain, of 500 x 375 pixels, as ImageNet's mostly are, and of 2000 x 1500, as a phone's or camera's at least.
 
@@ -44,12 +44,12 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from deit.data.augment import Augmentation, TrainTransform
 from deit.data.loader import TrainSamples
-from deit.data.mixing import Mixing
-from deit.data.order import epoch_steps, micro_batches
+from deit.data.sampler import epoch_steps, micro_batches
 from deit.data.sources import FileSource
-from deit.devices import describe
+from deit.data.transforms.augment import Augmentation, TrainTransform
+from deit.data.transforms.mixing import Mixing
+from deit.system.devices import describe
 
 INPUT = 224
 REPEATS = 3
@@ -71,14 +71,14 @@ PEERS = (TIMM, TIMM_FAST, VISION, VISION_TENSORS)
 
 REMARKS = """\
 timm: `create_transform` with `RandomErasing` on the CPU, the default collation and `Mixup`; "its prefetcher" is the other way
-that its loader goes, with `FastCollateMixup` on 8 bits and normalisation and erasing of whole batches. torchvision: its `v2`
+that its loader goes, with `FastCollateMixup` on 8 bits and normalization and erasing of whole batches. torchvision: its `v2`
 transforms, each of RandAugment's two operations with a probability of a half as in timm's; with tensors, files are decoded
 by `decode_image`, and turns are bilinear, since it has bicubic ones for Pillow images alone. Both draw samples by timm's
 `RepeatAugSampler` and decode a file for each. "Ours, without repeats" decodes a file for each sample too.
 
 Where ours saves: one decoding for the three repeats of an image; torch's resize of 8 bits, where timm has Pillow's; slants and
 shifts of four pixels in place of sixteen with the same bits; JPEG decoded at half the size or less where the three
-crops allow it; normalisation in two passes, and mixing in place.""".splitlines()
+crops allow it; normalization in two passes, and mixing in place.""".splitlines()
 
 
 class Files(Dataset[tuple[Any, int]]):
@@ -273,7 +273,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['date']}, {result['hardware']}, {result['software']}.",
         "Samples a second of one core, from JPEG files to mixed batches at 224, median of",
         f"{result['repeats']} interleaved turns and the quartiles. Made by",
-        f"`python benchmarks/data.py --repeats {result['repeats']} --write`.",
+        f"`python -m benchmarks.data --repeats {result['repeats']} --write`.",
         "",
         f"| photos | {' | '.join(CONTENDERS)} | ours to the best other |",
         "|---|" + "--:|" * (len(CONTENDERS) + 1),

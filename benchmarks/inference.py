@@ -1,6 +1,6 @@
 """Images a second and milliseconds an image of our runtimes, beside transformers, timm, plain ONNX Runtime and plain OpenVINO.
 
-    python benchmarks/inference.py [--sizes tiny base] [--repeats 5] [--device cuda] [--only ...] [--write]
+    python -m benchmarks.inference [--sizes tiny base] [--repeats 5] [--device cuda] [--only ...] [--write]
 
 Distilled models at 224 with random weights, which take the same time as trained ones. Each contender has a process of its
 own, and in each repeat all of them take their turn, so that a machine that slows down slows all of them. Measured are: pixels
@@ -34,12 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from answerers import CONTENDERS, Job, answerer, jobs, prepare
-from contender import Contender
-from deit.devices import describe
+from benchmarks.contender import Contender
+from benchmarks.inference_contenders import CONTENDERS, Job, answerer, jobs, prepare
 from deit.inference import libraries
 from deit.inference.benchmark import PRODUCT, made_photos, memory, peak_rate, percentiles, timed
 from deit.inference.bundle import Precision
+from deit.system.devices import describe
 
 FILES = 64
 PILOT = 0.4  # seconds for each number of images a call

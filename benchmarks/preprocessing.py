@@ -1,6 +1,6 @@
 """Images a second of our image processor beside those of transformers, on one core and on all.
 
-    python benchmarks/preprocessing.py [--repeats 15] [--write]
+    python -m benchmarks.preprocessing [--repeats 15] [--write]
 
 32 images of 500 x 375, as ImageNet's mostly are, one by one and as one batch of 32, decoded beforehand and as JPEG files by
 their paths, which every processor here opens itself. In each
@@ -36,8 +36,8 @@ from PIL import Image
 from transformers.models.deit.image_processing_deit import DeiTImageProcessor as TorchvisionProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from deit.devices import describe
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
+from deit.system.devices import describe
 
 SIZE = (500, 375)
 IMAGES = 32
@@ -169,7 +169,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['date']}, {result['hardware']}, {result['software']}.",
         f"Images a second, 500 x 375, median of {result['repeats']} interleaved repeats and the quartiles; ours gives the",
         "bits of the Pillow backend of transformers. Made by "
-        f"`python benchmarks/preprocessing.py --repeats {result['repeats']} --write`.",
+        f"`python -m benchmarks.preprocessing --repeats {result['repeats']} --write`.",
         "",
         f"| cores | crop | images | batch | {' | '.join(names)} | ours to {PILLOW} |",
         "|--:|---|---|--:|" + "--:|" * (len(names) + 1),

@@ -1,11 +1,11 @@
 """How much is learned from little data in little time: accuracy against wall-clock, over several seeds.
 
-    python benchmarks/small_data.py [DATA] [--made] [--minutes 10] [--seeds 5] [--only ...] [--out benchmarks/results]
+    python -m benchmarks.small_data [DATA] [--made] [--minutes 10] [--seeds 5] [--only ...] [--out benchmarks/results]
 
-On the digits, on any folder of images, or (``--made``) on the signs of ``benchmarks/signs.py``. For each seed, each of:
+On the digits, on any folder of images, or (``--made``) on the signs of ``benchmarks/signs_dataset.py``. For each seed, each of:
 
 - ``convnet, torchvision``: the teacher's network as one would train it by hand, with AdamW, a plain loop and torchvision's
-  crops, turns, slants and colour jitter, for all of the minutes;
+  crops, turns, slants and color jitter, for all of the minutes;
 - ``convnet, our augmentation``: the same with the teacher's augmentation;
 - ``timm``: its tiny DeiT with the settings of its training script as far as they concern learning, for all of the minutes;
 - ``teacher``: ``deit teacher train``, for 30% of the minutes;
@@ -40,25 +40,26 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-import signs
+from benchmarks import signs_dataset
+from deit.data.datasets.named import DIGITS
 from deit.data.loader import EvaluationSamples, Loader
-from deit.data.named import DIGITS
 from deit.data.opening import open_data
-from deit.data.order import epoch_steps
-from deit.data.sources import ImageSource, Splits
-from deit.devices import autocast, choose_device, choose_precision, describe
-from deit.distillation.losses import as_targets, soft_target_cross_entropy
-from deit.distillation.plain import PLAIN
-from deit.distillation.store import store_on
-from deit.evaluation import evaluate_source
-from deit.outputs import ImageClassifierOutput
-from deit.progress import say
+from deit.data.sampler import epoch_steps
+from deit.data.sources import ImageSource
+from deit.data.splits import Splits
+from deit.distillation.build_cache import build_cache_on
+from deit.evaluation.evaluate import evaluate_source
+from deit.models.losses import as_targets, soft_target_cross_entropy
+from deit.models.outputs import ImageClassifierOutput
+from deit.models.plain_convnet import PLAIN_CONVNET
+from deit.recipes.presets import get_recipe
+from deit.recipes.run_settings import RunSettings
+from deit.recipes.samples import training_samples
+from deit.recipes.schema import Recipe
+from deit.system.devices import autocast, choose_device, choose_precision, describe
+from deit.system.progress import print_status
 from deit.training.loop import read_log
-from deit.training.recipe import Recipe
-from deit.training.recipes import get_recipe
 from deit.training.run import TrainResult, fitted, pretrain, train_on
-from deit.training.samples import training_samples
-from deit.training.settings import RunSettings
 
 TEACHER_SHARE = 0.3  # of the minutes
 CONVNET, CONVNET_OURS = "convnet, torchvision", "convnet, our augmentation"
@@ -205,7 +206,7 @@ class Seed:
         if name in (CONVNET, CONVNET_OURS):
             recipe = self.plain.replace(batch_size=64, optimizer={"lr": 3e-3, "reference_batch": 64})
             epochs = torchvision_epochs if name == CONVNET else our_epochs
-            return self._baseline(timm.create_model(PLAIN, num_classes=classes), recipe, epochs)
+            return self._baseline(timm.create_model(PLAIN_CONVNET, num_classes=classes), recipe, epochs)
         if name == "timm":
             recipe = get_recipe("deit").replace(seed=self.number, batch_size=64, model={"image_size": height})
             network = timm.create_model("deit_tiny_patch16_224", num_classes=classes, img_size=height, drop_path_rate=0.1)
@@ -216,7 +217,7 @@ class Seed:
         budget = share * self.minutes
         run = RunSettings(self.data, teacher=str(self.folder / "teacher") if distilled else None)
         if name == "stored hard":
-            store_on(self.splits, self.recipes[name].replace(minutes=budget), run, self.folder / "store")
+            build_cache_on(self.splits, self.recipes[name].replace(minutes=budget), run, self.folder / "store")
             run = replace(run, teacher=str(self.folder / "store"))
             budget = max(budget - (time.monotonic() - start) / 60, 0.1 * budget)
         if name == "masked":
@@ -247,7 +248,7 @@ class Seed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default=DIGITS)
-    parser.add_argument("--made", action="store_true", help="the signs of benchmarks/signs.py, in place of DATA")
+    parser.add_argument("--made", action="store_true", help="the signs of benchmarks/signs_dataset.py, in place of DATA")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
@@ -261,7 +262,7 @@ def main() -> None:
         data = options.data
         if options.made:
             data = str(Path(folder) / "signs")
-            signs.write(Path(data))
+            signs_dataset.write(Path(data))
         for number in range(options.seeds):
             known = {row["contender"] for row in result["rows"] if row["seed"] == number}
             wanted = {contender for contender in options.only if contender not in known}
@@ -275,7 +276,7 @@ def main() -> None:
                 stem.with_suffix(".json").write_text(json.dumps(result) + "\n")
                 stem.with_suffix(".md").write_text(table(result))
                 plot(result, stem.with_suffix(".svg"))
-                say(f"Seed {number}, {contender}: {100 * _last(row):.1f} in {row['minutes']:.1f} minutes")
+                print_status(f"Seed {number}, {contender}: {100 * _last(row):.1f} in {row['minutes']:.1f} minutes")
     print(table(result))
     print(json.dumps(result))
 
@@ -315,7 +316,7 @@ def table(result: dict[str, Any]) -> str:
         f"{' to '.join(sorted({dates[0], dates[-1]}))}, {result['hardware']}, {result['software']}.",
         f"Top-1 on the test images in percent, mean and standard deviation over the seeds; {result['minutes']:g} minutes",
         "for each row, with the teacher or pretraining that it needs.",
-        f"Made by `python benchmarks/small_data.py {data} --minutes {result['minutes']:g}`.",
+        f"Made by `python -m benchmarks.small_data {data} --minutes {result['minutes']:g}`.",
         "",
         "| | top-1 | seeds | minutes |",
         "|---|---|--:|--:|",
@@ -337,11 +338,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, rows in _by_contender(result).items():
-        colour = f"C{CONTENDERS.index(name)}"
+        color = f"C{CONTENDERS.index(name)}"
         for row in rows:
             times, scores = zip(*row["curve"], strict=True)
-            axes.plot(times, [100 * score for score in scores], color=colour, alpha=0.5, linewidth=1)
-            axes.plot([row["minutes"]], [100 * _last(row)], "o", color=colour, label=name if row is rows[0] else None)
+            axes.plot(times, [100 * score for score in scores], color=color, alpha=0.5, linewidth=1)
+            axes.plot([row["minutes"]], [100 * _last(row)], "o", color=color, label=name if row is rows[0] else None)
     axes.set_xlabel("minutes, with the teacher's or pretraining's")
     axes.set_ylabel("top-1, %: validation (lines), test (dots)")
     axes.legend(fontsize=8, loc="center right")

@@ -1,6 +1,6 @@
 """Images a second of our training step beside those of timm and transformers, and where the time of each goes.
 
-    python benchmarks/train_step.py [--device cpu|cuda] [--sizes tiny small] [--precision bf16 fp32] [--batch 32]
+    python -m benchmarks.train_step [--device cpu|cuda] [--sizes tiny small] [--precision bf16 fp32] [--batch 32]
                                     [--contenders NAME ...] [--repeats 9] [--write]
 
 Each contender is a process of its own, with its own allocator settings, and does one step when it is its turn (ten on a
@@ -44,12 +44,12 @@ import torch
 import transformers
 from PIL import Image
 
-from contender import Contender
+from benchmarks.contender import Contender
+from benchmarks.train_contenders import CLASSES, FED, KINDS, OURS, Job, Stopwatch, jobs
 from deit.config import ViTConfig
-from deit.data.loader import available_cores
-from deit.devices import Precision, describe
-from deit.memory import keeping_freed_memory
-from trainees import CLASSES, FED, KINDS, OURS, Job, Stopwatch, jobs
+from deit.data.loader import cores
+from deit.system.devices import Precision, describe
+from deit.system.malloc import keeping_freed_memory
 
 WARM_UP = 3
 FED_STEPS = 16
@@ -61,7 +61,7 @@ PARTS = ("forward", "backward", "optimizer", "processor")
 def serve(connection: Connection, job: Job) -> None:
     """A contender's process: steps whenever it is asked for some."""
     device = torch.device(job.device)
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(cores())
     with keeping_freed_memory(device) if job.keeps_memory else nullcontext():
         trainee, watch = KINDS[job.kind](job), Stopwatch(device)
         watch.attach(trainee)
@@ -202,7 +202,7 @@ def main() -> None:
     unknown = set(options.contenders or ()) - jobs("tiny", "bf16", options.batch, options.device).keys()
     if unknown:
         parser.error(f"no such contender on {options.device}: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(cores())
     rows: list[dict[str, Any]] = []
     fed_rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from deit.config import DeiTConfig, ViTConfig
-from deit.data.sources import DataRecord, Splits, fingerprint
+from deit.data.sources import fingerprint
+from deit.data.splits import DataRecord, Splits
 from deit.errors import ImageError
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,7 +50,7 @@ def tiny_vit(**fields: Any) -> ViTConfig:
 
 
 @torch.no_grad()
-def randomised(model: M, seed: int = 0, std: float = 0.3) -> M:
+def randomized(model: M, seed: int = 0, std: float = 0.3) -> M:
     """The model in evaluation mode with no weight left at a special value, so that none can be lost unseen."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

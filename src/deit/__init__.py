@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deit.config import DeiTConfig, ViTConfig
     from deit.distillation.teacher import Teacher
-    from deit.evaluation import evaluate
-    from deit.image_processor import DeiTFeatureExtractor, DeiTImageProcessor
-    from deit.inference.export import export
+    from deit.evaluation.evaluate import evaluate
+    from deit.export.export import export
+    from deit.images.processor import DeiTFeatureExtractor, DeiTImageProcessor
     from deit.inference.predictor import Predictor
-    from deit.modeling import (
+    from deit.models.modeling import (
         DeiTForImageClassification,
         DeiTForImageClassificationWithTeacher,
         DeiTForMaskedImageModeling,
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
         ViTModel,
         load_model,
     )
-    from deit.training.recipe import Recipe
+    from deit.recipes.schema import Recipe
     from deit.training.run import pretrain, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DeiTConfig": "deit.config",
-    "DeiTFeatureExtractor": "deit.image_processor",
-    "DeiTForImageClassification": "deit.modeling",
-    "DeiTForImageClassificationWithTeacher": "deit.modeling",
-    "DeiTForMaskedImageModeling": "deit.modeling",
-    "DeiTImageProcessor": "deit.image_processor",
-    "DeiTModel": "deit.modeling",
+    "DeiTFeatureExtractor": "deit.images.processor",
+    "DeiTForImageClassification": "deit.models.modeling",
+    "DeiTForImageClassificationWithTeacher": "deit.models.modeling",
+    "DeiTForMaskedImageModeling": "deit.models.modeling",
+    "DeiTImageProcessor": "deit.images.processor",
+    "DeiTModel": "deit.models.modeling",
     "Predictor": "deit.inference.predictor",
-    "Recipe": "deit.training.recipe",
+    "Recipe": "deit.recipes.schema",
     "Teacher": "deit.distillation.teacher",
     "ViTConfig": "deit.config",
-    "ViTForImageClassification": "deit.modeling",
-    "ViTModel": "deit.modeling",
-    "evaluate": "deit.evaluation",
-    "export": "deit.inference.export",
-    "load_model": "deit.modeling",
+    "ViTForImageClassification": "deit.models.modeling",
+    "ViTModel": "deit.models.modeling",
+    "evaluate": "deit.evaluation.evaluate",
+    "export": "deit.export.export",
+    "load_model": "deit.models.modeling",
     "pretrain": "deit.training.run",
     "train": "deit.training.run",
 }

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from deit.checkpoints.hub import fetch, hub_arguments
 from deit.errors import ConfigError, did_you_mean, validation_problem
-from deit.files import CONFIG_NAME, json_text, read_json, write_json
+from deit.hub import fetch, hub_arguments
+from deit.system.files import CONFIG_NAME, json_text, read_json, write_json
 from deit.variants import variant
 
 MAX_TOKENS = 65_536  # a 4096 x 4096 image in patches of 16
@@ -282,7 +282,7 @@ class ViTConfig(BaseModel):
         Args:
             name: a model directory, the file itself, a name on the hub, or a variant's name.
             arguments: fields that take the place of those in the file; and where on the hub, as in
-                :func:`deit.checkpoints.hub.fetch`: ``revision``, ``cache_dir``, ``local_files_only``, ``token`` and so on.
+                :func:`deit.hub.fetch`: ``revision``, ``cache_dir``, ``local_files_only``, ``token`` and so on.
 
         Raises:
             CheckpointError: no such file, or no JSON object in it.

@@ -62,7 +62,7 @@ VARIANTS = {row.name: row for row in _ROWS}
 
 
 def variant(name: str) -> Variant:
-    """The variant of a name, with or without the hub's organisation.
+    """The variant of a name, with or without the hub's organization.
 
     Raises:
         UserError: no such variant; the message names the nearest.

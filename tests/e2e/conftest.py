@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 Deit = Callable[..., "subprocess.CompletedProcess[str]"]
 
-CLASSES = ("circle red", "квадрат", "三角")  # told apart by shape and colour
+CLASSES = ("circle red", "квадрат", "三角")  # told apart by shape and color
 TINY = (
     *("--set", "model.patch_size=16", "--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2"),
     *("--set", "model.num_attention_heads=3", "--set", "crop_ratio=0.875"),

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from deit.image_processor import DeiTImageProcessor
-from deit.modeling import DeiTForImageClassificationWithTeacher
+from deit.images.processor import DeiTImageProcessor
+from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from tests.e2e.conftest import Deit
-from tests.helpers import pattern, randomised, tiny_deit
+from tests.helpers import pattern, randomized, tiny_deit
 
 CLASSES = ("golden retriever", "кошка", "鳥")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a space in its name, a model and labelled photos in it."""
+    """A folder with a space in its name, a model and labeled photos in it."""
     root = tmp_path_factory.mktemp("out here") / "a place"
-    network = randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.1)
+    network = randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.1)
     network.save_pretrained(root / "a model")
     DeiTImageProcessor.for_size(32, 32).save_pretrained(root / "a model")
     for number in range(48):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from deit.checkpoints.card import model_card
-from deit.distillation.classifiers import load_classifier
+from deit.checkpoints.model_card import model_card
 from deit.errors import CheckpointError
+from deit.models.auto import load_classifier
 from tests.e2e.conftest import CLASSES, Deit
 
 SHORT = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--workers", "0", "--set", "precision=fp32")

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from tests.helpers import PUBLISHED_PREPROCESSING, pattern, randomised
+from tests.helpers import PUBLISHED_PREPROCESSING, pattern, randomized
 
 NAME = "facebook/deit-tiny-distilled-patch16-224"
 IMPORTS = {
@@ -125,7 +125,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     snapshot = repository / "snapshots" / commit
     shape: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
     config = transformers.DeiTConfig(**shape, num_labels=1000)  # type: ignore[call-arg]
-    randomised(transformers.DeiTForImageClassificationWithTeacher(config), std=0.1).save_pretrained(snapshot)
+    randomized(transformers.DeiTForImageClassificationWithTeacher(config), std=0.1).save_pretrained(snapshot)
     (snapshot / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_PREPROCESSING))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)

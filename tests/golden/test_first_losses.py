@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit.data.augment import TrainTransform
 from deit.data.loader import TrainSamples
-from deit.data.order import epoch_steps, micro_batches
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
+from deit.data.sampler import epoch_steps, micro_batches
+from deit.data.transforms.augment import TrainTransform
 from deit.distillation.teacher import Teacher
+from deit.models.auto import LoadedClassifier, TimmClassifier, fresh_network
+from deit.recipes.presets import RECIPES, get_recipe
+from deit.recipes.schema import ConvNet, Recipe
+from deit.training.model_building import start
 from deit.training.optimization import learning_rate, make_optimizer
-from deit.training.recipe import ConvNet, Recipe
-from deit.training.recipes import RECIPES, get_recipe
-from deit.training.start import start
 from deit.training.step import StepContext, train_step
 from tests.helpers import MemorySource
 

@@ -11,12 +11,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from deit.data.augment import Augmentation, TrainTransform
 from deit.data.loader import TrainSamples
-from deit.data.mixing import Mixing
-from deit.data.order import epoch_steps
-from deit.draws import Stream, generator
-from deit.image_processor import DeiTImageProcessor
+from deit.data.sampler import epoch_steps
+from deit.data.transforms.augment import Augmentation, TrainTransform
+from deit.data.transforms.mixing import Mixing
+from deit.images.processor import DeiTImageProcessor
+from deit.rng import RngStream, generator
 from tests.helpers import MemorySource, pattern
 
 IMAGE = "3cb143e8f4bd3ece"
@@ -70,7 +70,7 @@ def test_the_processor_gives_the_pinned_pixels(name: str, processor: DeiTImagePr
 
 def test_the_training_steps_give_the_pinned_numbers() -> None:
     transform = TrainTransform(Augmentation(), 224, 224)
-    samples = [figures(transform(pattern(301, 207), generator(7, Stream.AUGMENT, 3, index))) for index in range(4)]
+    samples = [figures(transform(pattern(301, 207), generator(7, RngStream.AUGMENT, 3, index))) for index in range(4)]
     assert np.allclose(samples, TRAINING, atol=2e-3), samples
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import deit
-from deit.checkpoints.layouts import to_layout
+from deit.checkpoints.key_maps import to_layout
 from tests.helpers import tiny_deit, tiny_vit
 
 PINNED: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "state_dict.json").read_text())

@@ -18,10 +18,10 @@ from torchvision.transforms import ColorJitter, Grayscale, RandomCrop
 from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional
 
-from deit.data.augment import Augmentation, TrainTransform, color_jitter, erase, three_augment
-from deit.data.crops import crop_box, resized, shifted_crop, simple_crop
-from deit.data.randaugment import OPERATIONS, RandAugment, draw_changes
-from deit.draws import Stream, generator
+from deit.data.transforms.augment import Augmentation, TrainTransform, color_jitter, erase, three_augment
+from deit.data.transforms.crops import crop_box, resized, shifted_crop, simple_crop
+from deit.data.transforms.randaugment import OPERATIONS, RandAugment, draw_changes
+from deit.rng import RngStream, generator
 from tests.helpers import pattern
 from tests.parity.distributions import assert_alike
 
@@ -33,7 +33,7 @@ HPARAMS = {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
-    return generator(seed, Stream.AUGMENT)
+    return generator(seed, RngStream.AUGMENT)
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +211,7 @@ def test_operations_are_drawn_as_timms() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_colour_jitter_with_the_same_factors_has_torchvisions_pixels(order: tuple[int, int, int]) -> None:
+def test_color_jitter_with_the_same_factors_has_torchvisions_pixels(order: tuple[int, int, int]) -> None:
     factors = [0.71, 1.25, 1.1]
     theirs = image = pattern(40, 30)
     steps = (pillow_functional.adjust_brightness, pillow_functional.adjust_contrast, pillow_functional.adjust_saturation)
@@ -221,7 +221,7 @@ def test_colour_jitter_with_the_same_factors_has_torchvisions_pixels(order: tupl
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_colour_jitter_is_drawn_as_torchvisions() -> None:
+def test_color_jitter_is_drawn_as_torchvisions() -> None:
     jitter = ColorJitter(0.3, 0.3, 0.3)
     theirs = [ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, None) for _ in range(3000)]
     drawn: list[list[tuple[int, float]]] = []

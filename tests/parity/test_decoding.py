@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deit.image_processor import Crop, DeiTImageProcessor
-from deit.images import open_image
+from deit.images.decoding import open_image
+from deit.images.processor import Crop, DeiTImageProcessor
 from deit.inference import decoding
 from deit.inference.decoding import near_pixels
 

@@ -12,8 +12,8 @@ import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 
-from deit.data.mixing import MixDraw, Mixing, draw, mix_images, rectangle, soft_targets
-from deit.data.order import epoch_steps
+from deit.data.sampler import epoch_steps
+from deit.data.transforms.mixing import MixDraw, Mixing, draw, mix_images, rectangle, soft_targets
 from tests.helpers import noise
 from tests.parity.distributions import assert_alike
 
@@ -36,7 +36,7 @@ def drawn(settings: Mixing, pairs: int, height: int = 48, width: int = 64) -> Mi
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_mixed_targets_are_timms(weight: float, smoothing: float) -> None:
-    labels = torch.tensor([4, 0])  # of two, the reverse is the neighbour
+    labels = torch.tensor([4, 0])  # of two, the reverse is the neighbor
     mix = MixDraw(np.array([1, 0]), np.array([weight, weight]), np.zeros((2, 4), np.int64))
     expected = data.mixup.mixup_target(labels, 6, weight, smoothing)
     assert torch.allclose(soft_targets(labels, mix, 6, smoothing), expected, atol=1e-6)

@@ -17,10 +17,10 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from deit.image_arrays import fitted
-from deit.image_processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
-from deit.images import open_image
-from deit.resampling import _order_is_known
+from deit.images.arrays import fitted
+from deit.images.decoding import open_image
+from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
+from deit.images.resizing import _order_is_known
 from tests.helpers import pattern
 
 # Beyond an aspect of 16384 / 438 the longer side is bounded, and ours is its own.
@@ -209,7 +209,7 @@ ARRAYS: dict[str, np.ndarray] = {
     "truth": np.asarray(pattern(40, 30)) > 99,
     "zeros and ones": (np.asarray(pattern(40, 30)) > 99).astype(np.float64),
     "channels first": np.asarray(pattern(40, 30)).transpose(2, 0, 1),
-    "grey": np.asarray(pattern(40, 30))[..., :1],
+    "gray": np.asarray(pattern(40, 30))[..., :1],
     "transparent": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., :1]]),
     "transparent fractions": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., 0]]) / 255,
     "either end": np.asarray(pattern(3, 3)),

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deit.data.crops import Box, crop_box, reduced_box, reduction, resized
-from deit.draws import Stream, generator
-from deit.images import open_image
+from deit.data.transforms.crops import Box, crop_box, reduced_box, reduction, resized
+from deit.images.decoding import open_image
+from deit.rng import RngStream, generator
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
@@ -24,7 +24,7 @@ def test_crops_of_a_smaller_decoding_are_within_the_stated_bound(name: str, grai
     whole = np.asarray(Image.open(file).convert("RGB"))
     apart = []
     for seed in range(60):
-        box = crop_box(640, 427, (0.08, 1.0), (3 / 4, 4 / 3), generator(seed, Stream.AUGMENT))
+        box = crop_box(640, 427, (0.08, 1.0), (3 / 4, 4 / 3), generator(seed, RngStream.AUGMENT))
         factor = reduction([box], 64, 64)
         if factor == 1:
             continue

@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 
-from deit.checkpoints.layouts import to_layout
+from deit.checkpoints.key_maps import to_layout
 from deit.config import variant_config
-from deit.modeling import DeiTForImageClassificationWithTeacher, load_model, new_classifier
-from tests.helpers import noise, randomised
+from deit.models.modeling import DeiTForImageClassificationWithTeacher, load_model, new_classifier
+from tests.helpers import noise, randomized
 
 MODELS = [("deit-tiny-distilled-patch16-224", "timm-distilled"), ("deit-tiny-patch16-224", "timm")]
 
@@ -20,7 +20,7 @@ MODELS = [("deit-tiny-distilled-patch16-224", "timm-distilled"), ("deit-tiny-pat
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, _ in MODELS])
 def test_timms_weights_give_timms_logits(name: str, tmp_path: Path) -> None:
-    theirs = randomised(timm.create_model(name.replace("-", "_")), std=0.05)
+    theirs = randomized(timm.create_model(name.replace("-", "_")), std=0.05)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     ours = load_model(tmp_path / "weights.pth")
     x = noise(2, 3, 224, 224)
@@ -32,7 +32,7 @@ def test_timms_weights_give_timms_logits(name: str, tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "layout"), MODELS)
 def test_our_weights_fit_timm_to_the_last_tensor(name: str, layout: str) -> None:
-    ours = randomised(new_classifier(variant_config(name, num_labels=7, num_hidden_layers=2)), std=0.05)
+    ours = randomized(new_classifier(variant_config(name, num_labels=7, num_hidden_layers=2)), std=0.05)
     theirs: Any = timm.create_model(name.replace("-", "_"), num_classes=7, depth=2).eval()
     theirs.load_state_dict(to_layout(ours.canonical_state(), layout), strict=True)
     x = noise(1, 3, 224, 224)
@@ -41,7 +41,7 @@ def test_our_weights_fit_timm_to_the_last_tensor(name: str, layout: str) -> None
 
 @torch.no_grad()
 def test_the_heads_are_not_swapped(tmp_path: Path) -> None:
-    theirs: Any = randomised(timm.create_model("deit_tiny_distilled_patch16_224", depth=2), std=0.05)
+    theirs: Any = randomized(timm.create_model("deit_tiny_distilled_patch16_224", depth=2), std=0.05)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     ours = load_model(tmp_path / "weights.pth")
     assert isinstance(ours, DeiTForImageClassificationWithTeacher)
@@ -55,7 +55,7 @@ def test_the_heads_are_not_swapped(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_layer_scale_is_timm_s() -> None:
-    theirs: Any = randomised(
+    theirs: Any = randomized(
         timm.create_model("deit3_small_patch16_224", num_classes=7, depth=2, no_embed_class=False), std=0.05
     )
     assert theirs.blocks[0].ls1.gamma.shape == (384,)

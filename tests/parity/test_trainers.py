@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
-from deit.modeling import (
+from deit.models.modeling import (
     Block,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,

@@ -13,7 +13,7 @@ from torch import nn
 
 import deit
 from deit.config import DeiTConfig, ViTConfig, variant_config
-from tests.helpers import TINY, backward, noise, randomised, tiny_deit, tiny_vit
+from tests.helpers import TINY, backward, noise, randomized, tiny_deit, tiny_vit
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,14 +34,14 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def ours(kind: str, **shape: Any) -> Any:
     config = tiny_vit(**shape) if kind.startswith("ViT") else tiny_deit(**shape)
-    return randomised(getattr(deit, kind)(config))
+    return randomized(getattr(deit, kind)(config))
 
 
 def theirs(kind: str, **shape: Any) -> Any:
     config = (transformers.ViTConfig if kind.startswith("ViT") else transformers.DeiTConfig)(
         **{**TINY, "num_labels": 5, **shape}
     )
-    return randomised(getattr(transformers, kind)(config))
+    return randomized(getattr(transformers, kind)(config))
 
 
 def images(config: ViTConfig, count: int = 2) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_gradients_agree(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
-    model = randomised(
+    model = randomized(
         deit.DeiTForImageClassificationWithTeacher(variant_config("deit-tiny-distilled-patch16-224", layer_norm_eps=1e-12)),  # type: ignore[arg-type]
         std=0.03,
     )
@@ -192,7 +192,7 @@ def test_transformers_reads_what_we_save_and_every_layer_says_the_same(
             assert torch.allclose(left, right, atol=1e-5, rtol=1e-5), f"{part} {depth}"
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_channels": 1}], ids=["colour", "grey"])
+@pytest.mark.parametrize("shape", [{}, {"num_channels": 1}], ids=["color", "gray"])
 def test_hidden_patches_are_filled_in_alike(tmp_path: Path, shape: dict[str, Any]) -> None:
     other = theirs("DeiTForMaskedImageModeling", encoder_stride=8, **shape)
     other.save_pretrained(tmp_path / "theirs")

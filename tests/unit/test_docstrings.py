@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import deit
-from deit import outputs
 from deit.config import DeiTConfig
-from deit.modeling import DeiTForImageClassificationWithTeacher
+from deit.models import outputs
+from deit.models.modeling import DeiTForImageClassificationWithTeacher
 
 MODULES = [
     "config",

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,127 +16,26 @@ import deit
 
 SOURCE = Path(deit.__file__).parent
 
-# The house from the ground up. A module may import those before it, and none after; one that is missing here is an error.
+# The packages and top-level modules of deit, from the bottom up. Each may import those before it, and none after it.
 ORDER = [
     "errors",
-    "hardware",
-    "memory",
-    "draws",
-    "files",
-    "interrupts",
-    "progress",
-    "threads",
-    "devices",
-    "images",
+    "rng",
+    "system",
     "variants",
-    "checkpoints.hub",
+    "hub",
+    "images",
+    "data",
     "config",
-    "position",
-    "checkpoints.layouts",
-    "checkpoints.shapes",
-    "checkpoints.tensors",
-    "checkpoints.timm_config",
-    "checkpoints.weights",
-    "checkpoints.reading",
-    "checkpoints.fitting",
-    "checkpoints.writing",
-    "checkpoints.facts",
-    "checkpoints.card",
-    "checkpoints.publishing",
-    "distillation.losses",
-    "outputs",
-    "pretrained",
-    "cpu_attention",
-    "modeling",
-    "resampling",
-    "image_settings",
-    "image_arrays",
-    "batch_feature",
-    "image_processor",
-    "data.class_names",
-    "data.sources",
-    "data.mirror",
-    "data.checking",
-    "data.download",
-    "data.mat_files",
-    "data.folders",
-    "data.manifest",
-    "data.cifar",
-    "data.fine_grained",
-    "data.inaturalist",
-    "data.imagenet",
-    "data.named",
-    "data.hub_datasets",
-    "data.opening",
-    "data.order",
-    "data.mixing",
-    "data.crops",
-    "data.randaugment",
-    "data.augment",
-    "distillation.answers",
-    "data.loader",
-    "distillation.families",
-    "distillation.plain",
-    "distillation.hints",
-    "distillation.classifiers",
-    "conversion",
-    "distillation.teacher",
-    "inference.libraries",
-    "inference.bundle",
-    "inference.runtimes",
-    "inference.graph",
-    "inference.torch_runtime",
-    "inference.loading",
-    "inference.choice",
-    "inference.decoding",
-    "inference.predictor",
-    "inference.bundle_classifier",
+    "checkpoints",
+    "models",
+    "inference",
     "evaluation",
-    "report",
-    "training.recipe",
-    "training.recipes",
-    "training.scaling",
-    "training.sizing",
-    "training.settings",
-    "training.masking",
-    "training.samples",
-    "distillation.stored",
-    "training.optimization",
-    "training.state",
-    "training.step",
-    "training.first_weights",
-    "training.start",
-    "training.loop",
-    "training.account",
-    "training.run",
-    "distillation.store",
-    "inference.parity",
-    "inference.real_images",
-    "inference.formats",
-    "inference.quantization",
-    "inference.export",
-    "inference.benchmark",
-    "serving",
-    "cli.common",
-    "cli.benchmark",
-    "cli.convert",
-    "cli.data",
-    "cli.evaluate",
-    "cli.export",
-    "cli.info",
-    "cli.model",
-    "cli.predict",
-    "cli.pretrain",
-    "cli.quickstart",
-    "cli.recipe",
-    "cli.teacher",
-    "cli.train",
-    "cli.main",
+    "recipes",
+    "distillation",
+    "training",
+    "export",
+    "cli",
 ]
-
-# The verbs stand side by side: they know what is in common and not each other. `main` gathers them.
-SIDE_BY_SIDE = "cli"
-GATHERER = "cli.main"
 
 PUBLIC = [
     "DeiTConfig",
@@ -184,24 +84,33 @@ def imports(path: Path) -> Iterator[str]:
                 yield inner if inner in FILES else base
 
 
+def package_of(name: str) -> str:
+    """``models.modeling`` -> ``models``; a top-level module is its own package."""
+    return name.split(".")[0]
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_from_those_before_it(name: str) -> None:
-    parent = name.split(".")[0]
-    place = next((entry for entry in (name, parent) if entry in ORDER), None)
-    assert place is not None, f"add {name} to the order in {__file__}"
+def test_module_imports_only_earlier_packages(name: str) -> None:
+    own = package_of(name)
+    assert own in ORDER, f"add {own} to ORDER in {__file__}"
     for other in imports(MODULES[name]):
-        if place == parent and other.split(".")[0] == parent:
-            continue  # an entry such as `serving` stands for a whole package
-        entry = other if other in ORDER else other.split(".")[0]
-        assert entry in ORDER, f"{name} imports {other or 'deit'} itself: import the module that has what it needs"
-        assert ORDER.index(entry) < ORDER.index(place), f"{name} imports {other}, which stands after it"
-        if parent == SIDE_BY_SIDE and name != GATHERER:
-            assert not other.startswith(f"{SIDE_BY_SIDE}.") or other == f"{SIDE_BY_SIDE}.common", f"{name} imports {other}"
+        assert package_of(other) in ORDER, f"{name} imports {other or 'deit'} itself: import the module that defines the name"
+        assert ORDER.index(package_of(other)) <= ORDER.index(own), f"{name} imports {other}, whose package comes later"
 
 
-def test_the_order_lists_no_module_twice_and_none_that_is_gone() -> None:
-    assert len(set(ORDER)) == len(ORDER)
-    assert [entry for entry in ORDER if entry not in FILES] == []
+def test_order_lists_every_package_once() -> None:
+    assert sorted(ORDER) == sorted({package_of(name) for name in FILES if name})
+
+
+def test_modules_import_each_other_without_a_cycle() -> None:
+    graph = {name: {other for other in imports(path) if other in MODULES} for name, path in MODULES.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_commands_know_only_what_they_share() -> None:
+    for name, path in MODULES.items():
+        if package_of(name) == "cli" and name != "cli.main":
+            assert {other for other in imports(path) if package_of(other) == "cli"} <= {"cli.common"}, name
 
 
 @pytest.mark.parametrize("name", [name for name in PACKAGES if name])
@@ -212,9 +121,9 @@ def test_a_package_imports_nothing_by_itself(name: str) -> None:
 
 def test_the_reader_of_imports_sees_every_form(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
-    lines = ["import torch, deit.errors", "from deit.data import order, no_module", "def f():", "    from deit import config"]
-    path.write_text("\n".join([*lines, "    from deit.files import read_json"]))
-    assert sorted(imports(path)) == ["config", "data", "data.order", "errors", "files"]
+    lines = ["import torch, deit.errors", "from deit.data import sampler, no_module", "def f():", "    from deit import config"]
+    path.write_text("\n".join([*lines, "    from deit.system.files import read_json"]))
+    assert sorted(imports(path)) == ["config", "data", "data.sampler", "errors", "system.files"]
 
 
 def test_the_public_names_are_these() -> None:
@@ -249,7 +158,7 @@ def test_configurations_and_images_load_no_torch() -> None:
 
 
 def test_the_optional_libraries_are_not_needed_for_the_core() -> None:
-    core = [name for name in MODULES if not name.startswith(("cli", "report", "serving", "training.run"))]
+    core = [name for name in MODULES if package_of(name) not in ("cli", "training", "export") and name != "evaluation.report"]
     loaded = loaded_after("\n".join(f"import deit.{name}" for name in core))
     assert "torch" in loaded
     assert loaded.isdisjoint({"transformers", "matplotlib", "jinja2", "fastapi", "onnx", "openvino", "datasets"})

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deit.config import DeiTConfig, ViTConfig, variant_config
 from deit.errors import UserError
-from deit.modeling import TransformerClassifier, new_classifier
+from deit.models.modeling import TransformerClassifier, new_classifier
 from deit.variants import VARIANTS, variant
 
 # name: parameters, billions of multiply-adds, published top-1 (tables 5 to 7 of the paper)

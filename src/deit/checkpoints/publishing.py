@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, cast
 
-from deit.checkpoints.card import model_card
-from deit.checkpoints.facts import open_weights
+from deit.checkpoints.metadata import open_weights
+from deit.checkpoints.model_card import model_card
 from deit.checkpoints.reading import model_path
 from deit.errors import CheckpointError, DeiTError, UserError, WorkError
-from deit.files import (
+from deit.system.files import (
     CARD_NAME,
     CONFIG_NAME,
     INDEX_NAME,

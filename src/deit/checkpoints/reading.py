@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.hub import WEIGHTS
-from deit.checkpoints.layouts import locate
+from deit.checkpoints.key_maps import locate
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config
 from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.files import AVERAGE_NAME, BEST_NAME, BUNDLE_NAME, CONFIG_NAME, RECIPE_NAME, read_json
+from deit.hub import WEIGHTS
+from deit.system.files import BEST_NAME, BUNDLE_NAME, CONFIG_NAME, EMA_NAME, RECIPE_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
 
@@ -133,9 +133,9 @@ def model_path(path: Path) -> Path:
 
 def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
     if ema:
-        if not (path / AVERAGE_NAME).is_file():
-            raise CheckpointError(f"{path} holds no {AVERAGE_NAME}", "load it without ema: it holds one set of weights")
-        return [open_tensors(path / AVERAGE_NAME)]
+        if not (path / EMA_NAME).is_file():
+            raise CheckpointError(f"{path} holds no {EMA_NAME}", "load it without ema: it holds one set of weights")
+        return [open_tensors(path / EMA_NAME)]
     for name in WEIGHTS:
         if (path / name).is_file():
             return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
@@ -150,7 +150,7 @@ def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
 
 def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
     """A file, and the configuration beside it, which belongs to it where its name is that of a model directory's weights."""
-    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, AVERAGE_NAME) else None
+    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, EMA_NAME) else None
     if path.name in WEIGHTS and path.name.endswith(".index.json"):
         if ema:
             raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")

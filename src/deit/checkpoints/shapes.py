@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from deit.checkpoints.layouts import shown
+from deit.checkpoints.key_maps import shown
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError, ConfigError
 

@@ -16,10 +16,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from deit.checkpoints.hub import shard_names
-from deit.checkpoints.layouts import shown
+from deit.checkpoints.key_maps import shown
 from deit.errors import CheckpointError
-from deit.files import read_json
+from deit.hub import shard_names
+from deit.system.files import read_json
 
 MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousand
 MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's

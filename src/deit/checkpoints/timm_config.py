@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deit.checkpoints.layouts import shown
+from deit.checkpoints.key_maps import shown
 from deit.errors import CheckpointError
 from deit.variants import LAYER_NORM_EPS
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_safetensors
 from deit.errors import CheckpointError
-from deit.files import WEIGHTS_NAME as WEIGHTS_NAME
-from deit.files import write_bytes
+from deit.system.files import WEIGHTS_NAME as WEIGHTS_NAME
+from deit.system.files import write_bytes
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

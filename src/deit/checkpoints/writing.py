@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.layouts import to_layout
+from deit.checkpoints.key_maps import to_layout
 from deit.checkpoints.shapes import CLASS_HEADS, HEAD_WIDTH, check_shapes, find_architecture
 from deit.checkpoints.timm_config import PREPROCESSING, TO_TIMM
 from deit.checkpoints.weights import tensors_bytes
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
-from deit.files import CONFIG_NAME, WEIGHTS_NAME, json_text, write_bytes, write_files
+from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, json_text, write_bytes, write_files
 from deit.variants import VARIANTS, Variant
 
 State = Mapping[str, Tensor]

@@ -31,7 +31,7 @@ def benchmark(
 ) -> None:
     """Measure how fast a model answers here, and remember it: `deit predict` takes the fastest runtime."""
     from deit.inference.benchmark import benchmark as run
-    from deit.inference.choice import describe_machine
+    from deit.inference.runtime_selection import describe_machine
 
     files = [] if images is None else image_files(images)
     figures = run(model, device, [runtime] if runtime else [], files, seconds)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deit.errors import UserError
-from deit.files import BEST_NAME
+from deit.system.files import BEST_NAME
 
 if TYPE_CHECKING:
-    from deit.evaluation import Evaluation
+    from deit.evaluation.evaluate import Evaluation
     from deit.training.run import TrainResult
 
 DATA_HELP = "A folder of images, a manifest, hf:OWNER/NAME, or a name of `deit data list`."
@@ -33,7 +33,7 @@ ImageSizeOption = Annotated[
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
 MinutesOption = Annotated[float | None, typer.Option(help="Time for the training: epochs and open sizes are chosen to fit it.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimisation step.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimization step.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any value of the recipe.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -105,7 +105,7 @@ def image_files(path: Path) -> list[Path]:
     Raises:
         UserError: there is no such path, or no image below it.
     """
-    from deit.images import is_image_name
+    from deit.images.decoding import is_image_name
 
     if not path.is_dir():
         if not path.exists():

@@ -47,7 +47,7 @@ def convert(
     if revision is not None:
         arguments["revision"] = revision
 
-    from deit.conversion import convert as run
+    from deit.export.conversion import convert as run
 
     result = run(model, destination, to, ema=ema, distillation=distillation, overwrite=overwrite, **arguments)
     if as_json:

@@ -17,7 +17,7 @@ def data() -> None:
 @app.command("list")
 def list_data(as_json: JsonOption = False) -> None:
     """The data sets that are known by name: classes, images in each part, terms of use, where they come from."""
-    from deit.data.named import NAMED, named_reference
+    from deit.data.datasets.named import NAMED, named_reference
 
     rows = []
     for name, row in NAMED.items():
@@ -61,7 +61,7 @@ def check(data: DataArgument, as_json: JsonOption = False) -> None:
     import numpy as np
 
     from deit.data.checking import check_images
-    from deit.data.named import named_reference
+    from deit.data.datasets.named import named_reference
     from deit.data.opening import open_data
 
     reference = named_reference(data)
@@ -79,7 +79,7 @@ def check(data: DataArgument, as_json: JsonOption = False) -> None:
         classes = {label: {name: int(count[place]) for name, count in counts.items()} for place, label in enumerate(names)}
         print_json({"origin": origin, "classes": classes, "unreadable": problems})
     else:
-        typer.echo(f"Parts: {origin}.")
+        typer.echo(f"DatasetSplits: {origin}.")
         rows = [[label, *(str(count[place]) for count in counts.values())] for place, label in enumerate(names)]
         rows.append(["all", *(str(count.sum()) for count in counts.values())])
         print_table(["class", *counts], rows)

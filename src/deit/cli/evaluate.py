@@ -51,7 +51,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model: top-1 and top-5 of each head, per class, confusion, calibration, throughput."""
-    from deit.evaluation import evaluate as run
+    from deit.evaluation.evaluate import evaluate as run
 
     result = run(
         model,

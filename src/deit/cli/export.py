@@ -25,7 +25,7 @@ def export(
     ] = "fp32",
     calibrate: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images like those to be answered, labelled or not; what the bundle is checked on."),
+        typer.Option(metavar="DATA", help="Images like those to be answered, labeled or not; what the bundle is checked on."),
     ] = None,
     images: Annotated[int, typer.Option(min=16, help="How many images to compare on, at most.")] = 500,
     crop: Annotated[
@@ -37,7 +37,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model for fast answers, once they are the model's own on real images; `deit predict` takes the bundle."""
-    from deit.inference.export import export as run
+    from deit.export.export import export as run
 
     result = run(
         model,

@@ -16,7 +16,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show what this machine has to answer with, and which runtime is taken and why."""
-    from deit.inference.choice import describe_machine
+    from deit.inference.runtime_selection import describe_machine
 
     content = describe_machine(bundle)
     if as_json:

@@ -43,8 +43,8 @@ def show(
     if name in VARIANTS:
         content, facts = variant_config(name).to_dict(), {}
     else:
-        from deit.checkpoints.hub import fetch
         from deit.checkpoints.reading import open_checkpoint
+        from deit.hub import fetch
 
         checkpoint = open_checkpoint(fetch(name, revision=revision))
         content = checkpoint.config.to_dict()

@@ -73,7 +73,7 @@ def _inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
     Raises:
         UserError: a path that does not exist, a folder without images, or no bytes on standard input.
     """
-    from deit.images import MAX_FILE_BYTES
+    from deit.images.decoding import MAX_FILE_BYTES
 
     items: list[bytes | Path] = []
     names: list[str] = []

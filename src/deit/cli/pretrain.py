@@ -73,6 +73,6 @@ def pretrain(
         print_json({**asdict(result), "directory": str(result.directory)})
         return
     typer.echo(
-        f"Hidden pixels of the validation part: {result.loss:.4f} off on average (normalised), after epoch {result.epoch}"
+        f"Hidden pixels of the validation part: {result.loss:.4f} off on average (normalized), after epoch {result.epoch}"
     )
     typer.echo(f'\nNext: deit train DATA --init "{result.directory}"')

@@ -25,16 +25,16 @@ def quickstart(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small teacher on handwritten digits, distil a small DeiT from it, report, predict."""
-    from deit.progress import duration, say
+    from deit.system.progress import duration, print_status
 
     start = time.monotonic()
     if fresh:
         for run in (out / "teacher", out / "student"):
             if (run / "run.json").is_file():  # nothing but our own runs is ever removed
                 shutil.rmtree(run)
-    say("1 of 2: a convolutional teacher")
+    print_status("1 of 2: a convolutional teacher")
     _trained(out / "teacher", "digits-convnet", None, device, workers)
-    say("\n2 of 2: a DeiT that learns from it through the distillation token")
+    print_status("\n2 of 2: a DeiT that learns from it through the distillation token")
     result = _trained(out / "student", "digits-distilled", out / "teacher", device, workers)
     if as_json:
         print_json(result_dict(result.directory, result.part, result.evaluation, result.teacher))
@@ -54,7 +54,7 @@ def quickstart(
 
 def _trained(directory: Path, recipe: str, teacher: Path | None, device: str, workers: int | None) -> TrainResult:
     """A run in ``directory``: a new one, the rest of an interrupted one, or the result of a finished one."""
-    from deit.files import RUN_NAME
+    from deit.system.files import RUN_NAME
     from deit.training.run import train
 
     if (directory / RUN_NAME).is_file():

@@ -20,7 +20,7 @@ def recipe() -> None:
 @app.command("list")
 def show_all(as_json: JsonOption = False) -> None:
     """Every recipe, and what it is for."""
-    from deit.training.recipes import RECIPES
+    from deit.recipes.presets import RECIPES
 
     purposes = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in RECIPES.items()}
     if as_json:
@@ -38,7 +38,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What a recipe is for, and every value of it, as `deit train --recipe` takes it."""
-    from deit.training.recipes import RECIPES, get_recipe
+    from deit.recipes.presets import RECIPES, get_recipe
 
     chosen = get_recipe(name).with_settings(recipe_settings(assignments, {}))
     if as_json:

@@ -116,8 +116,8 @@ def store(
     as_json: JsonOption = False,
 ) -> None:
     """Keep a teacher's answers to all that training will show; then train with the same recipe and --teacher STORE."""
-    from deit.distillation.store import store as run
-    from deit.progress import duration
+    from deit.distillation.build_cache import store as run
+    from deit.system.progress import duration
 
     shortcuts = {
         "model.variant": model,

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from deit.data.sources import ImageSource, Splits, check_one, subset
+from deit.data.sources import ImageSource, check_one, subset
+from deit.data.splits import Splits
 from deit.errors import DataError, ImageError
-from deit.progress import Progress
+from deit.system.progress import Progress
 
 HEADERS_CHECKED = 50_000  # a larger data set is checked by `deit data check`, not before each training
 

@@ -6,24 +6,34 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deit.data.augment import TrainTransform
-from deit.data.crops import Box, reduced_box
-from deit.data.mixing import Mixing, draw, mix_images, soft_targets
-from deit.data.order import Plan
+from deit.data.sampler import BatchPlan
 from deit.data.sources import ImageSource, load_reduced
-from deit.distillation.answers import StoredAnswers
-from deit.draws import Stream, generator
+from deit.data.transforms.augment import TrainTransform
+from deit.data.transforms.crops import Box, reduced_box
+from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
 from deit.errors import DeiTError, ImageError
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
+from deit.rng import RngStream, generator
 
 MAX_WORKERS = 8
+
+
+class TeacherTargets(Protocol):
+    """Cached teacher logits that a training batch carries."""
+
+    def read(self, plan: BatchPlan, kept: np.ndarray) -> Tensor:
+        """Returns the targets of the samples of ``plan`` at the positions ``kept``: (B,) int64 or (B, K) float32.
+
+        Raises:
+            TeacherError: the cached logits belong to other images.
+        """
 
 
 @dataclass
@@ -31,12 +41,12 @@ class Batch:
     """What the model learns from or is tested on.
 
     Attributes:
-        pixel_values: (B, 3, height, width), float32, normalised.
+        pixel_values: (B, 3, height, width), float32, normalized.
         labels: (B,), int64.
         targets: (B, K), float32, smoothed and mixed; equal to one-hot labels in evaluation.
         samples: (B, 3), int64: index in the data set, repeat, position in the global batch.
         skipped: how many unreadable images are missing from it.
-        answers: of a stored teacher, (B,) int64 labels or (B, K) float32 logits; None without one.
+        teacher_targets: (B,) int64 class indices or (B, K) float32 logits, from cached teacher logits; None without a cache.
     """
 
     pixel_values: Tensor
@@ -44,7 +54,7 @@ class Batch:
     targets: Tensor
     samples: Tensor
     skipped: int = 0
-    answers: Tensor | None = None
+    teacher_targets: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; the copy does not wait where the memory is pinned."""
@@ -58,7 +68,7 @@ class Batch:
     def pin_memory(self) -> Self:
         """Called by the loader where a GPU waits for the batch."""
         self.pixel_values, self.targets = self.pixel_values.pin_memory(), self.targets.pin_memory()
-        self.answers = None if self.answers is None else self.answers.pin_memory()
+        self.teacher_targets = None if self.teacher_targets is None else self.teacher_targets.pin_memory()
         return self
 
 
@@ -70,7 +80,7 @@ class TrainSamples:
         seed: of the run.
         smoothing: of the labels.
         skip_unreadable: leave an unreadable image out of its batch, instead of an error.
-        answers: of a stored teacher, which go with the samples.
+        teacher_targets: cached teacher logits, read along with the samples; None without a cache.
     """
 
     source: ImageSource
@@ -79,7 +89,7 @@ class TrainSamples:
     seed: int
     smoothing: float = 0.0
     skip_unreadable: bool = False
-    answers: StoredAnswers | None = None
+    teacher_targets: TeacherTargets | None = None
 
     def sample(self, epoch: int, index: int, repeat: int = 0) -> np.ndarray:
         """One augmented image before mixing: (3, height, width), float32, a function of its arguments alone.
@@ -91,12 +101,12 @@ class TrainSamples:
         self._write(epoch, index, [repeat], [values])
         return values
 
-    def batch(self, plan: Plan) -> Batch:
+    def batch(self, plan: BatchPlan) -> Batch:
         """The mixed batch of a plan; empty where unreadable images are skipped and all of them are.
 
         Raises:
             ImageError: an unreadable image, unless they are skipped.
-            TeacherError: the stored teacher's answers belong to other images.
+            TeacherError: the cached teacher logits belong to other images.
         """
         pixels, kept = self._pixels(plan)
         samples = plan.samples[kept]
@@ -105,10 +115,10 @@ class TrainSamples:
         labels = torch.from_numpy(self.source.labels[samples[:, 0]])
         targets = soft_targets(labels, mix, len(self.source.classes), self.smoothing)
         skipped = len(plan.samples) - len(kept)
-        answers = None if self.answers is None else self.answers.read(plan, kept)
-        return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, answers=answers)
+        teacher_targets = None if self.teacher_targets is None else self.teacher_targets.read(plan, kept)
+        return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, teacher_targets=teacher_targets)
 
-    def _pixels(self, plan: Plan) -> tuple[Tensor, np.ndarray]:
+    def _pixels(self, plan: BatchPlan) -> tuple[Tensor, np.ndarray]:
         """The augmented images of a plan, each file decoded once, and the rows of the plan that they are."""
         pixels = np.empty((len(plan.samples), 3, *self.transform.size), np.float32)
         readable = np.ones(len(plan.samples), bool)
@@ -127,7 +137,7 @@ class TrainSamples:
     def _write(self, epoch: int, index: int, repeats: Sequence[int], values: Sequence[np.ndarray]) -> None:
         """Make some repeats of an image, decoded once."""
         every = sorted({*range(self.transform.settings.repeats), *repeats})
-        draws = {repeat: generator(self.seed, Stream.AUGMENT, epoch, index, repeat) for repeat in every}
+        draws = {repeat: generator(self.seed, RngStream.AUGMENT, epoch, index, repeat) for repeat in every}
         crops = _Crops(self.transform, draws)
         image = load_reduced(self.source, index, crops.reduction)
         pixels = np.asarray(image)
@@ -166,7 +176,7 @@ class EvaluationSamples:
     processor: DeiTImageProcessor
     skip_unreadable: bool = False
 
-    def batch(self, plan: Plan) -> Batch:
+    def batch(self, plan: BatchPlan) -> Batch:
         """As :meth:`TrainSamples.batch`, without augmentation and mixing."""
         pixels, kept = [], []
         for position, index in enumerate(plan.samples[:, 0].tolist()):
@@ -179,14 +189,16 @@ class EvaluationSamples:
         samples = plan.samples[kept]
         labels = torch.from_numpy(self.source.labels[samples[:, 0]])
         targets = torch.nn.functional.one_hot(labels, len(self.source.classes)).float()
-        values = torch.from_numpy(self.processor.normalise(pixels))
+        values = torch.from_numpy(self.processor.normalize(pixels))
         return Batch(values, labels, targets, torch.from_numpy(samples), skipped=len(plan.samples) - len(kept))
 
-    def plans(self, batch_size: int) -> list[Plan]:
+    def plans(self, batch_size: int) -> list[BatchPlan]:
         """Every image once."""
         count = len(self.source.labels)
         samples = np.column_stack([np.arange(count), np.zeros(count, np.int64), np.arange(count)])
-        return [Plan(0, step, samples[start : start + batch_size]) for step, start in enumerate(range(0, count, batch_size))]
+        return [
+            BatchPlan(0, step, samples[start : start + batch_size]) for step, start in enumerate(range(0, count, batch_size))
+        ]
 
 
 class Loader:
@@ -215,7 +227,7 @@ class Loader:
             worker_init_fn=_leave_interrupts_to_the_main_process if workers else None,
         )
 
-    def run(self, plans: Sequence[Plan]) -> Iterator[Batch]:
+    def run(self, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """One batch for each plan, in their order.
 
         Raises:
@@ -233,10 +245,10 @@ class Loader:
 
 def default_workers() -> int:
     """One process for every core but the one that trains, within bounds."""
-    return min(max(available_cores() - 1, 1), MAX_WORKERS)
+    return min(max(cores() - 1, 1), MAX_WORKERS)
 
 
-def available_cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -245,20 +257,20 @@ class _Batches(Dataset[Batch | DeiTError]):
     def __init__(self, samples: TrainSamples | EvaluationSamples) -> None:
         self._samples = samples
 
-    def __getitem__(self, plan: Plan) -> Batch | DeiTError:
+    def __getitem__(self, plan: BatchPlan) -> Batch | DeiTError:
         try:
             return self._samples.batch(plan)
         except DeiTError as error:  # handed over as it is: torch would put a worker's whole traceback into its message
             return error
 
 
-class _Order(Sampler[Plan]):
+class _Order(Sampler[BatchPlan]):
     """The plans of the epoch to come: the workers live on from epoch to epoch."""
 
     def __init__(self) -> None:
-        self.plans: list[Plan] = []
+        self.plans: list[BatchPlan] = []
 
-    def __iter__(self) -> Iterator[Plan]:
+    def __iter__(self) -> Iterator[BatchPlan]:
         return iter(self.plans)
 
     def __len__(self) -> int:

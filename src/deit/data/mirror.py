@@ -27,9 +27,9 @@ class MirrorTest:
     """What came of it.
 
     Attributes:
-        upright: images recognised as they are, of those tried; likewise ``mirrored``.
+        upright: images recognized as they are, of those tried; likewise ``mirrored``.
         tried: how many.
-        changed: images that are recognised one way alone.
+        changed: images that are recognized one way alone.
     """
 
     upright: int
@@ -39,7 +39,7 @@ class MirrorTest:
 
     @property
     def alike(self) -> bool:
-        """Whether mirrored images are recognised as often, as far as one can tell."""
+        """Whether mirrored images are recognized as often, as far as one can tell."""
         return self.upright - self.mirrored <= DOUBT * math.sqrt(max(self.changed, 1))
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def mirror_test(source: ImageSource) -> MirrorTest:
 
 
 def edges(pixels: np.ndarray) -> np.ndarray:
-    """Grey images (N, 32, 32) -> (N, 8 x 8 x 6): how much edge of each direction each cell holds, of unit length an image."""
+    """Gray images (N, 32, 32) -> (N, 8 x 8 x 6): how much edge of each direction each cell holds, of unit length an image."""
     down, right = np.gradient(pixels, axis=(1, 2))
     strength = np.hypot(down, right)
     direction = (np.arctan2(down, right) % np.pi) * (DIRECTIONS / np.pi)

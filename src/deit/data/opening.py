@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from deit.data.folders import folder_parts, has_part_folders, unlabelled_source
-from deit.data.hub_datasets import PREFIX, hub_parts, hub_unlabelled, is_saved, saved_parts, saved_unlabelled
-from deit.data.manifest import is_manifest, manifest_parts, unlabelled_manifest
-from deit.data.named import DIGITS, NAMED, digits_parts, named_parts, named_reference
-from deit.data.sources import VALIDATION_FRACTION, ImageSource, Parts, Splits, splits_of, without_labels
+from deit.data.datasets.folders import folder_parts, has_part_folders, unlabeled_source
+from deit.data.datasets.hub_datasets import PREFIX, hub_parts, hub_unlabeled, is_saved, saved_parts, saved_unlabeled
+from deit.data.datasets.manifest import is_manifest, manifest_parts, unlabeled_manifest
+from deit.data.datasets.named import DIGITS, NAMED, digits_parts, named_parts, named_reference
+from deit.data.sources import ImageSource
+from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
 from deit.errors import DataError
 
 
-def read_parts(data: str | Path) -> Parts:
+def read_splits(data: str | Path) -> DatasetSplits:
     """A data set as it comes; see :func:`open_data`.
 
     Raises:
@@ -50,10 +51,10 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
         DataError: nothing of this name, no images, one class, an empty class, or a class that only one part has.
         MissingExtraError: a data set of Hugging Face, whose library is not installed.
     """
-    return splits_of(read_parts(data), seed, validation_fraction)
+    return make_splits(read_splits(data), seed, validation_fraction)
 
 
-def open_unlabelled(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
+def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
     """Images to learn from without labels: training and validation part of a single class.
 
     Args:
@@ -70,17 +71,17 @@ def open_unlabelled(data: str | Path, seed: int = 0, validation_fraction: float 
     if text == DIGITS or named_reference(text):
         return without_labels(open_data(data, seed, validation_fraction))
     if text.startswith(PREFIX):
-        source = hub_unlabelled(text)
+        source = hub_unlabeled(text)
     elif is_manifest(path):
-        source = unlabelled_manifest(path)
+        source = unlabeled_manifest(path)
     elif is_saved(path):
-        source = saved_unlabelled(path)
+        source = saved_unlabeled(path)
     elif has_part_folders(path):
         return without_labels(open_data(path, seed, validation_fraction))
     else:
         _check_name(path)
-        source = unlabelled_source(path)
-    return splits_of(Parts(source, plain=True), seed, validation_fraction)
+        source = unlabeled_source(path)
+    return make_splits(DatasetSplits(source, plain=True), seed, validation_fraction)
 
 
 def lasting(data: str | Path) -> str:

@@ -1,28 +1,24 @@
-"""Where images and labels come from: an index in, an RGB image and a class out. And how a data set is cut into parts."""
+"""Where images and labels come from: an index in, an RGB image and a class out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from deit.data.class_names import places_among
-from deit.draws import Stream, generator
-from deit.errors import CheckpointError, DataError
-from deit.files import RECORD_NAME
-from deit.images import Reduction, check_header, open_image
+from deit.images.decoding import Reduction, check_header, open_image
 
-VALIDATION_FRACTION = 0.2
 HASHED_AT_ONCE = 10_000  # names: hashing them one by one takes several times as long
-UNLABELLED = ("image",)  # the classes of images whose labels are not known, or of no interest
+UNLABELED = ("image",)  # the classes of images whose labels are not known, or of no interest
 
 
 class ImageSource(Protocol):
@@ -162,83 +158,6 @@ class ManyLabels:
         return right
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A data set as it comes, before anything is set aside.
-
-    Attributes:
-        train: all of it where it has no parts.
-        validation: None where it has no such part; likewise ``test``.
-        plain: one pile of labelled images, which may be evaluated as a whole.
-        origin: what the parts are, for the user; empty for a plain one.
-        shares: of ``train``, to be set aside for other parts, by their names; where there are none and validation is missing,
-            the user's own share is.
-    """
-
-    train: ImageSource
-    validation: ImageSource | None = None
-    test: ImageSource | None = None
-    plain: bool = False
-    origin: str = ""
-    shares: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set as training uses it.
-
-    Attributes:
-        train: what is learned from.
-        validation: what checkpoints are chosen by.
-        test: what the report is about; None where the data set has no third part.
-        origin: one sentence on how the parts came about, for the user.
-        fingerprint: of the whole data set, see :func:`fingerprint`.
-    """
-
-    train: ImageSource
-    validation: ImageSource
-    test: ImageSource | None
-    origin: str
-    fingerprint: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the labels."""
-        return self.train.classes
-
-    @property
-    def held_out(self) -> tuple[str, ImageSource]:
-        """The part that was least looked at, and its name."""
-        return ("validation", self.validation) if self.test is None else ("test", self.test)
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """What a saved model remembers of its data, so that it is never evaluated on images it learned from by mistake.
-
-    Attributes:
-        fingerprint: of the whole data set.
-        split_seed: by which a missing part was set aside.
-        validation_fraction: how much of each class that was.
-    """
-
-    fingerprint: str
-    split_seed: int
-    validation_fraction: float
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> DataRecord:
-        """Read it from JSON.
-
-        Raises:
-            CheckpointError: a value is missing or garbled.
-        """
-        try:
-            return cls(str(content["fingerprint"]), int(content["split_seed"]), float(content["validation_fraction"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{RECORD_NAME} lacks or garbles {error}", "remove it or train again") from error
-
-
 def check_one(source: ImageSource, index: int) -> None:
     """As :meth:`Checkable.check`; a source that cannot do that decodes the image.
 
@@ -277,14 +196,14 @@ def load_reduced(source: ImageSource, index: int, reduction: Reduction) -> Image
     return image
 
 
-def unlabelled(base: ImageSource) -> Subset:
+def unlabeled(base: ImageSource) -> Subset:
     """The same images, all of one class."""
     count = len(base.labels)
-    return Subset(base, np.arange(count), UNLABELLED, np.zeros(count, np.int64))
+    return Subset(base, np.arange(count), UNLABELED, np.zeros(count, np.int64))
 
 
-def relabelled(source: ImageSource, classes: tuple[str, ...]) -> ImageSource:
-    """The same images, labelled by the place of their class among a model's ``classes``; see :func:`places_among`.
+def relabeled(source: ImageSource, classes: tuple[str, ...]) -> ImageSource:
+    """The same images, labeled by the place of their class among a model's ``classes``; see :func:`places_among`.
 
     Raises:
         DataError: the source has a class that ``classes`` lacks.
@@ -307,59 +226,6 @@ def fingerprint(*sources: ImageSource) -> str:
             some = enumerate(labels[start : start + HASHED_AT_ONCE], start)
             digest.update("".join(f"{label}\t{source.name(index)}\n" for index, label in some).encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def split(source: ImageSource, seed: int, fractions: Sequence[float]) -> list[Subset]:
-    """Cut a source into parts with the same share of each class; the last part gets the rest.
-
-    A class with at least as many images as there are parts has one in each.
-    """
-    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
-    order = np.argsort(source.labels, kind="stable")
-    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.classes)))
-    for label, own in enumerate(np.split(order, ends[:-1])):
-        own = own[generator(seed, Stream.SPLIT, index=label).permutation(len(own))]
-        start = 0
-        for part, fraction in enumerate(fractions):
-            most = len(own) - start - (len(fractions) - part)  # one is left for each part to come
-            count = min(max(round(fraction * len(own)), 1), most) if len(own) > len(fractions) else 0
-            parts[part].extend(own[start : start + count].tolist())
-            start += count
-        parts[-1].extend(own[start:].tolist())
-    return [subset(source, sorted(part)) for part in parts]
-
-
-def splits_of(parts: Parts, seed: int, fraction: float) -> Splits:
-    """A data set for training: what it lacks is set aside from its training part.
-
-    Args:
-        seed: of the split, where one has to be made.
-        fraction: share of each class that is set aside for validation, where the data set does not say so itself.
-
-    Raises:
-        DataError: no class has two images, so that nothing can be set aside.
-    """
-    mark = fingerprint(*(part for part in (parts.train, parts.validation, parts.test) if part is not None))
-    if parts.validation is not None:
-        return Splits(parts.train, parts.validation, parts.test, parts.origin, mark)
-    shares = dict(parts.shares) or {"validation": fraction}
-    *aside, train = split(parts.train, seed, tuple(shares.values()))
-    found = dict(zip(shares, aside, strict=True))
-    if not all(len(part.labels) for part in aside):
-        raise DataError("The data has one image a class", "a part of each class must be left for validation")
-    if list(shares) == ["validation"]:
-        text = f"no validation part: {shares['validation']:.0%} of each class set aside by seed {seed}"
-    else:
-        each = " and ".join(f"{share:.0%} for {name}" for name, share in shares.items())
-        text = f"of each class {each} set aside by seed {seed}"
-    origin = f"{parts.origin}; {text}" if parts.origin else text
-    return Splits(train, found["validation"], found.get("test", parts.test), origin, mark)
-
-
-def without_labels(splits: Splits) -> Splits:
-    """Training and validation part with a single class; a test part stays unseen."""
-    train, validation = unlabelled(splits.train), unlabelled(splits.validation)
-    return replace(splits, train=train, validation=validation, test=None, fingerprint=fingerprint(train, validation))
 
 
 def path_key(path: str) -> str:

@@ -1,7 +1,7 @@
 """A teacher: a frozen classifier that answers a student's batch with logits.
 
 It sees the very pixels that the student sees, augmented and mixed (section 4 of the paper), but in its own size and
-normalisation, and it answers in the data's order of classes.
+normalization, and it answers in the data's order of classes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
 from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, places_among
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
 from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
-from deit.image_processor import DeiTImageProcessor
-from deit.outputs import ImageClassifierOutput
+from deit.images.processor import DeiTImageProcessor
+from deit.models.auto import LoadedClassifier, TimmClassifier, check_architecture, fast_layout, load_classifier
+from deit.models.outputs import ImageClassifierOutput
 from deit.variants import VARIANTS
 
 TRAIN_ONE = "train one on this data: deit teacher train DATA --arch regnety_004"
@@ -34,7 +34,7 @@ class Teacher:
     Args:
         classifier: the model, its preprocessing, its class names.
         classes: of the data set, in the order in which the student answers.
-        student: the student's preprocessing, whose normalisation its batches carry.
+        student: the student's preprocessing, whose normalization its batches carry.
         name: what to call the teacher.
 
     Attributes:
@@ -54,7 +54,7 @@ class Teacher:
             [f"The teacher {name} knows {more} classes more than the data has; their logits are left out"] if more else []
         )
         self._size = classifier.processor.input_hw
-        # values * std_s + mean_s undoes the student's normalisation; the teacher's own follows.
+        # values * std_s + mean_s undoes the student's normalization; the teacher's own follows.
         mean_s, std_s = map(_column, student.rgb_statistics)
         mean_t, std_t = map(_column, classifier.processor.rgb_statistics)
         self._scale, self._shift = std_s / std_t, (mean_s - mean_t) / std_t
@@ -118,24 +118,24 @@ class Teacher:
         return answer[:, self._order]
 
     @property
-    def shows_maps(self) -> bool:
-        """Whether :meth:`with_maps` works."""
-        return isinstance(self._model, TimmClassifier) and self._model.shows_maps
+    def has_features(self) -> bool:
+        """Whether :meth:`forward_intermediates` works."""
+        return isinstance(self._model, TimmClassifier) and self._model.has_features
 
     @torch.no_grad()
-    def with_maps(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`__call__`, and what its stages saw on the way: maps (B, C, h, w), from the first to the last."""
         assert isinstance(self._model, TimmClassifier)  # or it shows none
-        logits, maps = self._model.with_maps(self._seen(pixel_values))
+        logits, maps = self._model.forward_intermediates(self._seen(pixel_values))
         return logits[:, self._order], maps
 
-    def map_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+    def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Of the maps for a student's image of a size, each (C, h, w)."""
-        _, maps = self.with_maps(torch.zeros(1, 3, height, width, device=self._scale.device))
+        _, maps = self.forward_intermediates(torch.zeros(1, 3, height, width, device=self._scale.device))
         return [(channels, rows, columns) for _, channels, rows, columns in (one.shape for one in maps)]
 
     def _seen(self, pixel_values: Tensor) -> Tensor:
-        """A student's batch in the teacher's own normalisation and size."""
+        """A student's batch in the teacher's own normalization and size."""
         values = pixel_values * self._scale + self._shift
         if values.shape[-2:] != self._size:
             values = F.interpolate(values, size=self._size, mode="bicubic", align_corners=False, antialias=True)

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import UserError
-from deit.hardware import cores
 from deit.inference.bundle import Precision, is_bundle, open_bundle
-from deit.inference.choice import remember
 from deit.inference.predictor import Predictor
+from deit.inference.runtime_selection import remember
 from deit.inference.runtimes import Runtime, RuntimeName, Work, usable
-from deit.progress import say
-from deit.threads import in_order
+from deit.system.hardware import cores
+from deit.system.progress import print_status
+from deit.system.threads import ordered_map
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 GPU_BATCHES = (1, 16, 64, 256, 512)
@@ -117,7 +117,7 @@ def benchmark(
     with tempfile.TemporaryDirectory() as folder:
         files = [str(path) for path in images] or [str(path) for path in made_photos(Path(folder), FILES)]
         for name, precision in jobs:
-            say(f"Measuring {name} in {precision}")
+            print_status(f"Measuring {name} in {precision}")
             # A process for each: libraries keep threads and memory that would weigh on the next.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 figures = pool.submit(measure, str(model), name, precision, place, files, seconds).result()
@@ -219,9 +219,8 @@ def _operations(model: str | Path) -> int:
     """Of one image: as the bundle's report says, or counted."""
     if is_bundle(model) and isinstance(noted := open_bundle(model).facts.report.get("operations"), int):
         return noted
-    from deit.distillation.classifiers import load_classifier
-    from deit.inference.formats import operations
-    from deit.inference.graph import Graph
+    from deit.inference.graph import Graph, operations
+    from deit.models.auto import load_classifier
 
     return operations(Graph(load_classifier(model)))
 
@@ -253,4 +252,4 @@ def made_photos(folder: Path, count: int) -> list[Path]:
 
 
 def _calls(runtime: Runtime, pixels: np.ndarray, calls: int) -> None:
-    deque(in_order(runtime, [pixels] * calls, runtime.calls), maxlen=0)
+    deque(ordered_map(runtime, [pixels] * calls, runtime.calls), maxlen=0)

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deit.config import MAX_CLASSES
 from deit.errors import CheckpointError, validation_problem
-from deit.files import BUNDLE_NAME, CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json, sha256, write_json
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
+from deit.system.files import BUNDLE_NAME, CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json, sha256, write_json
 
 Format = Literal["openvino", "onnx", "torch"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -41,7 +41,7 @@ class Facts(BaseModel):
         format: whose graph it is.
         precision: of its matrix products.
         files: name -> SHA-256.
-        pixels: the type of what goes in: ``uint8``, as decoded and resized, where the graph rescales and normalises;
+        pixels: the type of what goes in: ``uint8``, as decoded and resized, where the graph rescales and normalizes;
             ``float32`` where that is done before.
         shape: (C, height, width) of it.
         heads: names of the logits that come out; the last is the model's answer.

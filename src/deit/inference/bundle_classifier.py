@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deit.distillation.classifiers import LoadedClassifier
-from deit.image_processor import Crop
+from deit.images.processor import Crop
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import Runtime
-from deit.outputs import ImageClassifierOutput, ImageClassifierWithTeacherOutput
+from deit.models.auto import LoadedClassifier
+from deit.models.outputs import ImageClassifierOutput, ImageClassifierWithTeacherOutput
 
 
 class BundleClassifier(nn.Module):

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit.image_arrays import fitted
-from deit.image_processor import DeiTImageProcessor
-from deit.image_settings import Sides, target_size
-from deit.images import open_image
-from deit.resampling import vertical_first
+from deit.images.arrays import fitted
+from deit.images.decoding import open_image
+from deit.images.processor import DeiTImageProcessor
+from deit.images.processor_settings import Sides, target_size
+from deit.images.resizing import vertical_first
 
 SPARE = 1.5  # as many times the pixels a side that the resize makes has what a JPEG is decoded to, at least
 REDUCTIONS = (8, 4, 2)
@@ -95,11 +95,11 @@ def _pass(length: int, whole: int, target: int, crop: int, resample: int) -> _Pa
     shape, reach = FILTERS[resample]
     step = whole / round(whole / length) / target
     widened = max(step, 1.0)
-    centres = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step
-    starts = np.maximum((centres - reach * widened + 0.5).astype(np.int64), 0)
-    stops = np.minimum((centres + reach * widened + 0.5).astype(np.int64), length)
+    centers = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step
+    starts = np.maximum((centers - reach * widened + 0.5).astype(np.int64), 0)
+    stops = np.minimum((centers + reach * widened + 0.5).astype(np.int64), length)
     places = starts[:, None] + np.arange((stops - starts).max())  # (crop, taps)
-    weights = shape(np.abs((places + 0.5 - centres[:, None]) / widened)) * (places < stops[:, None])
+    weights = shape(np.abs((places + 0.5 - centers[:, None]) / widened)) * (places < stops[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
     weights = np.rint(weights * 2**PILLOW_BITS) / 2**PILLOW_BITS  # what lies halfway goes where this rounding puts it
     first, last = int(starts[0]), int(stops[-1])
@@ -153,7 +153,7 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-# Pillow's numbers of filters -> their shape over the distance from the centre, and how far that reaches. Not the bilinear one:
+# Pillow's numbers of filters -> their shape over the distance from the center, and how far that reaches. Not the bilinear one:
 # its weights leave many values halfway between two levels, and then the order of the sum decides.
 FILTERS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     int(Image.Resampling.LANCZOS): (_lanczos, 3.0),

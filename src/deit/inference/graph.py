@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deit.distillation.classifiers import LoadedClassifier
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
 from deit.inference.bundle import PixelType
-from deit.modeling import Attention, Block, DeiTForImageClassificationWithTeacher, PatchEmbed, TransformerClassifier
+from deit.models.auto import LoadedClassifier
+from deit.models.modeling import Attention, Block, DeiTForImageClassificationWithTeacher, PatchEmbed, TransformerClassifier
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,7 +23,7 @@ TWO_HEADS = ("class", "distillation", "both")
 class Graph(nn.Module):
     """What is exported, and what the torch runtime runs.
 
-    Rescaling and normalising map each channel's values x to a x + b. A transformer's patch embedding is linear in the pixels
+    Rescaling and normalizing map each channel's values x to a x + b. A transformer's patch embedding is linear in the pixels
     and has no padding, so it takes the map into its weights, which changes nothing but the rounding. Other networks pad with
     zeros, so the map stays in front of them. Where the image processor pads, it pads with what is zero *after* the map, and no
     uint8 pixel is: then the map stays with the processor, and float32 goes in.
@@ -68,6 +68,21 @@ class Graph(nn.Module):
         if self.mapped:
             values = values * self.scale + self.shift
         return tuple(self.model(values).heads.values())
+
+
+def operations(graph: Graph) -> int:
+    """Floating-point operations of one image's matrix products and convolutions, a multiply-add being two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        graph(one_image(graph))
+    return int(counter.get_total_flops())
+
+
+def one_image(graph: Graph) -> Tensor:
+    """(1, C, height, width) of zeros, of the type that the graph takes."""
+    return torch.zeros((1, *graph.shape), dtype=getattr(torch, graph.pixels))
 
 
 def separated(graph: Graph) -> Graph:
@@ -146,7 +161,7 @@ def _rows(linear: nn.Linear, first: int, last: int) -> nn.Linear:
 
 
 def channel_map(processor: DeiTImageProcessor, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """What rescaling and normalising do to each channel: x -> scale x + shift, float64, (C) each."""
+    """What rescaling and normalizing do to each channel: x -> scale x + shift, float64, (C) each."""
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     statistics = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     mean, std = (np.broadcast_to(np.asarray(values, np.float64), channels) for values in statistics)

@@ -12,18 +12,18 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import ImageError, UserError
-from deit.hardware import cores
-from deit.image_arrays import channels_last
-from deit.image_processor import Crop, DeiTImageProcessor
-from deit.images import open_image, to_rgb
+from deit.images.arrays import channels_last
+from deit.images.decoding import open_image, to_rgb
+from deit.images.processor import Crop, DeiTImageProcessor
 from deit.inference.bundle import Bundle, PixelType, Precision, is_bundle, open_bundle
-from deit.inference.choice import choose_runtime
 from deit.inference.decoding import near_pixels
 from deit.inference.loading import open_runtime
+from deit.inference.runtime_selection import choose_runtime
 from deit.inference.runtimes import Runtime, RuntimeName, Work
-from deit.memory import keep_freed_memory
-from deit.progress import Progress
-from deit.threads import in_order
+from deit.system.hardware import cores
+from deit.system.malloc import keep_freed_memory
+from deit.system.progress import Progress
+from deit.system.threads import ordered_map
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,13 @@ class Predictor:
     """A classifier that takes files, bytes, Pillow images, arrays or tensors.
 
     Each of its threads reads, decodes and resizes a few images, asks the model, and takes the next few: while some are at
-    the model, others decode. Memory that is freed stays with the process, up to some hundred MiB (:mod:`deit.memory`).
+    the model, others decode. Memory that is freed stays with the process, up to some hundred MiB (:mod:`deit.system.malloc`).
 
     Args:
         runtime: what runs the model.
         processor: how an image becomes its input.
         classes: in the order of the logits.
-        pixels: the type that the runtime takes: ``uint8`` where it rescales and normalises itself.
+        pixels: the type that the runtime takes: ``uint8`` where it rescales and normalizes itself.
         exact: read files to the last bit as the processor does, and as evaluation does; otherwise as
             :mod:`deit.inference.decoding` does, in half the time.
 
@@ -126,9 +126,9 @@ class Predictor:
             return cls._of_bundle(open_bundle(name), device, crop, runtime, precision, work, exact)
         if runtime not in (None, "torch", "torch-compiled"):
             raise UserError(f"{name} is no bundle, and {runtime} runs bundles only", "`deit export` makes one")
-        from deit.distillation.classifiers import load_classifier
         from deit.inference.graph import Graph
         from deit.inference.torch_runtime import TorchRuntime
+        from deit.models.auto import load_classifier
 
         classifier = load_classifier(name, ema=ema, revision=revision)
         if crop is not None:
@@ -157,7 +157,7 @@ class Predictor:
         if crop is not None:
             processor = processor.with_crop(crop)
             if processor.do_pad and facts.pixels == "uint8":
-                raise UserError(f"{path} normalises in its graph, where padding cannot be", "export the model with --crop pad")
+                raise UserError(f"{path} normalizes in its graph, where padding cannot be", "export the model with --crop pad")
         return cls(open_runtime(bundle, chosen, place, work), processor, facts.classes, facts.pixels, exact)
 
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
@@ -192,7 +192,7 @@ class Predictor:
         if isinstance(images, Sequence):
             batch = max(1, min(batch, -(-len(images) // threads)))
         chunks = iter(lambda: list(islice(called, batch)), [])
-        for answers in in_order(lambda chunk: self._answered(chunk, top), chunks, threads):
+        for answers in ordered_map(lambda chunk: self._answered(chunk, top), chunks, threads):
             yield from answers
 
     def pixels(self, image: ImageLike) -> np.ndarray:
@@ -228,7 +228,7 @@ class Predictor:
 
 
 def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLike, exact: bool = True) -> np.ndarray:
-    """One image as a model takes it: (C, height, width), ``uint8``, or normalised ``float32``.
+    """One image as a model takes it: (C, height, width), ``uint8``, or normalized ``float32``.
 
     Args:
         exact: as in :class:`Predictor`.
@@ -243,7 +243,7 @@ def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLik
         array = processor.pixels(to_rgb(image))
     else:
         array = processor.pixels(_of_bytes(channels_last(image, True, None, {1, 3, 4})))
-    return processor.normalise(array) if kind == "float32" else np.moveaxis(_of_bytes(array), -1, 0)
+    return processor.normalize(array) if kind == "float32" else np.moveaxis(_of_bytes(array), -1, 0)
 
 
 def _name(place: int, image: Any) -> str:

@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from deit.errors import CheckpointError, UserError
-from deit.hardware import cores, has_bf16
 from deit.inference import libraries
 from deit.inference.bundle import Format, Precision
+from deit.system.hardware import cores, has_bf16
 
 RuntimeName = Literal["openvino", "onnxruntime", "torch", "torch-compiled"]
 Work = Literal["latency", "throughput"]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deit.devices import choose_device
-from deit.distillation.classifiers import load_classifier
 from deit.errors import UserError
 from deit.inference.bundle import Bundle, Precision
 from deit.inference.graph import Graph
 from deit.inference.runtimes import GPU_BATCH, TORCH_BATCH, RuntimeName
+from deit.models.auto import load_classifier
+from deit.system.devices import choose_device
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
-from deit.data.order import steps_per_epoch
+from deit.data.sampler import steps_per_epoch
 from deit.errors import InterruptedWorkError, NonFiniteLossError
-from deit.evaluation import evaluate_source
-from deit.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
-from deit.interrupts import interrupts
-from deit.memory import keeping_freed_memory
-from deit.modeling import DeiTForMaskedImageModeling
-from deit.progress import Progress
+from deit.evaluation.evaluate import evaluate_source
+from deit.models.modeling import DeiTForMaskedImageModeling
+from deit.recipes.samples import view_steps
+from deit.recipes.schema import Transformer
+from deit.system.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
+from deit.system.malloc import keeping_freed_memory
+from deit.system.progress import Progress
+from deit.system.signals import stop_on_signals
 from deit.training.masking import masked_loss
-from deit.training.optimization import MovingAverage, learning_rate
-from deit.training.recipe import Transformer
-from deit.training.samples import view_steps
-from deit.training.start import Trained
-from deit.training.state import Place, save_checkpoint
+from deit.training.model_building import Trained
+from deit.training.optimization import ModelEma, learning_rate
+from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import StepContext, train_step
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -45,9 +45,9 @@ class Training:
 
     directory: Path
     model: Trained
-    average: MovingAverage[Trained] | None
+    average: ModelEma[Trained] | None
     optimizer: torch.optim.Optimizer
-    place: Place
+    place: TrainState
     context: StepContext
     samples: TrainSamples
     validation: EvaluationSamples
@@ -78,7 +78,7 @@ class Training:
         loader = Loader(self.samples, self.workers, pin=on_gpu)
         judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with keeping_freed_memory(self.context.device), interrupts() as stop, Progress("Training", remaining) as progress:
+        with keeping_freed_memory(self.context.device), stop_on_signals() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)

@@ -1,4 +1,4 @@
-"""Masked image modelling: which patches are hidden, and how well a model fills them in (SimMIM, arXiv 2111.09886)."""
+"""Masked image modeling: which patches are hidden, and how well a model fills them in (SimMIM, arXiv 2111.09886)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from deit.data.loader import EvaluationSamples, Loader
-from deit.devices import Precision, autocast
-from deit.draws import Stream, generator
 from deit.errors import DataError
-from deit.modeling import DeiTForMaskedImageModeling
-from deit.training.recipe import Masking
+from deit.models.modeling import DeiTForMaskedImageModeling
+from deit.recipes.schema import Masking
+from deit.rng import RngStream, generator
+from deit.system.devices import Precision, autocast
 
 JUDGED_EPOCH = 2**63  # whose masks are those of validation: no training gets so far
 
@@ -30,7 +30,7 @@ def masks(settings: Masking, seed: int, epoch: int, samples: Tensor, grid: tuple
     hidden = max(round(settings.ratio * rows * columns), 1)
     found = np.zeros((len(samples), rows * columns), bool)
     for row, (index, repeat, _) in zip(found, samples.tolist(), strict=True):
-        row[generator(seed, Stream.MASK, epoch, index, repeat).permutation(rows * columns)[:hidden]] = True
+        row[generator(seed, RngStream.MASK, epoch, index, repeat).permutation(rows * columns)[:hidden]] = True
     blocks = found.reshape(-1, rows, columns)
     patches = blocks.repeat(settings.block, axis=1).repeat(settings.block, axis=2)[:, : grid[0], : grid[1]]
     return torch.from_numpy(patches.reshape(len(samples), -1))
@@ -47,7 +47,7 @@ def masked_loss(
     batch_size: int,
     precision: Precision,
 ) -> float:
-    """Mean absolute difference of hidden pixels, in the normalised images' units, with masks that are always the same.
+    """Mean absolute difference of hidden pixels, in the normalized images' units, with masks that are always the same.
 
     Raises:
         DataError: nothing in the source is readable.

@@ -13,8 +13,8 @@ from timm.optim.lamb import Lamb
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 
-from deit.draws import Stream, generator
-from deit.training.recipe import Average, Optimizer
+from deit.recipes.schema import Average, Optimizer
+from deit.rng import RngStream, generator
 
 IMAGE_CHANNELS = 3
 NO_DECAY = ("cls_token", "distillation_token", "mask_token", "position_embeddings", "layer_scale")
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=nn.Module)
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
-def learners(model: nn.Module, hints: nn.Module | None) -> nn.Module:
+def trainable_modules(model: nn.Module, hints: nn.Module | None) -> nn.Module:
     """Everything that learns, as one module: the model itself where nothing learns beside it."""
     return model if hints is None else nn.ModuleDict({"model": model, "hints": hints})
 
@@ -60,7 +60,7 @@ def _depth(name: str, top: int) -> int:
 
 
 def freeze(model: nn.Module, trainable: Literal["all", "heads", "attention"]) -> None:
-    """Let only a part of a transformer learn: :class:`deit.training.recipe.Transformer` says which."""
+    """Let only a part of a transformer learn: :class:`deit.recipes.schema.Transformer` says which."""
     parts = {"all": ("",), "heads": HEADS, "attention": (*HEADS, ".attention.", "position_embeddings")}[trainable]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
@@ -91,7 +91,7 @@ def _split(model: nn.Module, groups: list[dict[str, Any]], settings: Optimizer) 
     for group in groups:
         for by_muon in (True, False):
             parameters = [parameter for parameter in group["params"] if (id(parameter) in kernels) == by_muon]
-            scale = group["scale"] * (1.0 if by_muon else settings.others_scale)
+            scale = group["scale"] * (1.0 if by_muon else settings.adamw_lr_scale)
             if parameters:
                 parts.append({**group, "params": parameters, "scale": scale, "use_muon": by_muon})
     return parts
@@ -137,14 +137,14 @@ def residual_scale(rate: float, layers: int, seed: int, epoch: int, step: int, p
     if rate == 0:
         return None
     rates = np.linspace(0, rate, layers)
-    rng = generator(seed, Stream.DROP_PATH, epoch, step)
+    rng = generator(seed, RngStream.DROP_PATH, epoch, step)
     draws = rng.random((int(positions.max()) + 1, layers, 2))[positions.numpy()]  # (B, L, 2)
     kept = draws >= rates[:, None]
     scale = kept / (1 - rates[:, None])
     return torch.from_numpy(np.ascontiguousarray(scale.transpose(1, 2, 0), dtype=np.float32))
 
 
-class MovingAverage(Generic[M]):
+class ModelEma(Generic[M]):
     """The exponential moving average of a model's weights and buffers, as a model of its own.
 
     Args:

@@ -9,21 +9,28 @@ from typing import Any
 
 import torch
 
-from deit.checkpoints.card import model_card
+from deit.checkpoints.model_card import model_card
 from deit.config import ViTConfig
 from deit.data.checking import without_unreadable
 from deit.data.loader import EvaluationSamples
-from deit.data.opening import lasting, open_data, open_unlabelled, title
-from deit.data.sources import DataRecord, Splits
-from deit.devices import choose_device, choose_precision
-from deit.distillation.answers import is_store
-from deit.distillation.classifiers import TimmClassifier, load_classifier
-from deit.distillation.hints import Hints
-from deit.distillation.stored import AnyTeacher, StoredTeacher
+from deit.data.opening import lasting, open_data, open_unlabeled, title
+from deit.data.splits import DataRecord, Splits
+from deit.distillation.cache_format import is_logit_cache
+from deit.distillation.cached_teacher import AnyTeacher, CachedTeacher
+from deit.distillation.feature_distillation import Hints
 from deit.distillation.teacher import Teacher
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
-from deit.evaluation import Evaluation, evaluate_source
-from deit.files import (
+from deit.evaluation.evaluate import Evaluation, evaluate_source
+from deit.evaluation.report import ReportData, write_report
+from deit.models.auto import TimmClassifier, load_classifier
+from deit.recipes.planning import from_data, from_time, is_open, look
+from deit.recipes.presets import get_recipe
+from deit.recipes.run_settings import RunSettings, absolute, new_run_directory, resumed_run
+from deit.recipes.samples import training_samples
+from deit.recipes.scaling import scaled
+from deit.recipes.schema import Recipe, Transformer
+from deit.system.devices import choose_device, choose_precision
+from deit.system.files import (
     BEST_NAME,
     CARD_NAME,
     EVALUATION_NAME,
@@ -34,20 +41,13 @@ from deit.files import (
     write_json,
     write_text,
 )
-from deit.progress import say
-from deit.report import ReportData, write_report
-from deit.training.account import account, counts, image_seconds, say_account
+from deit.system.progress import print_status
 from deit.training.loop import CHECKPOINTS_NAME, Training, read_log
-from deit.training.optimization import MovingAverage, learners, make_optimizer
-from deit.training.recipe import Recipe, Transformer
-from deit.training.recipes import get_recipe
-from deit.training.samples import training_samples
-from deit.training.scaling import scaled
-from deit.training.settings import RunSettings, absolute, new_run_directory, resumed_run
-from deit.training.sizing import from_data, from_time, is_open, look
-from deit.training.start import Start, start
-from deit.training.state import Place, latest_checkpoint, load_checkpoint, read_place
+from deit.training.model_building import Start, start
+from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
+from deit.training.state import TrainState, latest_checkpoint, load_checkpoint, read_train_state
 from deit.training.step import StepContext
+from deit.training.summary import account, counts, image_seconds, say_account
 
 REPORT_NAME = "report.html"
 
@@ -71,12 +71,12 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What came of masked image modelling.
+    """What came of masked image modeling.
 
     Attributes:
         directory: of the run; ``best`` in it is a model to start from: ``init`` of :func:`train`.
         epoch: of the best model, counted from 1.
-        loss: its mean absolute difference of hidden pixels, on the validation part, in the normalised images' units.
+        loss: its mean absolute difference of hidden pixels, on the validation part, in the normalized images' units.
     """
 
     directory: Path
@@ -151,7 +151,7 @@ def pretrain(
     directory, chosen, run = _requested(data, recipe, settings, out, resume, skip_unreadable, init)
     if not chosen.masked:
         raise RecipeError(f"The recipe {chosen.name} learns labels", "deit train takes it; set masking.ratio to hide patches")
-    splits = open_unlabelled(run.data, run.split_seed, run.validation_fraction)
+    splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
     training, *_ = _fit(splits, chosen, run, directory, device, workers)
     best = training.place.best
     write_json(directory / EVALUATION_NAME, {"part": "validation", "best_epoch": best["epoch"], "loss": best["loss"]})
@@ -218,7 +218,7 @@ def _fit(
     begun = start(recipe, splits.classes, run.init, checkpoint)
     teacher = _teacher(begun.recipe, run, splits, record)
     notes += begun.notes
-    if isinstance(teacher, StoredTeacher):
+    if isinstance(teacher, CachedTeacher):
         resolved, said = teacher.fitted(begun.recipe)
         begun, notes = replace(begun, recipe=resolved), notes + said
     elif teacher is not None:
@@ -230,10 +230,10 @@ def _fit(
             f"The teacher {run.teacher} shows no maps: the student learns from its answers alone, which from scratch takes "
             "more images and time"
         )
-    if isinstance(teacher, StoredTeacher):
+    if isinstance(teacher, CachedTeacher):
         teacher.check_pixels(begun.recipe, training.samples)
     if checkpoint is not None:
-        training.place = read_place(checkpoint)
+        training.place = read_train_state(checkpoint)
         if training.place.data != record.fingerprint:
             raise CheckpointError(f"{run.data} is not the data that {directory} was trained on", "pass the same data")
         hints, steps = training.context.hints, training.place.steps_taken
@@ -262,15 +262,15 @@ def _prepare(
     chosen, model = begun.recipe, begun.model.to(device)
     processor = chosen.processor()
     config = None if isinstance(model, TimmClassifier) else model.config
-    answers = teacher.answers(chosen) if isinstance(teacher, StoredTeacher) else None
-    live = None if isinstance(teacher, StoredTeacher) else teacher
+    answers = teacher.answers(chosen) if isinstance(teacher, CachedTeacher) else None
+    live = None if isinstance(teacher, CachedTeacher) else teacher
     hints = _hints(chosen, config, teacher, device)
     return Training(
         directory=directory,
         model=model,
-        average=MovingAverage(model, chosen.average) if chosen.average.decay else None,
-        optimizer=make_optimizer(learners(model, hints), chosen.optimizer),
-        place=Place(data=record.fingerprint),
+        average=ModelEma(model, chosen.average) if chosen.average.decay else None,
+        optimizer=make_optimizer(trainable_modules(model, hints), chosen.optimizer),
+        place=TrainState(data=record.fingerprint),
         context=StepContext(chosen, device, choose_precision(chosen.precision, device), live, config, hints),
         samples=training_samples(chosen, splits.train, run.skip_unreadable, answers),
         validation=EvaluationSamples(splits.validation, processor, run.skip_unreadable),
@@ -280,10 +280,10 @@ def _prepare(
 
 
 def _hints(chosen: Recipe, config: ViTConfig | None, teacher: AnyTeacher | None, device: torch.device) -> Hints | None:
-    if not chosen.distillation.hints or not isinstance(teacher, Teacher) or not teacher.shows_maps:
+    if not chosen.distillation.hints or not isinstance(teacher, Teacher) or not teacher.has_features:
         return None
     assert config is not None  # a convolutional network has no teacher
-    return Hints(config, teacher.map_shapes(*chosen.image_hw), chosen.seed).to(device)
+    return Hints(config, teacher.feature_shapes(*chosen.image_hw), chosen.seed).to(device)
 
 
 def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
@@ -303,11 +303,11 @@ def _check_teacher(chosen: Recipe, run: RunSettings) -> None:
 def _teacher(chosen: Recipe, run: RunSettings, splits: Splits, record: DataRecord) -> AnyTeacher | None:
     if run.teacher is None:
         return None
-    if not is_store(run.teacher):
+    if not is_logit_cache(run.teacher):
         return Teacher.load(run.teacher, splits.classes, chosen.processor(), run.teacher_weights)
     if run.teacher_weights is not None:
         raise TeacherError(f"{run.teacher} is a store, which needs no weights", "leave out --teacher-weights")
-    return StoredTeacher.open(run.teacher, chosen, splits, record)
+    return CachedTeacher.open(run.teacher, chosen, splits, record)
 
 
 def _timed(
@@ -320,7 +320,7 @@ def _timed(
         begun = start(candidate, splits.classes, run.init, None)
         if not known:  # before anything is said: a teacher that does not fit is the user's mistake
             known.append(_teacher(begun.recipe, run, splits, record))
-            say("Measuring how fast candidates train here")
+            print_status("Measuring how fast candidates train here")
         (teacher,) = known
         if isinstance(teacher, Teacher):
             teacher.to(device)
@@ -360,7 +360,7 @@ def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, ru
     best.model.to(device)
     samples = EvaluationSamples(source, best.processor, run.skip_unreadable)
     evaluation = evaluate_source(best.model, samples, workers=training.workers)
-    live = teacher.load(training.context.recipe) if isinstance(teacher, StoredTeacher) else teacher
+    live = teacher.load(training.context.recipe) if isinstance(teacher, CachedTeacher) else teacher
     taught = None
     if live is not None:
         seen = EvaluationSamples(source, live.classifier.processor, run.skip_unreadable)
@@ -384,5 +384,5 @@ def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, ru
     try:
         write_report(directory / REPORT_NAME, report)
     except MissingExtraError as error:
-        say(str(error))
+        print_status(str(error))
     return TrainResult(directory, part, evaluation, taught)

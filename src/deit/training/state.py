@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
-from deit.files import AVERAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_json
-from deit.training.optimization import MovingAverage, learners
+from deit.system.files import CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_json
+from deit.training.optimization import ModelEma, trainable_modules
 
 FORMAT = 1
 HINTS_NAME = "hints.safetensors"
@@ -30,7 +30,7 @@ _NAME = re.compile(r"epoch-(\d{6})-step-(\d{8})")
 
 
 @dataclass
-class Place:
+class TrainState:
     """Where training stands.
 
     Attributes:
@@ -55,9 +55,9 @@ class Place:
 
 def save_checkpoint(
     directory: Path,
-    place: Place,
+    place: TrainState,
     model: nn.Module,
-    average: MovingAverage[Any] | None,
+    average: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
     beside: Mapping[str, dict[str, Any]] | None = None,
     hints: nn.Module | None = None,
@@ -72,15 +72,15 @@ def save_checkpoint(
     with new_directory(path) as draft:
         write_tensors(draft / WEIGHTS_NAME, model.state_dict())
         if average is not None:
-            write_tensors(draft / AVERAGE_NAME, average.model.state_dict())
+            write_tensors(draft / EMA_NAME, average.model.state_dict())
         if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that it opens as a model, too
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
         for name, content in (beside or {}).items():
             write_json(draft / name, content)
         if hints is not None:
             write_tensors(draft / HINTS_NAME, hints.state_dict())
-        write_tensors(draft / "optimizer.safetensors", _moments(learners(model, hints), optimizer))
-        write_json(draft / "place.json", asdict(place))
+        write_tensors(draft / "optimizer.safetensors", _moments(trainable_modules(model, hints), optimizer))
+        write_json(draft / "train_state.json", asdict(place))
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         write_json(draft / "manifest.json", {"format": FORMAT, "sha256": sums})
     for old in _checkpoints(directory)[:-KEPT]:
@@ -94,7 +94,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_place(path: Path) -> Place:
+def read_train_state(path: Path) -> TrainState:
     """Where a checkpoint stands, after its files were checked against the manifest.
 
     Raises:
@@ -105,7 +105,7 @@ def read_place(path: Path) -> Place:
         raise CheckpointError(f"{path} has checkpoint format {manifest.get('format')!r}", f"this version reads {FORMAT}")
     sums = manifest.get("sha256")
     sums = sums if isinstance(sums, dict) else {}
-    for name in (WEIGHTS_NAME, "optimizer.safetensors", "place.json"):
+    for name in (WEIGHTS_NAME, "optimizer.safetensors", "train_state.json"):
         if name not in sums:
             raise CheckpointError(f"The manifest of {path} lacks {name}", "resume from another checkpoint")
     for name, expected in sums.items():
@@ -113,7 +113,7 @@ def read_place(path: Path) -> Place:
         if not file.is_file() or sha256(file) != expected:
             raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the one before it")
     try:
-        return Place(**read_json(path / "place.json"))
+        return TrainState(**read_json(path / "train_state.json"))
     except TypeError as error:
         raise CheckpointError(f"{path / 'place.json'} is garbled", "resume from another checkpoint") from error
 
@@ -121,7 +121,7 @@ def read_place(path: Path) -> Place:
 def load_checkpoint(
     path: Path,
     model: nn.Module,
-    average: MovingAverage[Any] | None,
+    average: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
     steps_taken: int,
     hints: nn.Module | None = None,
@@ -136,10 +136,10 @@ def load_checkpoint(
     """
     load_into(model, read_tensors(path / WEIGHTS_NAME))
     if average is not None:
-        load_into(average.model, read_tensors(path / AVERAGE_NAME))
+        load_into(average.model, read_tensors(path / EMA_NAME))
     if hints is not None:
         load_into(hints, read_tensors(path / HINTS_NAME))
-    _load_moments(learners(model, hints), optimizer, read_tensors(path / "optimizer.safetensors"))
+    _load_moments(trainable_modules(model, hints), optimizer, read_tensors(path / "optimizer.safetensors"))
     if isinstance(optimizer, Lamb):  # which counts its steps beside the moments
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps_taken))

@@ -1,4 +1,4 @@
-"""One optimisation step: batches in, weights moved. No input or output but tensors."""
+"""One optimization step: batches in, weights moved. No input or output but tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from deit.config import ViTConfig
 from deit.data.loader import Batch
-from deit.devices import Precision, autocast
-from deit.distillation.hints import Hints
-from deit.distillation.losses import binary_cross_entropy, soft_target_cross_entropy, training_loss
+from deit.distillation.feature_distillation import Hints
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
+from deit.models.losses import binary_cross_entropy, soft_target_cross_entropy, training_loss
+from deit.recipes.schema import Recipe, Transformer
+from deit.system.devices import Precision, autocast
 from deit.training.masking import masks
-from deit.training.optimization import learners, residual_scale, set_learning_rate
-from deit.training.recipe import Recipe, Transformer
+from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train_step(
         return loss
     clip = context.recipe.optimizer.clip_norm
     if clip is not None:
-        torch.nn.utils.clip_grad_norm_(learners(model, context.hints).parameters(), clip)
+        torch.nn.utils.clip_grad_norm_(trainable_modules(model, context.hints).parameters(), clip)
     set_learning_rate(optimizer, lr)
     optimizer.step()
     return loss
@@ -95,11 +95,11 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
     with autocast(context.device, context.precision):
         scale = None if scale is None else scale.to(context.device)
         if context.hints is None:
-            answer = batch.answers if context.teacher is None else context.teacher(batch.pixel_values)
+            answer = batch.teacher_targets if context.teacher is None else context.teacher(batch.pixel_values)
             heads = model(batch.pixel_values, residual_scale=scale).heads
         else:
             assert context.teacher is not None
-            answer, maps = context.teacher.with_maps(batch.pixel_values)
+            answer, maps = context.teacher.forward_intermediates(batch.pixel_values)
             output = model(batch.pixel_values, residual_scale=scale, output_hidden_states=True)
             heads, distance = output.heads, context.hints(output.hidden_states, maps)
     part = binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy
@@ -108,7 +108,7 @@ def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int,
 
 
 def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int) -> Tensor:
-    """Of masked image modelling: the hidden patches' pixels; labels and targets are not looked at."""
+    """Of masked image modeling: the hidden patches' pixels; labels and targets are not looked at."""
     recipe = context.recipe
     assert context.config is not None
     hidden = masks(recipe.masking, recipe.seed, epoch, batch.samples, context.config.grid).to(context.device)

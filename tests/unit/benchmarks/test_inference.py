@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.inference import RATIOS, ratio, table
+from benchmarks.inference_contenders import CPU_CONTENDERS, GPU_CONTENDERS, Job, answerer, jobs
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
-from answerers import CPU_CONTENDERS, GPU_CONTENDERS, Job, answerer, jobs
 from deit.inference.benchmark import made_photos
-from inference import RATIOS, ratio, table
 
 
 @pytest.fixture(scope="module")

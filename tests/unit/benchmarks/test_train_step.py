@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
-from train_step import best_to_best, measured, operations
-from trainees import KINDS, OURS, Job, Stopwatch, compiled, jobs
+from benchmarks.train_contenders import KINDS, OURS, Job, Stopwatch, compiled, jobs
+from benchmarks.train_step import best_to_best, measured, operations
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from deit.files import write_json
-from deit.training.recipe import Recipe
-from deit.training.recipes import get_recipe
+from deit.recipes.presets import get_recipe
+from deit.recipes.schema import Recipe
+from deit.system.files import write_json
 from tests.helpers import TINY
 
 CLASSES = ("red", "green", "blue")

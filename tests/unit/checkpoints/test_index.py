@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deit.checkpoints import hub
-from deit.checkpoints.hub import hub_arguments, shard_names
+from deit import hub
 from deit.checkpoints.tensors import open_index
 from deit.errors import CheckpointError
+from deit.hub import hub_arguments, shard_names
 from tests.helpers import noise
 from tests.unit.checkpoints.samples import assert_equal
 

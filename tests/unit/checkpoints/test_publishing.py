@@ -16,10 +16,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit.checkpoints.card import model_card
+from deit.checkpoints.model_card import model_card
 from deit.checkpoints.publishing import NAME, _check_name, plan_push, push_to_hub
 from deit.errors import CheckpointError, DeiTError, UserError, WorkError
-from deit.files import write_json
+from deit.system.files import write_json
 from tests.unit.checkpoints.model_files import RECORD, make_model, make_network, make_run
 
 TOKEN = "hf_secret"

@@ -15,12 +15,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deit.checkpoints.layouts import locate, to_layout
+from deit.checkpoints.key_maps import locate, to_layout
 from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
-from deit.modeling import ViTForImageClassification
-from tests.helpers import TINY, randomised, tiny_deit, tiny_vit
+from deit.models.modeling import ViTForImageClassification
+from tests.helpers import TINY, randomized, tiny_deit, tiny_vit
 from tests.unit.checkpoints.samples import assert_equal, canonical_state, heads_of, shapes_of
 
 CLASSES = [
@@ -37,7 +37,7 @@ library: Any = transformers
 
 def theirs(kind: str, **fields: Any) -> Any:
     config = library.DeiTConfig if kind.startswith("DeiT") else library.ViTConfig
-    return randomised(getattr(library, kind)(config(**{**TINY, "num_labels": 5, "encoder_stride": 8, **fields})))
+    return randomized(getattr(library, kind)(config(**{**TINY, "num_labels": 5, "encoder_stride": 8, **fields})))
 
 
 def by_canonical_name(model: Any) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def test_the_widest_of_mixed_types_is_told(tmp_path: Path) -> None:
 
 def timm_model(name: str = "deit_tiny_distilled_patch16_224", **arguments: Any) -> Any:
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_classes": 5}
-    return randomised(timm.create_model(name, **{**shape, **arguments}))
+    return randomized(timm.create_model(name, **{**shape, **arguments}))
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -218,8 +218,8 @@ def test_a_checkpoint_of_a_run_and_its_average(tmp_path: Path) -> None:
         assert (found.config.classes, found.config.tokens) == (config.classes, config.tokens)
         assert_equal(found.read(), state)
     assert_equal(open_checkpoint(path, ema=True).read(), mean)
-    assert_equal(open_checkpoint(path / "average.safetensors").read(), mean)
-    (path / "average.safetensors").unlink()
+    assert_equal(open_checkpoint(path / "ema.safetensors").read(), mean)
+    (path / "ema.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"step-00000000 holds no average\.safetensors: load it without ema"):
         open_checkpoint(path, ema=True)
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deit.checkpoints.layouts import to_layout
+from deit.checkpoints.key_maps import to_layout
 from deit.checkpoints.reading import open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError, ConfigError, UserError
-from tests.helpers import TINY, randomised, tiny_vit
+from tests.helpers import TINY, randomized, tiny_vit
 from tests.unit.checkpoints.samples import canonical_state
 
 library: Any = transformers
@@ -30,12 +30,12 @@ library: Any = transformers
 
 def theirs(kind: str, **fields: Any) -> Any:
     config = library.DeiTConfig if kind.startswith("DeiT") else library.ViTConfig
-    return randomised(getattr(library, kind)(config(**{**TINY, "num_labels": 5, "encoder_stride": 8, **fields})))
+    return randomized(getattr(library, kind)(config(**{**TINY, "num_labels": 5, "encoder_stride": 8, **fields})))
 
 
 def timm_model(name: str = "deit_tiny_distilled_patch16_224", **arguments: Any) -> Any:
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_classes": 5}
-    return randomised(timm.create_model(name, **{**shape, **arguments}))
+    return randomized(timm.create_model(name, **{**shape, **arguments}))
 
 
 def changed(folder: Path, **fields: Any) -> None:

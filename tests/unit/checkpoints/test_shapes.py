@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit.checkpoints.layouts import locate
+from deit.checkpoints.key_maps import locate
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config, other_shapes, trunk_shapes
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError

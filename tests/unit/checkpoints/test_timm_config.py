@@ -11,7 +11,7 @@ import torch
 from deit.checkpoints.timm_config import FROM_TIMM, TO_TIMM, is_transformer, read_timm_config
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
-from deit.modeling import ACTIVATIONS
+from deit.models.modeling import ACTIVATIONS
 
 NAME = "deit_small_patch16_224"
 
@@ -161,7 +161,7 @@ def test_older_files_hold_all_on_one_level() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mean": "grey"},
+        {"mean": "gray"},
         {"mean": [0.5, None]},
         {"std": [[0.5]]},
         {"crop_pct": True},

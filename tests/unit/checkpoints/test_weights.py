@@ -11,7 +11,7 @@ from torch import nn
 
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.errors import CheckpointError
-from tests.helpers import noise, randomised
+from tests.helpers import noise, randomized
 
 
 def test_tensors_come_back_with_their_types(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_counted_and_the_first_is_named() -> None:
 
 
 def test_a_refused_checkpoint_leaves_the_model_as_it_was() -> None:
-    model = randomised(nn.Linear(2, 3))
+    model = randomized(nn.Linear(2, 3))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError):
         load_into(model, {"bias": torch.zeros(3), "weight": torch.zeros(9, 9)})

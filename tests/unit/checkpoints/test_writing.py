@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from deit.checkpoints.layouts import locate
+from deit.checkpoints.key_maps import locate
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm, write_transformers
 from deit.config import DeiTConfig, ViTConfig, variant_config
 from deit.errors import CheckpointError
-from deit.modeling import ViTForImageClassification
+from deit.models.modeling import ViTForImageClassification
 from deit.variants import VARIANTS
 from tests.helpers import tiny_deit, tiny_vit
 from tests.unit.checkpoints.samples import WITH_TEACHER, assert_equal, canonical_state, heads_of
@@ -257,7 +257,7 @@ def test_what_cannot_be_written_leaves_the_old_model_whole(tmp_path: Path) -> No
     assert json.loads((tmp_path / "new" / "config.json").read_text())["torch_dtype"] == "float32"
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr("deit.files.os.fsync", _second_time_full())
+        patch.setattr("deit.system.files.os.fsync", _second_time_full())
         new.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 

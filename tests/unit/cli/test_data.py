@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deit.cli.main import app
 from deit.data.class_names import imagenet_ids, imagenet_subset
-from deit.data.named import NAMED
+from deit.data.datasets.named import NAMED
 from tests.unit.data.layouts import cifar10, photo
 
 

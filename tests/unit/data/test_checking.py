@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from deit.data.checking import check_images, without_unreadable
-from deit.data.folders import folder_source
+from deit.data.datasets.folders import folder_source
 from deit.data.opening import open_data
-from deit.data.sources import FileSource, Splits, subset
+from deit.data.sources import FileSource, subset
+from deit.data.splits import Splits
 from deit.errors import DataError, ImageError
 from tests.unit.data.layouts import image_files, names
 

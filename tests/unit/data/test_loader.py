@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from deit.data.augment import Augmentation, TrainTransform
-from deit.data.crops import Box
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
-from deit.data.mixing import Mixing
-from deit.data.order import Plan, epoch_steps, micro_batches, share
+from deit.data.sampler import BatchPlan, epoch_steps, micro_batches, share
 from deit.data.sources import FileSource, subset
+from deit.data.transforms.augment import Augmentation, TrainTransform
+from deit.data.transforms.crops import Box
+from deit.data.transforms.mixing import Mixing
 from deit.errors import ImageError
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
 from tests.helpers import MemorySource, pattern
 
 TRANSFORM = TrainTransform(Augmentation(), 24, 16)
@@ -152,7 +152,7 @@ def test_all_repeats_of_an_image_decide_how_small_it_is_decoded(photos: FileSour
 
     samples = TrainSamples(photos, Watched(LARGE.settings, *LARGE.size), Mixing(), seed=1)
     samples.sample(0, 2, repeat=1)
-    samples.batch(Plan(0, 0, np.array([[2, 0, 0]])))
+    samples.batch(BatchPlan(0, 0, np.array([[2, 0, 0]])))
     assert asked == [3, 3]
 
 
@@ -168,7 +168,7 @@ def test_a_mixed_pair_can_be_made_alone() -> None:
     (plan,) = epoch_steps(13, 13, samples.seed, epoch=1)
     whole = samples.batch(plan)
     for first in range(0, 13, 2):
-        pair = samples.batch(Plan(1, 0, plan.samples[first : first + 2]))
+        pair = samples.batch(BatchPlan(1, 0, plan.samples[first : first + 2]))
         assert torch.equal(pair.pixel_values, whole.pixel_values[first : first + 2])
         assert torch.equal(pair.targets, whole.targets[first : first + 2])
 
@@ -217,7 +217,7 @@ def test_unreadable_images_are_left_out_and_counted_on_request(workers: int) -> 
 
 
 def test_what_is_left_of_a_broken_pair_is_not_mixed_and_other_pairs_are_as_ever() -> None:
-    plan = Plan(0, 0, np.array([[0, 0, 0], [1, 0, 1], [2, 0, 2], [3, 0, 3], [4, 0, 4], [5, 0, 5]]))
+    plan = BatchPlan(0, 0, np.array([[0, 0, 0], [1, 0, 1], [2, 0, 2], [3, 0, 3], [4, 0, 4], [5, 0, 5]]))
     samples = made(MemorySource(6, broken=frozenset({2})), skip=True)
     whole, rest = made(MemorySource(6)).batch(plan), samples.batch(plan)
     for row, before in enumerate([0, 1, 3, 4, 5]):
@@ -268,5 +268,5 @@ def test_a_batch_moves_whole() -> None:
 
 def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, expected in ((1, 1), (2, 1), (6, 5), (64, 8)):
-        monkeypatch.setattr("deit.data.loader.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("deit.data.loader.cores", lambda cores=cores: cores)
         assert default_workers() == expected

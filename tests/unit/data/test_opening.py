@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from deit.data.checking import without_unreadable
-from deit.data.named import NAMED as NAMED_DATA
-from deit.data.named import named_reference
-from deit.data.opening import lasting, open_data, open_unlabelled, title
+from deit.data.datasets.named import NAMED as NAMED_DATA
+from deit.data.datasets.named import named_reference
+from deit.data.opening import lasting, open_data, open_unlabeled, title
 from deit.errors import DataError
 from tests.unit.data.layouts import (
     cars,
@@ -108,7 +108,7 @@ def test_every_form_can_be_trained_on(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS, indirect=True)
 def test_every_form_can_be_learned_from_without_labels(form: str) -> None:
-    splits = open_unlabelled(form)
+    splits = open_unlabeled(form)
     assert splits.classes == splits.validation.classes == ("image",)
     assert splits.test is None
     assert not splits.train.labels.any()
@@ -169,7 +169,7 @@ def test_a_misspelt_name_gets_the_nearest(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(DataError, match=f"is no folder: did you mean {near}"):
             open_data(name)
         with pytest.raises(DataError, match="is no folder"):
-            open_unlabelled(name)
+            open_unlabeled(name)
     with pytest.raises(DataError, match="pass a folder, a manifest, hf:owner/name, or a name of `deit data list`"):
         open_data("me/photos")
 

@@ -12,18 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deit.data.opening import open_data
-from deit.data.sources import (
-    DataRecord,
-    ManyLabels,
-    Parts,
-    fingerprint,
-    path_key,
-    relabelled,
-    split,
-    splits_of,
-    subset,
-    unlabelled,
-)
+from deit.data.sources import ManyLabels, fingerprint, path_key, relabeled, subset, unlabeled
+from deit.data.splits import DataRecord, DatasetSplits, make_splits, split
 from deit.errors import CheckpointError, DataError
 from tests.helpers import MemorySource
 from tests.unit.data.layouts import image_files
@@ -72,12 +62,12 @@ def test_a_part_of_a_source_keeps_its_names_and_image_files() -> None:
 
 def test_labels_follow_the_order_of_another_models_classes() -> None:
     source = MemorySource(4, classes=("dog", "cat"))
-    assert relabelled(source, ("dog", "cat")) is source
-    turned = relabelled(source, ("cat", "cow", "dog"))
+    assert relabeled(source, ("dog", "cat")) is source
+    turned = relabeled(source, ("cat", "cow", "dog"))
     assert (turned.labels.tolist(), turned.classes) == ([2, 0, 2, 0], ("cat", "cow", "dog"))
     assert turned.load(1) == source.load(1)
     with pytest.raises(DataError, match="1 classes that the model does not know, such as 'cat'"):
-        relabelled(source, ("dog", "cow"))
+        relabeled(source, ("dog", "cow"))
 
 
 def test_a_fingerprint_changes_with_a_file_a_class_or_the_order(parted: Path) -> None:
@@ -126,7 +116,7 @@ def test_files_are_sorted_as_paths_are(parts: list[list[str]]) -> None:
 
 
 def test_shares_of_a_data_set_go_before_the_users() -> None:
-    splits = splits_of(Parts(MemorySource(30), shares={"validation": 0.1, "test": 0.2}, origin="made"), 4, 0.5)
+    splits = make_splits(DatasetSplits(MemorySource(30), shares={"validation": 0.1, "test": 0.2}, origin="made"), 4, 0.5)
     assert splits.test is not None
     assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [21, 3, 6]
     assert splits.origin == "made; of each class 10% for validation and 20% for test set aside by seed 4"
@@ -134,7 +124,7 @@ def test_shares_of_a_data_set_go_before_the_users() -> None:
 
 
 def test_images_without_labels_are_of_one_class() -> None:
-    source = unlabelled(MemorySource(6))
+    source = unlabeled(MemorySource(6))
     assert (source.classes, source.labels.tolist()) == (("image",), [0] * 6)
     assert source.load(4) == MemorySource(6).load(4)
 
@@ -142,7 +132,7 @@ def test_images_without_labels_are_of_one_class() -> None:
 def test_several_labels_follow_the_classes_of_a_model() -> None:
     source = ManyLabels(MemorySource(3), ((0,), (2, 1), (1,)), ("a", "b", "c"))
     assert source.labels.tolist() == [0, 2, 1]
-    turned = relabelled(source, ("c", "d", "b", "a"))
+    turned = relabeled(source, ("c", "d", "b", "a"))
     assert isinstance(turned, ManyLabels)
     assert turned.right == ((3,), (0, 2), (2,))
     assert turned.right_classes(np.array([1, 0])).tolist() == [[True, False, True, False], [False, False, False, True]]

@@ -1,4 +1,4 @@
-"""A teacher owns its size, its normalisation and its order of classes."""
+"""A teacher owns its size, its normalization and its order of classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from timm.data.imagenet_info import ImageNetInfo
 
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier, fresh_network
 from deit.distillation.teacher import Teacher
 from deit.errors import TeacherError
-from deit.image_processor import DeiTImageProcessor
-from deit.modeling import ViTForImageClassification
-from tests.helpers import noise, pattern, randomised, tiny_vit
+from deit.images.processor import DeiTImageProcessor
+from deit.models.auto import LoadedClassifier, TimmClassifier, fresh_network
+from deit.models.modeling import ViTForImageClassification
+from tests.helpers import noise, pattern, randomized, tiny_vit
 
 CLASSES = ("ant", "bee", "cat")
 STUDENT = DeiTImageProcessor.for_size(32, 32)
@@ -25,7 +25,7 @@ ARCH = "test_resnet"
 
 
 def _network(classes: tuple[str, ...] = CLASSES, processor: DeiTImageProcessor = STUDENT) -> TimmClassifier:
-    return randomised(fresh_network(ARCH, classes, processor, {}, seed=0), std=0.1)
+    return randomized(fresh_network(ARCH, classes, processor, {}, seed=0), std=0.1)
 
 
 def _loaded(network: TimmClassifier) -> LoadedClassifier:
@@ -38,17 +38,17 @@ def test_a_teacher_answers_with_its_own_logits() -> None:
     torch.testing.assert_close(teacher(batch), network(batch).logits)
 
 
-def test_the_student_s_normalisation_is_exchanged_for_the_teacher_s() -> None:
+def test_the_student_s_normalization_is_exchanged_for_the_teacher_s() -> None:
     own = DeiTImageProcessor.for_size(32, 32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     network = _network(processor=own)
     pixels = np.asarray(pattern(32, 32))[None]
     teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t")
-    seen = teacher(torch.from_numpy(STUDENT.normalise(pixels)))
-    torch.testing.assert_close(seen, network(torch.from_numpy(own.normalise(pixels))).logits, rtol=1e-4, atol=1e-5)
+    seen = teacher(torch.from_numpy(STUDENT.normalize(pixels)))
+    torch.testing.assert_close(seen, network(torch.from_numpy(own.normalize(pixels))).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_another_size_is_the_teacher_s_own_business() -> None:
-    model = randomised(ViTForImageClassification(tiny_vit(image_size=48).with_classes(CLASSES)))
+    model = randomized(ViTForImageClassification(tiny_vit(image_size=48).with_classes(CLASSES)))
     loaded = LoadedClassifier(model, DeiTImageProcessor.for_size(48, 48), CLASSES)
     assert Teacher(loaded, CLASSES, STUDENT, "t")(noise(2, 3, 32, 32)).shape == (2, 3)
 
@@ -108,7 +108,7 @@ def test_the_fingerprint_tells_weights_preprocessing_and_classes_apart() -> None
 
 
 def test_a_single_file_of_ours_teaches(tmp_path: Path) -> None:
-    model = randomised(ViTForImageClassification(tiny_vit().with_classes(CLASSES)))
+    model = randomized(ViTForImageClassification(tiny_vit().with_classes(CLASSES)))
     model.save_pretrained(tmp_path)
     batch = noise(2, 3, 32, 32)
     torch.testing.assert_close(Teacher.load(tmp_path / "model.safetensors", CLASSES, STUDENT)(batch), model(batch).logits)

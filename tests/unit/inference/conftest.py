@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deit.image_processor import DeiTImageProcessor
-from deit.inference.export import Exported, export
-from deit.modeling import DeiTForImageClassificationWithTeacher
-from tests.helpers import pattern, randomised, tiny_deit
+from deit.export.export import Exported, export
+from deit.images.processor import DeiTImageProcessor
+from deit.models.modeling import DeiTForImageClassificationWithTeacher
+from tests.helpers import pattern, randomized, tiny_deit
 
 CLASSES = ("golden retriever", "кошка", "鳥")
 SIDE = 32
@@ -29,7 +29,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A distilled model whose answers differ from image to image."""
     path = tmp_path_factory.mktemp("a model")
-    network = randomised(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.1)
+    network = randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(CLASSES)), std=0.1)
     network.save_pretrained(path)
     DeiTImageProcessor.for_size(SIDE, SIDE).save_pretrained(path)
     return path

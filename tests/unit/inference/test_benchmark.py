@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from deit.errors import UserError
+from deit.export.export import Exported
 from deit.inference.benchmark import Spread, benchmark, made_photos, memory, percentiles, timed
-from deit.inference.choice import choose_runtime
-from deit.inference.export import Exported
+from deit.inference.runtime_selection import choose_runtime
 
 
 def test_every_runtime_of_a_bundle_is_measured_and_remembered(

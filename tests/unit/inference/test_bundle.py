@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError, UserError
-from deit.files import BUNDLE_NAME
+from deit.export.export import Exported
 from deit.inference.bundle import GRAPH_FILES, is_bundle, open_bundle
-from deit.inference.export import Exported
+from deit.system.files import BUNDLE_NAME
 from tests.unit.inference.conftest import CLASSES, SIDE
 
 

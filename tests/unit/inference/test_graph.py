@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deit.distillation.classifiers import LoadedClassifier, TimmClassifier
-from deit.image_processor import DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
 from deit.inference.graph import Graph, LastBlock, SeparateAttention, channel_map, separated
-from deit.modeling import (
+from deit.models.auto import LoadedClassifier, TimmClassifier
+from deit.models.modeling import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     TransformerClassifier,
     ViTForImageClassification,
 )
-from tests.helpers import pattern, randomised, tiny_deit, tiny_vit
+from tests.helpers import pattern, randomized, tiny_deit, tiny_vit
 
 PROCESSOR = DeiTImageProcessor.for_size(32, 32)
 NAMES = tuple("abcde")
@@ -41,7 +41,7 @@ def models() -> dict[str, TransformerClassifier]:
 
 def expected(model: nn.Module, processor: DeiTImageProcessor, images: list[np.ndarray]) -> dict[str, Tensor]:
     with torch.inference_mode():
-        heads: dict[str, Tensor] = model(torch.from_numpy(processor.normalise(images))).heads
+        heads: dict[str, Tensor] = model(torch.from_numpy(processor.normalize(images))).heads
     return heads
 
 
@@ -52,7 +52,7 @@ def pixels(processor: DeiTImageProcessor) -> list[np.ndarray]:
 @pytest.mark.parametrize("form", [lambda graph: graph, separated])
 @pytest.mark.parametrize("name", models())
 def test_the_graphs_answers_are_the_models(name: str, form: Callable[[Graph], Graph]) -> None:
-    model = randomised(models()[name])
+    model = randomized(models()[name])
     processor = DeiTImageProcessor.for_size(*model.config.image_hw)
     images = pixels(processor)
     wanted = expected(model, processor, images)
@@ -66,7 +66,7 @@ def test_the_graphs_answers_are_the_models(name: str, form: Callable[[Graph], Gr
 
 
 def test_the_model_stays_as_it_is_and_its_weights_are_shared() -> None:
-    model = randomised(DeiTForImageClassificationWithTeacher(tiny_deit()))
+    model = randomized(DeiTForImageClassificationWithTeacher(tiny_deit()))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = Graph(LoadedClassifier(model, PROCESSOR, NAMES))
     assert {name: value.tolist() for name, value in model.state_dict().items()} == {
@@ -79,7 +79,7 @@ def test_the_model_stays_as_it_is_and_its_weights_are_shared() -> None:
         assert len(new) == 2  # the patch embedding's
 
 
-def test_another_network_is_normalised_in_front() -> None:
+def test_another_network_is_normalized_in_front() -> None:
     network = TimmClassifier("resnet10t", NAMES, PROCESSOR).eval()
     images = pixels(PROCESSOR)
     graph = Graph(LoadedClassifier(network, PROCESSOR, NAMES))
@@ -88,14 +88,14 @@ def test_another_network_is_normalised_in_front() -> None:
     torch.testing.assert_close(found, expected(network, PROCESSOR, images)["class"], rtol=1e-4, atol=1e-4)
 
 
-def test_where_the_processor_pads_the_graph_takes_normalised_values() -> None:
+def test_where_the_processor_pads_the_graph_takes_normalized_values() -> None:
     processor = DeiTImageProcessor.for_size(32, 32, crop="pad")
-    for model in (randomised(DeiTForImageClassification(tiny_deit())), TimmClassifier("resnet10t", NAMES, processor).eval()):
+    for model in (randomized(DeiTForImageClassification(tiny_deit())), TimmClassifier("resnet10t", NAMES, processor).eval()):
         images = [processor.pixels(pattern(60, 20))]
         graph = Graph(LoadedClassifier(model, processor, NAMES))
         assert graph.pixels == "float32"
         with torch.inference_mode():
-            [found] = graph(torch.from_numpy(processor.normalise(images)))
+            [found] = graph(torch.from_numpy(processor.normalize(images)))
         torch.testing.assert_close(found, expected(model, processor, images)["class"])
 
 
@@ -108,4 +108,4 @@ def test_the_map_of_the_channels_is_the_processors(settings: dict[str, Any]) -> 
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     scale, shift = channel_map(processor, 3)
     mapped = values * scale + shift
-    np.testing.assert_allclose(np.moveaxis(mapped, -1, 0), processor.normalise(values), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.moveaxis(mapped, -1, 0), processor.normalize(values), rtol=1e-5, atol=1e-5)

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from deit.errors import CheckpointError, ConfigError, UserError
-from deit.inference.export import Exported
+from deit.export.export import Exported
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import TORCH_BATCH
-from deit.modeling import load_model
+from deit.models.modeling import load_model
 from tests.helpers import pattern
 from tests.unit.inference.conftest import CLASSES
 

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from deit.distillation.classifiers import load_classifier
 from deit.errors import CheckpointError, MissingExtraError, UserError
-from deit.hardware import cores
+from deit.export.export import Exported
 from deit.inference import libraries, runtimes
 from deit.inference.bundle import Bundle
-from deit.inference.export import Exported
 from deit.inference.graph import Graph
 from deit.inference.loading import open_runtime
 from deit.inference.runtimes import OnnxRuntime, OpenVinoRuntime, RuntimeName, Work, usable
 from deit.inference.torch_runtime import TorchRuntime
+from deit.models.auto import load_classifier
+from deit.system.hardware import cores
 from tests.unit.inference.conftest import CLASSES, SIDE
 
 HEADS = ("class", "distillation", "both")

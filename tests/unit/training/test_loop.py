@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from deit.errors import InterruptedWorkError, NonFiniteLossError
-from deit.evaluation import evaluate_source
-from deit.modeling import load_model
+from deit.evaluation.evaluate import evaluate_source
+from deit.models.modeling import load_model
+from deit.recipes.presets import get_recipe
+from deit.recipes.run_settings import RunSettings
 from deit.training import loop
 from deit.training.loop import Training, read_log
-from deit.training.recipes import get_recipe
+from deit.training.model_building import start
 from deit.training.run import _prepare
-from deit.training.settings import RunSettings
-from deit.training.start import start
-from deit.training.state import latest_checkpoint, read_place
+from deit.training.state import latest_checkpoint, read_train_state
 from tests.helpers import memory_splits
 
 
@@ -38,7 +38,7 @@ def test_an_epoch_is_one_line_and_one_checkpoint(tmp_path: Path) -> None:
     assert all(row["images_per_second"] > 0 and 0 <= row["validation"]["top1"] <= 1 for row in rows)
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
-    assert (read_place(newest).epoch, read_place(newest).step) == (2, 0)
+    assert (read_train_state(newest).epoch, read_train_state(newest).step) == (2, 0)
 
 
 def test_the_best_model_is_the_one_of_the_best_epoch(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_a_checkpoint_of_this_step_and_the_handlers_as_they_
     assert signal.getsignal(signal.SIGINT) is before
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
-    place = read_place(newest)
+    place = read_train_state(newest)
     assert (place.epoch, place.step, place.steps_taken, place.images) == (0, 1, 1, 32)
 
 

@@ -1,4 +1,4 @@
-"""Masks of masked image modelling: whose they are, how much they hide; and the loss by which a model is chosen."""
+"""Masks of masked image modeling: whose they are, how much they hide; and the loss by which a model is chosen."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deit.data.augment import TrainTransform
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
-from deit.data.order import epoch_steps, micro_batches
+from deit.data.sampler import epoch_steps, micro_batches
+from deit.data.transforms.augment import TrainTransform
 from deit.errors import DataError
-from deit.image_processor import DeiTImageProcessor
-from deit.modeling import DeiTForMaskedImageModeling
+from deit.images.processor import DeiTImageProcessor
+from deit.models.modeling import DeiTForMaskedImageModeling
+from deit.recipes.presets import get_recipe
+from deit.recipes.schema import Masking
 from deit.training.masking import masked_loss, masks
+from deit.training.model_building import start
 from deit.training.optimization import make_optimizer
-from deit.training.recipe import Masking
-from deit.training.recipes import get_recipe
-from deit.training.start import start
 from deit.training.step import StepContext, train_step
 from tests.helpers import MemorySource
 

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deit.modeling import DeiTForImageClassificationWithTeacher
+from deit.models.modeling import DeiTForImageClassificationWithTeacher
+from deit.recipes.schema import Average, Optimizer
 from deit.training.optimization import (
-    MovingAverage,
+    ModelEma,
     freeze,
-    learners,
     learning_rate,
     make_optimizer,
     parameter_groups,
     residual_scale,
     set_learning_rate,
+    trainable_modules,
 )
-from deit.training.recipe import Average, Optimizer
-from tests.helpers import backward, noise, randomised, tiny_deit
+from tests.helpers import backward, noise, randomized, tiny_deit
 
 PAPER = Optimizer()
 
@@ -111,7 +111,7 @@ def test_a_draw_of_stochastic_depth_belongs_to_its_place() -> None:
 
 def test_the_average_follows_by_its_decay() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
-    average = MovingAverage(model, Average(decay=0.9))
+    average = ModelEma(model, Average(decay=0.9))
     before = average.model.state_dict()["cls_classifier.weight"].clone()
     with torch.no_grad():
         model.cls_classifier.weight.add_(1)
@@ -123,7 +123,7 @@ def test_the_average_follows_by_its_decay() -> None:
 
 def test_the_average_s_memory_is_short_at_first() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
-    average = MovingAverage(model, Average(decay=0.9, warmup=True))
+    average = ModelEma(model, Average(decay=0.9, warmup=True))
     before = average.model.state_dict()["cls_classifier.bias"].clone()
     with torch.no_grad():
         model.cls_classifier.bias.add_(1)
@@ -251,8 +251,8 @@ def test_a_constant_schedule_stays_after_its_warm_up(by: Literal["epoch", "step"
 
 
 def test_muon_takes_the_kernels_and_adamw_the_rest() -> None:
-    model = randomised(DeiTForImageClassificationWithTeacher(tiny_deit()))
-    optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.2, others_scale=0.25))
+    model = randomized(DeiTForImageClassificationWithTeacher(tiny_deit()))
+    optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.2, adamw_lr_scale=0.25))
     set_learning_rate(optimizer, 0.1)
     by_muon = {id(parameter) for group in optimizer.param_groups if group["use_muon"] for parameter in group["params"]}
     kernels = {name for name, parameter in model.named_parameters() if id(parameter) in by_muon}
@@ -286,7 +286,7 @@ def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adam() -> None:
 
 def test_what_learns_beside_the_model_is_in_the_optimizer_too() -> None:
     model, hints = nn.Linear(3, 2), nn.Linear(2, 5)
-    assert learners(model, None) is model
-    groups = make_optimizer(learners(model, hints), PAPER).param_groups
+    assert trainable_modules(model, None) is model
+    groups = make_optimizer(trainable_modules(model, hints), PAPER).param_groups
     learning = {id(parameter) for group in groups for parameter in group["params"]}
     assert learning == {id(parameter) for parameter in [*model.parameters(), *hints.parameters()]}

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit.checkpoints.card import model_card
+from deit.checkpoints.model_card import model_card
 from deit.checkpoints.weights import read_tensors
-from deit.distillation.classifiers import fresh_network, load_classifier
 from deit.errors import CheckpointError, TeacherError, UserError
-from deit.image_processor import DeiTImageProcessor
-from deit.modeling import DeiTForImageClassificationWithTeacher
-from deit.training.recipes import get_recipe
+from deit.images.processor import DeiTImageProcessor
+from deit.models.auto import fresh_network, load_classifier
+from deit.models.modeling import DeiTForImageClassificationWithTeacher
+from deit.recipes.presets import get_recipe
+from deit.recipes.run_settings import RunSettings
 from deit.training.run import train, train_on
-from deit.training.settings import RunSettings
 from deit.training.state import HINTS_NAME
-from tests.helpers import memory_splits, randomised, tiny_deit
+from tests.helpers import memory_splits, randomized, tiny_deit
 
 
 def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_teacher_without_maps_teaches_by_its_answers_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = get_recipe("small-data-distilled").tiny().replace(epochs=1)
-    student = randomised(DeiTForImageClassificationWithTeacher(tiny_deit(num_labels=3).with_classes(("a", "b", "c"))))
+    student = randomized(DeiTForImageClassificationWithTeacher(tiny_deit(num_labels=3).with_classes(("a", "b", "c"))))
     student.save_pretrained(tmp_path / "a transformer")
     run = RunSettings("memory", teacher=str(tmp_path / "a transformer"))
     train_on(memory_splits(12), recipe, run, tmp_path / "run", device="cpu", workers=0)

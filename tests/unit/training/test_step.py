@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deit.data.augment import TrainTransform
 from deit.data.loader import Batch, TrainSamples
-from deit.data.order import epoch_steps, micro_batches
-from deit.distillation.classifiers import LoadedClassifier
-from deit.distillation.losses import binary_cross_entropy
+from deit.data.sampler import epoch_steps, micro_batches
+from deit.data.transforms.augment import TrainTransform
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
-from deit.modeling import ViTForImageClassification, new_classifier
+from deit.models.auto import LoadedClassifier
+from deit.models.losses import binary_cross_entropy
+from deit.models.modeling import ViTForImageClassification, new_classifier
+from deit.recipes.presets import get_recipe
+from deit.recipes.schema import Recipe, Transformer
 from deit.training.optimization import make_optimizer
-from deit.training.recipe import Recipe, Transformer
-from deit.training.recipes import get_recipe
 from deit.training.step import StepContext, batch_loss, train_step
-from tests.helpers import MemorySource, backward, randomised, tiny_vit
+from tests.helpers import MemorySource, backward, randomized, tiny_vit
 
 CLASSES = ("a", "b", "c")
 
@@ -39,7 +39,7 @@ def _student(recipe: Recipe) -> torch.nn.Module:
 
 
 def _teacher(recipe: Recipe) -> Teacher:
-    model = randomised(ViTForImageClassification(tiny_vit(num_labels=3).with_classes(CLASSES)))
+    model = randomized(ViTForImageClassification(tiny_vit(num_labels=3).with_classes(CLASSES)))
     return Teacher(LoadedClassifier(model, recipe.processor(), CLASSES), CLASSES, recipe.processor(), "a teacher")
 
 

@@ -1,1 +1,0 @@
-"""Answering over HTTP. Nothing is here yet."""

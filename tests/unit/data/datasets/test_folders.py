@@ -1,0 +1,157 @@
+"""Folders of every kind, and those that are no data set."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit.data.datasets.folders import folder_parts, folder_source, unlabeled_source
+from deit.data.opening import open_data
+from deit.errors import DataError
+from tests.conftest import CLASSES
+from tests.unit.data.layouts import image_files
+
+
+def test_every_image_of_a_folder_of_photos_is_found_and_readable(photo_folder: Path) -> None:
+    source = folder_source(photo_folder)
+    assert source.classes == CLASSES
+    assert np.bincount(source.labels).tolist() == [8, 8, 8]
+    names = {source.name(index) for index in range(8)}
+    assert str(Path("golden retriever", "from phone", "2021 été", "прозрачная.webp")) in names
+    for index in range(len(source.labels)):
+        image = source.load(index)
+        assert image.mode == "RGB"
+        assert source.name(index).startswith(CLASSES[source.labels[index]])
+
+
+def test_the_order_does_not_depend_on_the_disk(photo_folder: Path) -> None:
+    source = folder_source(photo_folder)
+    files = [source.path(index) for index in range(24)]
+    per_class = [files[start : start + 8] for start in range(0, 24, 8)]
+    assert all(part == sorted(part) for part in per_class)
+
+
+def test_the_same_name_in_another_unicode_form_is_the_same_class(parted: Path) -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
+    image_files(parted / "train" / composed, 2)
+    image_files(parted / "val" / decomposed, 1)
+    splits = open_data(parted)
+    assert splits.classes == ("cat", "dog", composed)
+    assert np.bincount(splits.validation.labels).tolist() == [2, 2, 1]
+
+
+def test_two_folders_of_one_name_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    image_files(tmp_path / "cat", 1)
+    image_files(tmp_path / unicodedata.normalize("NFC", "é"), 1)
+    image_files(tmp_path / unicodedata.normalize("NFD", "é"), 2)
+    source = folder_source(tmp_path)
+    assert len(source.classes) == 2
+    assert np.bincount(source.labels).tolist() == [1, 3]
+
+
+def test_hidden_folders_are_not_looked_into(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image_files(tmp_path / name, 1)
+        image_files(tmp_path / name / ".ipynb_checkpoints", 1)
+    assert len(folder_source(tmp_path).labels) == 2
+
+
+def test_a_folder_with_parts_is_taken_as_it_is(parted: Path) -> None:
+    splits = open_data(parted)
+    assert splits.test is not None
+    counts = [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation, splits.test)]
+    assert counts == [[4, 4], [2, 2], [1, 1]]
+    assert "train, val, test" in splits.origin
+    assert splits.held_out[0] == "test"
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_validation_part_has_other_names_too(parted: Path, name: str) -> None:
+    (parted / "val").rename(parted / name)
+    assert len(open_data(parted).validation.labels) == 4
+
+
+def test_without_a_validation_part_some_of_training_is_set_aside(parted: Path) -> None:
+    shutil.rmtree(parted / "val")
+    splits = open_data(parted, validation_fraction=0.25)
+    assert splits.test is not None
+    assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [6, 2, 2]
+
+
+def test_no_folder_and_no_images_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        open_data(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        folder_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="has no folders in it"):
+        open_data(tmp_path)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match="has no folders in it"):
+        open_data(tmp_path)
+
+
+def test_one_class_is_no_classifier(tmp_path: Path) -> None:
+    image_files(tmp_path / "only", 3)
+    with pytest.raises(DataError, match="has one class, 'only'"):
+        open_data(tmp_path)
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    image_files(tmp_path / "cat", 3)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"The class 'dog'.* holds no images"):
+        open_data(tmp_path)
+
+
+def test_a_class_that_only_validation_has_is_named(parted: Path) -> None:
+    image_files(parted / "val" / "wolf", 1)
+    with pytest.raises(DataError, match="val has a class 'wolf' that the training part lacks"):
+        open_data(parted)
+
+
+def test_a_class_that_validation_lacks_is_no_error(parted: Path) -> None:
+    shutil.rmtree(parted / "val" / "cat")
+    assert open_data(parted).validation.labels.tolist() == [1, 1]  # still counted as the second class
+
+
+def test_an_empty_validation_part_is_named(parted: Path) -> None:
+    for file in (parted / "val").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="val holds no images"):
+        open_data(parted)
+
+
+def test_a_class_of_one_image_stays_in_training(tmp_path: Path) -> None:
+    image_files(tmp_path / "many", 5)
+    image_files(tmp_path / "one", 1)
+    splits = open_data(tmp_path)
+    assert np.bincount(splits.train.labels, minlength=2).tolist() == [4, 1]
+    shutil.rmtree(tmp_path / "many")
+    image_files(tmp_path / "two", 1)
+    with pytest.raises(DataError, match="one image a class"):
+        open_data(tmp_path)
+
+
+def test_images_at_any_depth_need_no_classes(tmp_path: Path) -> None:
+    image_files(tmp_path, 1)
+    image_files(tmp_path / "2021" / "summer", 2)
+    image_files(tmp_path / ".thumbnails", 2)
+    source = unlabeled_source(tmp_path)
+    assert source.names == ("000.png", "2021/summer/000.png", "2021/summer/001.png")
+    assert (source.classes, source.labels.tolist()) == (("image",), [0, 0, 0])
+    with pytest.raises(DataError, match="holds 1 images"):
+        (tmp_path / "one").mkdir()
+        image_files(tmp_path / "one", 1)
+        unlabeled_source(tmp_path / "one")
+    with pytest.raises(DataError, match="is no folder"):
+        unlabeled_source(tmp_path / "none")
+
+
+def test_a_plain_folder_says_that_it_is_one(parted: Path) -> None:
+    assert not folder_parts(parted).plain
+    assert folder_parts(parted / "train").plain

@@ -1,0 +1,11 @@
+"""The models and bundles of the inference tests."""
+
+from tests.unit.inference.conftest import (  # noqa: F401
+    int8_bundle,
+    model,
+    onnx_bundle,
+    openvino_bundle,
+    own_cache,
+    photos,
+    torch_bundle,
+)

@@ -1,0 +1,230 @@
+"""A model becomes a bundle that answers as it does, or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from deit.errors import CheckpointError, DataError, MissingExtraError, UserError, WorkError
+from deit.evaluation.evaluate import evaluate
+from deit.export import export as module
+from deit.export import formats, parity
+from deit.export.export import Exported, default_destination, export
+from deit.export.parity import Limit
+from deit.images.processor import DeiTImageProcessor
+from deit.inference import libraries
+from deit.inference.bundle import GRAPH_FILES, open_bundle
+from deit.inference.graph import Graph, operations
+from deit.inference.predictor import Predictor
+from deit.inference.runtimes import usable
+from deit.models.auto import LoadedClassifier, TimmClassifier
+from deit.models.modeling import DeiTForImageClassification, load_model
+from deit.system.files import BUNDLE_NAME, PROCESSOR_NAME
+from tests.helpers import pattern, randomized, tiny_deit
+from tests.unit.inference.conftest import CLASSES, SIDE
+
+IMAGES = [pattern(50 + seed, 44, seed=seed) for seed in range(6)]
+
+
+def probabilities(path: Path, **options: Any) -> np.ndarray:
+    return np.array([row.probabilities for row in Predictor.from_pretrained(path, "cpu", **options)(IMAGES, top=len(CLASSES))])
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("openvino_bundle", 1e-5), ("onnx_bundle", 1e-5), ("torch_bundle", 0.01), ("int8_bundle", 0.03)]
+)
+def test_a_bundle_answers_as_the_model(model: Path, name: str, tolerance: float, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(name)
+    np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["openvino_bundle", "onnx_bundle", "torch_bundle", "int8_bundle"])
+def test_what_is_reported_was_measured(model: Path, name: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(name)
+    facts = exported.bundle.facts
+    report = facts.report
+    assert set(report["runtimes"]) == set(exported.parities) == set(usable(facts.format))
+    assert all(parity["images"] == 8 and 0 <= parity["error"] < 0.2 for parity in report["runtimes"].values())
+    assert report["compared_on"].startswith("8 images of")
+    assert set(report["images_per_second"]) == {"before", *exported.parities}
+    network = load_model(model)
+    assert report["bytes"]["before"] == 4 * sum(value.numel() for value in network.parameters())
+    assert report["bytes"]["after"] == sum((exported.bundle.path / file).stat().st_size for file in facts.files)
+    assert exported.to_dict()["precision"] == facts.precision
+    assert open_bundle(exported.bundle.path).facts == facts
+
+
+def test_the_directory_holds_the_bundle_and_nothing_else(openvino_bundle: Exported) -> None:
+    path = openvino_bundle.bundle.path
+    assert {file.name for file in path.iterdir()} == {BUNDLE_NAME, PROCESSOR_NAME, *GRAPH_FILES["openvino"]}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_int8_weights_are_stored_as_such(int8_bundle: Exported) -> None:
+    import onnx
+
+    graph = onnx.load(int8_bundle.bundle.graph).graph
+    kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
+    assert kinds.count(onnx.TensorProto.INT8) >= 2 * 4  # of each layer: qkv, o_proj, fc1, fc2
+    assert onnx.TensorProto.FLOAT not in kinds
+
+
+def test_no_product_is_split_afterwards(onnx_bundle: Exported) -> None:
+    nodes = onnx.load(onnx_bundle.bundle.graph).graph.node
+    assert "Split" not in {node.op_type for node in nodes}  # 7% of the time of a small int8 model (docs/log.md)
+
+
+def test_operations_are_counted() -> None:
+    """Of one layer's products by hand: the last block answers for two tokens of 18."""
+    config = tiny_deit(num_hidden_layers=1)
+    network = randomized(DeiTForImageClassification(config))
+    graph = Graph(LoadedClassifier(network, DeiTImageProcessor.for_size(SIDE, SIDE), ("a",) * 5))
+    width, tokens, answered = config.hidden_size, config.tokens, 2
+    patches = (tokens - 2) * width * 3 * 8 * 8
+    attention = answered * width**2 + tokens * 2 * width**2 + 2 * answered * tokens * width + answered * width**2
+    mlp = 2 * answered * width * config.intermediate_size
+    assert operations(graph) == 2 * (patches + attention + mlp + width * 5)
+
+
+def test_beyond_the_tolerance_nothing_is_left(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity.LIMITS, "fp32", Limit(error=0.0, agreement=1.0))
+    with pytest.raises(WorkError, match="nothing was kept"):
+        export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_graph_is_caught(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = formats.onnx_model
+
+    def swapped(graph: Any) -> Any:
+        made = real(graph)
+        outputs = made.graph.output
+        outputs[0].name, outputs[2].name = outputs[2].name, outputs[0].name
+        return made
+
+    monkeypatch.setattr(formats, "onnx_model", swapped)
+    with pytest.raises(WorkError, match="In fp32 on openvino the model agrees"):
+        export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_bundle_outlives_a_failed_export(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = export(model, tmp_path / "a bundle", "torch", calibrate=photos)
+    before = {file.name: file.read_bytes() for file in first.bundle.path.iterdir()}
+    monkeypatch.setitem(parity.LIMITS, "bf16", Limit(error=0.0, agreement=1.0))
+    with pytest.raises(WorkError):
+        export(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
+    assert {file.name: file.read_bytes() for file in first.bundle.path.iterdir()} == before
+    monkeypatch.undo()
+    second = export(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
+    assert open_bundle(second.bundle.path).facts.precision == "bf16"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"to": "tensorrt"}, "no format 'tensorrt': known are openvino, onnx, torch"),
+    ({"precision": "fp16"}, "no precision 'fp16'"),
+    ({"precision": "int8", "calibrate": None}, "pass --calibrate DATA"),
+    ({"to": "torch", "precision": "int8"}, "torch runs no int8"),
+    ({"to": "onnx", "precision": "bf16"}, "multiplies no bf16"),
+    ({"calibrate": "nowhere at all"}, "nowhere at all"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_wrong_use_is_found_before_any_work(
+    model: Path, photos: Path, tmp_path: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_reference", lambda *_: pytest.fail("worked"))
+    with pytest.raises(UserError, match=message):
+        export(model, tmp_path / "a bundle", **{"calibrate": photos, **fields})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_bundle_is_not_replaced(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is there already"):
+        export(model, tmp_path, "torch", calibrate=photos)
+    with pytest.raises(UserError, match="is not a bundle alone"):
+        export(model, tmp_path, "torch", calibrate=photos, overwrite=True)
+    with pytest.raises(UserError, match="is not a bundle alone"):
+        export(model, model, "torch", calibrate=photos, overwrite=True)
+    with pytest.raises(UserError, match="is not a bundle alone"):
+        export(model, tmp_path / "thesis.txt", "torch", calibrate=photos, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_missing_library_is_named(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "version", lambda name: None if name in ("nncf", "openvino") else "1.0")
+    assert module.default_format() == "onnx"
+    for fields in ({"to": "openvino"}, {"to": "onnx", "precision": "int8"}):
+        with pytest.raises(MissingExtraError, match=r"pip install 'deit\[inference\]'"):
+            export(model, tmp_path / "a bundle", calibrate=photos, **fields)  # type: ignore[arg-type]
+
+
+def test_without_data_photographs_are_compared(model: Path, tmp_path: Path) -> None:
+    exported = export(model, tmp_path / "a bundle", "torch", images=20)
+    assert exported.bundle.facts.report["compared_on"] == "20 cut-outs of scikit-learn's two photographs"
+
+
+def test_too_few_images_are_refused(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for number in range(4):
+        pattern(40, 40, seed=number).save(folder / f"{number}.png")
+    with pytest.raises(DataError, match="pass a data set with 8 or more"):
+        export(model, tmp_path / "a bundle", "torch", calibrate=folder)
+
+
+def test_a_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    processor = DeiTImageProcessor.for_size(SIDE, SIDE)
+    TimmClassifier("resnet10t", CLASSES, processor).save_pretrained(tmp_path / "a teacher")
+    exported = export(tmp_path / "a teacher", tmp_path / "a bundle", "onnx", calibrate=photos)
+    assert exported.bundle.facts.heads == ("class",)
+    np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(tmp_path / "a teacher"), atol=1e-5)
+    with pytest.raises(UserError, match="pass --to onnx"):
+        export(tmp_path / "a teacher", tmp_path / "another", "torch", calibrate=photos)
+
+
+def test_a_padding_model_is_exported_with_normalized_input(model: Path, photos: Path, tmp_path: Path) -> None:
+    exported = export(model, tmp_path / "a bundle", "onnx", calibrate=photos, crop="pad")
+    assert exported.bundle.facts.pixels == "float32"
+    np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model, crop="pad"), atol=1e-5)
+
+
+def test_the_destination_is_named_by_the_run() -> None:
+    assert default_destination("runs/flowers/best", "onnx", "int8") == Path("exports/flowers-onnx-int8")
+    assert default_destination("owner/name", "openvino", "fp32") == Path("exports/name-openvino-fp32")
+
+
+def test_a_bundle_is_evaluated_as_the_model_is(model: Path, onnx_bundle: Exported, tmp_path: Path) -> None:
+    for number in range(12):
+        path = tmp_path / "data" / CLASSES[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pattern(50, 40, seed=number).save(path)
+    expected = evaluate(model, tmp_path / "data", workers=0, device="cpu")
+    found = evaluate(onnx_bundle.bundle.path, tmp_path / "data", workers=0, device="cpu")
+    assert list(found.heads) == list(expected.heads)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    with pytest.raises(UserError, match="leave --ema and --revision out"):
+        evaluate(onnx_bundle.bundle.path, tmp_path / "data", ema=True)
+
+
+def test_a_bundle_is_no_model_to_go_on_with(openvino_bundle: Exported, torch_bundle: Exported) -> None:
+    with pytest.raises(CheckpointError, match="is an exported model, which only answers"):
+        load_model(openvino_bundle.bundle.path)
+    assert load_model(torch_bundle.bundle.path).num_labels == len(CLASSES)
+
+
+def test_the_report_is_plain_json(openvino_bundle: Exported) -> None:
+    assert json.loads(json.dumps(openvino_bundle.to_dict()))["bundle"] == str(openvino_bundle.bundle.path)

@@ -1,0 +1,31 @@
+"""One place says which samples a recipe shows, to training and to a stored teacher."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deit.data.sampler import epoch_steps
+from deit.recipes.presets import get_recipe
+from deit.recipes.samples import training_samples, view_steps
+from tests.helpers import MemorySource
+
+
+def test_samples_are_as_the_recipe_says() -> None:
+    recipe = get_recipe("deit").tiny().replace(seed=7)
+    samples = training_samples(recipe, MemorySource(40), skip_unreadable=True)
+    assert (samples.seed, samples.smoothing, samples.skip_unreadable) == (7, recipe.smoothing, True)
+    assert samples.transform.size == (32, 32)
+    assert samples.transform.settings == recipe.augmentation
+    assert samples.mixing == recipe.mixing
+    assert samples.teacher_targets is None
+
+
+def test_a_view_s_steps_are_an_epoch_s_in_micro_batches() -> None:
+    recipe = get_recipe("deit").tiny()
+    for view in (0, 3):
+        whole = epoch_steps(70, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
+        cut = view_steps(recipe, 70, view)
+        assert [len(step) for step in cut] == [2, 2]
+        for step, pieces in zip(whole, cut, strict=True):
+            assert np.array_equal(np.concatenate([piece.samples for piece in pieces]), step.samples)
+            assert {(piece.epoch, piece.step) for piece in pieces} == {(view, step.step)}

@@ -1,0 +1,407 @@
+"""Names to files: paths first, then the hub, here a small server on this machine; and what is said when there is nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deit.errors import CheckpointError
+from deit.hub import fetch
+from deit.variants import VARIANTS
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40, "refs/pr/1": "c" * 40}
+TINY = "facebook/deit-tiny-patch16-224"
+
+
+class Hub:
+    """Repositories in memory, behind the routes that a download needs.
+
+    Attributes:
+        files: repository -> path -> content.
+        asked: method and path of every request.
+        broken: status that every request gets.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.gated: set[str] = set()
+        self.asked: list[str] = []
+        self.broken: int | None = None
+        self.tokens: set[str | None] = set()
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        repository, _, rest = path.strip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        revision = unquote(revision)
+        if self.broken:
+            return self.broken, {}, b""
+        if repository not in self.files:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        if repository in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        commit = COMMITS.get(revision, revision if len(revision) == 40 else None)
+        if commit is None:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        content = self.files[repository].get(unquote(file))
+        if content is None:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
+        content += commit[:1].encode() if file.endswith(".bin") else b""
+        return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(file.encode() + content).hexdigest()}"'}, content
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.respond(body=False)
+
+        def do_GET(self) -> None:
+            self.respond(body=True)
+
+        def respond(self, body: bool) -> None:
+            hub.asked.append(f"{self.command} {self.path}")
+            hub.tokens.add(self.headers.get("authorization"))
+            status, headers, content = hub.answer(self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads = True
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        address = f"http://127.0.0.1:{http.server_address[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
+        http.shutdown()
+        thread.join()
+
+
+def model(weights: str = "model.safetensors") -> dict[str, bytes]:
+    return {"config.json": b"{}", weights: b"w", "README.md": b"r"}
+
+
+def names(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir())
+
+
+def test_a_path_stands_for_itself_and_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "facebook" / "deit-tiny-patch16-224"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "weights.pth").touch()
+    assert fetch(folder) == folder
+    assert fetch(str(folder / "weights.pth"), ("config.json",)) == folder / "weights.pth"
+    assert fetch(f"local-dir:{folder}", subfolder="sub") == folder / "sub"
+    assert fetch(folder, subfolder=None, revision=None) == folder
+    for name in (folder, f"local-dir:{folder}"):
+        with pytest.raises(CheckpointError, match=rf"{folder} is a path, and a path has no revision: leave out the revision"):
+            fetch(name, revision="v1")
+    monkeypatch.chdir(tmp_path)
+    assert fetch(TINY) == Path(TINY)
+    with pytest.raises(CheckpointError, match="has no other"):
+        fetch(folder, subfolder="other")
+    with pytest.raises(CheckpointError, match="none does not exist: check the path"):
+        fetch("local-dir:none")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit-tiny-patch16-224",
+        "deit_tiny_patch16_224",
+        "deit_tiny_patch16_224.fb_in1k",
+        TINY,
+        f"hf-hub:{TINY}",
+        f"hf_hub:{TINY}",
+        f"{TINY}@main",
+        Path(TINY),
+    ],
+)
+def test_every_spelling_of_a_variant(server: Hub, name: str | Path) -> None:
+    server.files[TINY] = model()
+    path = fetch(name)
+    assert names(path) == ["config.json", "model.safetensors"]
+    assert path.name == COMMITS["main"]
+    assert (path / "model.safetensors").read_bytes() == b"w"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_the_authors(server: Hub, name: str) -> None:
+    server.files[VARIANTS[name].hub_name] = model()
+    assert names(fetch(name)) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "rest"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["pytorch_model.bin"], []),
+        (["pytorch_model.bin", "preprocessor_config.json"], []),
+        (["model.safetensors", "processor_config.json", "tf_model.h5"], ["tf_model.h5"]),
+    ],
+)
+def test_the_first_weights_that_exist_are_taken(server: Hub, weights: list[str], rest: list[str]) -> None:
+    server.files["org/m"] = {"config.json": b"{}", **dict.fromkeys(weights, b"x")}
+    assert names(fetch("org/m")) == sorted({"config.json", *weights} - set(rest))
+    assert sum("GET" in line for line in server.asked) == 1 + len(weights) - len(rest)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_shards_come_with_their_index(server: Hub, index: str) -> None:
+    content = {"weight_map": {"a": "s-1.bin", "b": "s-2.bin", "c": "s-1.bin"}}
+    server.files["org/m"] = {"config.json": b"{}", index: json.dumps(content).encode(), "s-1.bin": b"1", "s-2.bin": b"2"}
+    assert names(fetch("org/m")) == sorted(["config.json", index, "s-1.bin", "s-2.bin"])
+    del server.files["org/m"]["s-2.bin"]
+    with pytest.raises(CheckpointError, match=r"org/m \(a+\) at http.* holds no s-2\.bin"):
+        fetch("org/m", force_download=True)
+    server.files["org/n"] = {"config.json": b"{}", index: b'{"weight_map": {"a": "../../s-1.bin"}}'}
+    with pytest.raises(CheckpointError, match="names the shard"):
+        fetch("org/n")
+
+
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/1", "b" * 40])
+def test_a_revision_is_branch_tag_or_commit(server: Hub, revision: str) -> None:
+    server.files["org/m"] = model("pytorch_model.bin")
+    commit = COMMITS.get(revision, revision)
+    for path in (fetch("org/m", revision=revision), fetch(f"org/m@{revision}"), fetch(f"org/m@{revision}", revision=revision)):
+        assert path.name == commit
+        assert (path / "pytorch_model.bin").read_bytes() == b"w" + commit[:1].encode()
+    with pytest.raises(CheckpointError, match="names the revision v2, and v1 was asked for"):
+        fetch("org/m@v2", revision="v1")
+
+
+def test_all_files_are_of_one_commit(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files["org/m"] = model("pytorch_model.bin")
+    answer = server.answer
+
+    def pushed(path: str) -> tuple[int, dict[str, str], bytes]:
+        found = answer(path)
+        if path.endswith("config.json"):
+            monkeypatch.setitem(COMMITS, "main", "d" * 40)
+        return found
+
+    monkeypatch.setattr(server, "answer", pushed)
+    path = fetch("org/m")
+    assert (path / "pytorch_model.bin").read_bytes() == b"wa"
+
+
+def test_a_subfolder(server: Hub) -> None:
+    server.files["org/m"] = {"a/b/config.json": b"{}", "a/b/model.safetensors": b"w"}
+    path = fetch("org/m", subfolder="a/b")
+    assert (names(path), path.parts[-3:]) == (["config.json", "model.safetensors"], (COMMITS["main"], "a", "b"))
+    with pytest.raises(CheckpointError, match=r"c/ of org/m \(main\) at .* holds no config\.json"):
+        fetch("org/m", subfolder="c")
+
+
+def test_chosen_files(server: Hub) -> None:
+    server.files["org/m"] = {**model(), "x/y.json": b"1"}
+    assert names(fetch("org/m", ("README.md",))) == ["README.md"]
+    path = fetch("org/m", ("x/y.json",), optional=("nothing.json", "config.json"))
+    assert names(path) == ["README.md", "config.json", "x"]
+    assert fetch("org/m", (), optional=("nothing.json", "config.json")) == path
+    with pytest.raises(CheckpointError, match=r"holds no a\.json or b\.json"):
+        fetch("org/m", (), optional=("a.json", "b.json"))
+    with pytest.raises(CheckpointError, match=r"holds no nothing\.json: it may be no image classifier"):
+        fetch("org/m", ("nothing.json",))
+
+
+def test_a_cache_of_ones_own_and_a_token(server: Hub, tmp_path: Path) -> None:
+    server.files["org/m"] = model()
+    path = fetch("org/m", cache_dir=tmp_path / "mine", token="hf_secret")
+    assert path.is_relative_to(tmp_path / "mine")
+    assert server.tokens == {"Bearer hf_secret"}
+
+
+def test_what_was_fetched_once_is_there_offline(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files[TINY] = model()
+    path = fetch("deit-tiny-patch16-224")
+    asked = len(server.asked)
+    assert fetch("deit-tiny-patch16-224", local_files_only=True) == path
+    assert fetch(TINY, revision=COMMITS["main"], local_files_only=True) == path
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch(TINY) == path
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_offline_the_cache_is_all_there_is(server: Hub, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "environment")
+    with pytest.raises(CheckpointError) as caught:
+        fetch(TINY, local_files_only=how == "argument")
+    text = str(caught.value)
+    assert f"config.json of {TINY} (main) is not in the cache at {constants.HF_HUB_CACHE}" in text
+    assert f"'{TINY}' is no path from {Path.cwd()}" in text
+    assert "without HF_HUB_OFFLINE" in text
+    assert server.asked == []
+
+
+def test_offline_a_half_cached_model_names_what_is_missing(server: Hub) -> None:
+    server.files["org/m"] = model()
+    fetch("org/m", ("config.json",))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors or .*pytorch_model\.bin.* of org/m .* is not in the cache"):
+        fetch("org/m", local_files_only=True)
+
+
+@pytest.fixture
+def no_network(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Nothing listens any more."""
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.01)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    return server
+
+
+def test_without_a_network_the_cache_is_taken_and_else_both_are_named(server: Hub, request: pytest.FixtureRequest) -> None:
+    server.files["org/m"] = model()
+    path = fetch("org/m")
+    request.getfixturevalue("no_network")
+    assert fetch("org/m") == path
+    with pytest.raises(
+        CheckpointError, match=r"org/n at http://127\.0\.0\.1:9 cannot be reached, and config\.json is not in the cache at"
+    ):
+        fetch("org/n")
+
+
+def test_a_repository_that_is_not_there(server: Hub) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        fetch("facebook/deit-tiny-patch-16-224")
+    text = str(caught.value)
+    assert f"is no path from {Path.cwd()}, and there is no repository facebook/deit-tiny-patch-16-224 at http" in text
+    assert "did you mean deit-tiny-patch16-224" in text
+    assert len(server.asked) > 0
+
+
+def test_a_gated_repository(server: Hub) -> None:
+    server.files["org/m"] = model()
+    server.gated.add("org/m")
+    with pytest.raises(CheckpointError, match=r"org/m at http.* is gated: accept its conditions"):
+        fetch("org/m")
+
+
+def test_a_revision_that_is_not_there(server: Hub) -> None:
+    server.files["org/m"] = model()
+    with pytest.raises(CheckpointError, match="has no revision 'v9': check the branch"):
+        fetch("org/m", revision="v9")
+
+
+def test_a_repository_without_weights(server: Hub) -> None:
+    server.files["org/m"] = {"config.json": b"{}"}
+    with pytest.raises(CheckpointError, match=r"org/m \(a+\) at http.* holds no model\.safetensors or .*pytorch_model\.bin"):
+        fetch("org/m")
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_hub_that_answers_oddly(server: Hub, status: int) -> None:
+    server.broken = status
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json (of org/m at http.* could not be downloaded|is not in the cache)|cannot be reached",
+    ):
+        fetch("org/m")
+
+
+def test_forcing_a_download_offline_is_a_contradiction(server: Hub) -> None:
+    server.files["org/m"] = model()
+    with pytest.raises(CheckpointError, match="force_download=True"):
+        fetch("org/m", local_files_only=True, force_download=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "deit-tiny",
+        "no such folder",
+        "org/..",
+        "org/--x",
+        "-org/m",
+        "x" * 5000,
+        "a\0b",
+    ],
+)
+def test_a_name_that_can_be_nothing(server: Hub, name: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"is no path from .*, no variant's name and no organization/name of the hub"
+    ) as caught:
+        fetch(name)
+    assert len(str(caught.value)) < 1000
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./runs/x", "../x", "/none/x", "~/x", "weights.pth", "runs/model.safetensors"])
+def test_a_name_that_can_only_be_a_path(server: Hub, name: str) -> None:
+    with pytest.raises(CheckpointError, match="does not exist: check the path"):
+        fetch(name)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("deit-tiny-patch16-225", "deit-tiny-patch16-224"), ("deit_base_distiled_patch16_384", "deit-base-distilled-patch16-384")],
+)
+def test_a_name_that_is_nearly_a_variant(name: str, near: str) -> None:
+    with pytest.raises(CheckpointError, match=f"did you mean {near}"):
+        fetch(name)
+
+
+@pytest.mark.parametrize("path", ["..", "../x", "a/../b", "/etc", "a//b", "a\\b", "C:x", "a/", ".", "a\nb", "\0"])
+def test_nothing_leads_out(server: Hub, tmp_path: Path, path: str) -> None:
+    for arguments in ({"subfolder": path}, {"revision": path}, {"files": (path,)}, {"optional": (path,), "files": ()}):
+        options: dict[str, Any] = dict(arguments)
+        with pytest.raises(CheckpointError, match="leads elsewhere"):
+            fetch("org/m", **options)
+    with pytest.raises(CheckpointError, match="leads elsewhere"):
+        fetch(tmp_path, subfolder=path)
+    with pytest.raises(CheckpointError, match="leads elsewhere"):
+        fetch(f"org/m@{path}")
+    assert server.asked == []
+
+
+@given(st.text(max_size=30), st.text(max_size=10))
+def test_any_name_is_a_path_or_a_clear_error(name: str, subfolder: str) -> None:
+    try:
+        path = fetch(name, subfolder=subfolder, local_files_only=True)
+    except CheckpointError as error:
+        assert error.remedy
+    else:
+        assert path.exists()
+
+
+def test_a_path_needs_no_library_of_the_hub() -> None:
+    heavy = ("huggingface_hub", "torch", "pydantic")
+    code = f"import sys; from deit.hub import fetch; fetch('.'); print(*(x in sys.modules for x in {heavy}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 3
