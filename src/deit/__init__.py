@@ -1,6 +1,6 @@
-"""DeiT: from a folder of images to a distilled vision transformer.
+"""Data-efficient image transformers (DeiT): training, distillation, evaluation, inference and export.
 
-The public names are those in ``__all__``; each is imported when it is first used, so that ``import deit`` loads no torch.
+The public API is ``__all__``. Each name is imported on first access, so that ``import deit`` does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {  # public name -> module that defines it
     "DeiTConfig": "deit.config",
     "DeiTFeatureExtractor": "deit.images.processor",
     "DeiTForImageClassification": "deit.models.modeling",
@@ -73,6 +73,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'deit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,6 +1,6 @@
-"""The shape of a model, written and read as Hugging Face JSON.
+"""Model configurations, compatible with the JSON files of transformers.
 
-Every field is bounded, so that a configuration from outside is refused before any memory is taken for it.
+Every field is bounded, so that an invalid configuration is refused before any memory is allocated for it.
 
 In the examples, ``config`` is a small :class:`DeiTConfig` with five classes and ``folder`` an empty directory.
 """
@@ -22,40 +22,38 @@ MAX_TOKENS = 65_536  # a 4096 x 4096 image in patches of 16
 MAX_CLASSES = 1_000_000
 
 
-def _plain(value: Any) -> str:
-    """What JSON has no words for, as transformers writes it: ``torch.float32`` is "float32"."""
+def _to_json(value: Any) -> str:
+    """Returns a value without a JSON form as transformers writes it, such as "float32" for ``torch.float32``."""
     return str(value).removeprefix("torch.")
 
 
-def _pair(value: Any) -> Any:
-    """JSON knows lists only: [224, 160] -> (224, 160)."""
+def _to_pair(value: Any) -> Any:
+    """Turns a JSON list into a tuple, such as [224, 160] into (224, 160)."""
     return tuple(value) if isinstance(value, list) else value
 
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
-Size = Annotated[Side | tuple[Side, Side], BeforeValidator(_pair)]
+Size = Annotated[Side | tuple[Side, Side], BeforeValidator(_to_pair)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-
-
 Config = TypeVar("Config", bound="ViTConfig")
 
 
 class ViTConfig(BaseModel):
-    """A vision transformer: what it looks at, how wide and deep it is, and the names of its classes.
+    """Configuration of a vision transformer: input, architecture, and class names.
 
-    Field names are those of transformers. Unknown fields are kept for the way back to disk and have no effect. A field may be
-    assigned: the whole is validated again. ``num_labels`` and ``label2id`` follow from ``id2label``; either may stand for it in
-    the constructor.
+    The fields are those of transformers. Unknown fields are kept and saved again, and have no effect. Assigning a field
+    validates the whole configuration again. ``num_labels`` and ``label2id`` are derived from ``id2label``; the constructor
+    accepts either in its place.
 
     Attributes:
-        image_size: pixels, of both sides or as (height, width); likewise ``patch_size``.
-        problem_type: which loss ``labels`` are for; taken from the labels' type and the number of classes when None.
-        pruned_heads: layer -> numbers of the attention heads that were taken out.
-        encoder_stride: pixels a token stands for in masked image modeling.
+        image_size: side of the square input in pixels, or (height, width).
+        patch_size: side of a square patch in pixels, or (height, width).
+        problem_type: loss for ``labels``; None means that it follows from their dtype and the number of classes.
+        pruned_heads: layer index -> indices of the attention heads removed from it.
+        encoder_stride: pixels per side that the decoder predicts for each token in masked image modeling.
 
     Raises:
-        ConfigError: from the constructor, assignment, :meth:`from_dict` and :meth:`from_pretrained`, for values that cannot be
-            built.
+        ConfigError: from the constructor, assignment, :meth:`from_dict` and :meth:`from_pretrained`, if a value is invalid.
 
     Example:
         >>> ViTConfig(hidden_size=192, num_attention_heads=3).tokens  # 14 x 14 patches and [CLS]
@@ -106,68 +104,70 @@ class ViTConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """``num_labels`` alone stands for that many numbered names; numbers serve as names too."""
-        rest = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
-        count, names, numbers = fields.get("num_labels"), fields.get("id2label"), fields.get("label2id")
-        if names is None and isinstance(numbers, dict) and all(isinstance(number, int | str) for number in numbers.values()):
-            names = {number: name for name, number in numbers.items()}
-        if isinstance(names, dict):
-            rest["id2label"] = {key: str(name) if isinstance(name, int | float) else name for key, name in names.items()}
-        elif names is None:
-            rest.pop("id2label", None)
+    def _resolve_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Derives ``id2label`` from ``num_labels`` or ``label2id`` if it is missing; turns numeric class names into strings."""
+        resolved = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
+        count, id2label, label2id = fields.get("num_labels"), fields.get("id2label"), fields.get("label2id")
+        if id2label is None and isinstance(label2id, dict) and all(isinstance(id_, int | str) for id_ in label2id.values()):
+            id2label = {id_: label for label, id_ in label2id.items()}
+        if isinstance(id2label, dict):
+            resolved["id2label"] = {
+                id_: str(label) if isinstance(label, int | float) else label for id_, label in id2label.items()
+            }
+        elif id2label is None:
+            resolved.pop("id2label", None)
         if count is None:
-            return rest
+            return resolved
         if not isinstance(count, int) or not 0 <= count <= MAX_CLASSES:
-            raise ValueError(f"num_labels is no whole number in 0..{MAX_CLASSES}")
-        if names is None:
-            rest["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
-        elif isinstance(names, dict) and len(names) != count:
-            raise ValueError(f"num_labels is {count}, and id2label names {len(names)} classes")
-        return rest
+            raise ValueError(f"num_labels must be an integer in 0..{MAX_CLASSES}")
+        if id2label is None:
+            resolved["id2label"] = {id_: f"LABEL_{id_}" for id_ in range(count)}
+        elif isinstance(id2label, dict) and len(id2label) != count:
+            raise ValueError(f"num_labels is {count}, and id2label names {len(id2label)} classes")
+        return resolved
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        own = type(self).model_fields["model_type"].default
-        if self.model_type != own:
-            raise ValueError(f"model_type is {self.model_type!r}, this class reads {own!r}")
+    def _check_consistency(self) -> Self:
+        expected_type = type(self).model_fields["model_type"].default
+        if self.model_type != expected_type:
+            raise ValueError(f"model_type is {self.model_type!r}, but {type(self).__name__} needs {expected_type!r}")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide by {self.num_attention_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads")
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
         if height % patch_height or width % patch_width:
-            raise ValueError(f"an image of {height} x {width} does not divide into {patch_height} x {patch_width} patches")
+            raise ValueError(f"image_size {height} x {width} is not divisible by patches of {patch_height} x {patch_width}")
         if self.tokens > MAX_TOKENS:
-            raise ValueError(f"{self.tokens} tokens are more than {MAX_TOKENS}")
+            raise ValueError(f"{self.tokens} tokens exceed the limit of {MAX_TOKENS}")
         if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ValueError("id2label does not number its classes from 0 on")
+            raise ValueError("id2label must number the classes 0, 1, 2, ...")
         for layer, heads in self.pruned_heads.items():
             if not 0 <= layer < self.num_hidden_layers or not set(heads) < set(range(self.num_attention_heads)):
-                raise ValueError(f"pruned_heads of layer {layer} leaves no head, or there is no such layer or head")
+                raise ValueError(f"pruned_heads of layer {layer} leaves no head, or names a layer or head that does not exist")
         return self
 
     @field_serializer("id2label")
-    def _label_keys(self, labels: dict[int, str]) -> dict[str, str]:
-        return {str(index): name for index, name in labels.items()}
+    def _serialize_id2label(self, id2label: dict[int, str]) -> dict[str, str]:
+        return {str(id_): label for id_, label in id2label.items()}
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return _both(self.image_size)
+        """Height and width of the input in pixels."""
+        return _height_width(self.image_size)
 
     @property
     def patch_hw(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return _both(self.patch_size)
+        return _height_width(self.patch_size)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Rows and columns of patches."""
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
         return height // patch_height, width // patch_width
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence: the tokens before the patches, and the patches."""
+        """Sequence length: prefix tokens and patches."""
         rows, columns = self.grid
         return self.PREFIX_TOKENS + rows * columns
 
@@ -178,19 +178,19 @@ class ViTConfig(BaseModel):
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name -> index; from ``id2label``, which is the one truth where a file holds both.
+        """Class name -> index, derived from ``id2label``, which takes precedence if a file has both.
 
-        Of classes of one name the last is found.
+        Of several classes with the same name, the last one counts.
         """
         return {name: index for index, name in self.id2label.items()}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
+        """Class names, in the order of the logits."""
         return tuple(self.id2label[index] for index in range(self.num_labels))
 
     def with_classes(self, names: tuple[str, ...] | list[str]) -> Self:
-        """The same shape for other classes.
+        """Returns a copy with other class names.
 
         Example:
             >>> config.with_classes(["cat", "dog"]).classes
@@ -199,21 +199,21 @@ class ViTConfig(BaseModel):
         return self.replace(id2label=dict(enumerate(names)))
 
     def replace(self, **fields: Any) -> Self:
-        """A copy with other values, validated again.
+        """Returns a copy with other field values, validated again.
 
         Example:
             >>> config.replace(image_size=64).grid
             (4, 4)
         """
-        names_too = {"num_labels", "label2id", "id2label"} & fields.keys()
-        own = self.model_dump(exclude={"id2label"} if names_too else None)
-        return type(self)(**{**own, **fields})
+        replaces_classes = {"num_labels", "label2id", "id2label"} & fields.keys()
+        kept = self.model_dump(exclude={"id2label"} if replaces_classes else None)
+        return type(self)(**{**kept, **fields})
 
     def override(self, fields: Mapping[str, Any]) -> Self:
-        """As :meth:`replace`, for names that a user typed.
+        """Returns a copy with other field values, as :meth:`replace`, but refuses unknown names.
 
         Raises:
-            ConfigError: a name that is none of a field.
+            ConfigError: unknown field name.
 
         Example:
             >>> config.override({"num_label": 3})
@@ -227,28 +227,28 @@ class ViTConfig(BaseModel):
                 raise ConfigError(f"{type(self).__name__} has no field {name!r}", did_you_mean(name, known))
         return self.replace(**fields) if fields else self
 
-    def as_class(self, kind: type[Config]) -> Config:
-        """The same shape with or without a distillation token.
+    def as_class(self, config_class: type[Config]) -> Config:
+        """Returns the same configuration with or without a distillation token.
 
         Example:
             >>> config.as_class(deit.ViTConfig).tokens
             5
         """
-        return kind(**self.model_dump(exclude={"model_type"}))
+        return config_class(**self.model_dump(exclude={"model_type"}))
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in ``config.json``.
+        """Returns the content of ``config.json``.
 
         Example:
             >>> config.to_dict()["label2id"]["LABEL_4"]
             4
         """
-        content = {**self.model_dump(mode="json", fallback=_plain), "label2id": self.label2id}
+        content = {**self.model_dump(mode="json", fallback=_to_json), "label2id": self.label2id}
         return content if self.layer_scale is not None else {key: content[key] for key in content if key != "layer_scale"}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`; a ``model_type`` of another class is refused.
+        """Builds a configuration from the content of ``config.json``. The ``model_type`` must be that of this class.
 
         Example:
             >>> deit.DeiTConfig.from_dict(config.to_dict()) == config
@@ -257,7 +257,7 @@ class ViTConfig(BaseModel):
         return cls(**content)
 
     def to_json_string(self) -> str:
-        """:meth:`to_dict` as text.
+        """Returns the content of ``config.json`` as text.
 
         Example:
             >>> config.to_json_string().splitlines()[1]
@@ -266,7 +266,7 @@ class ViTConfig(BaseModel):
         return json_text(self.to_dict())
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json``.
+        """Writes ``config.json``.
 
         Example:
             >>> config.save_pretrained(folder)
@@ -277,32 +277,32 @@ class ViTConfig(BaseModel):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **arguments: Any) -> Self:
-        """Read ``config.json``.
+        """Loads ``config.json``.
 
         Args:
-            name: a model directory, the file itself, a name on the hub, or a variant's name.
-            arguments: fields that take the place of those in the file; and where on the hub, as in
-                :func:`deit.hub.fetch`: ``revision``, ``cache_dir``, ``local_files_only``, ``token`` and so on.
+            name: model directory, path of the file, name on the hub, or name of a variant.
+            arguments: fields that override those of the file, and arguments of :func:`deit.hub.fetch` such as ``revision``,
+                ``cache_dir``, ``local_files_only`` or ``token``.
 
         Raises:
-            CheckpointError: no such file, or no JSON object in it.
-            ConfigError: values that cannot be built, or an argument of an unknown name.
+            CheckpointError: the file does not exist, or is not a JSON object.
+            ConfigError: invalid value, or unknown field name.
 
         Example:
             >>> config.save_pretrained(folder)
             >>> deit.DeiTConfig.from_pretrained(folder, num_labels=3).num_labels
             3
         """
-        options, fields = hub_arguments(arguments)
-        path = fetch(name, (CONFIG_NAME,), **options)
+        hub, fields = hub_arguments(arguments)
+        path = fetch(name, (CONFIG_NAME,), **hub)
         return cls.from_dict(read_json(path if path.is_file() else path / CONFIG_NAME)).override(fields)
 
 
 class DeiTConfig(ViTConfig):
-    """A data-efficient image transformer: a :class:`ViTConfig` with a distillation token after [CLS] (section 4).
+    """Configuration of a data-efficient image transformer: adds a distillation token after [CLS] (paper, section 4).
 
     Attributes:
-        distillation_type: the loss of a model that is given a teacher's logits (section 4, equations 2 and 3).
+        distillation_type: loss computed from the teacher's logits (paper, section 4, equations 2 and 3).
 
     Example:
         >>> DeiTConfig(image_size=384).tokens  # 24 x 24 patches, [CLS], distillation token
@@ -314,28 +314,28 @@ class DeiTConfig(ViTConfig):
     model_type: str = "deit"
     distillation_type: Literal["hard", "soft"] = "hard"
 
-    def __init__(self, /, **fields: Any) -> None:  # spelled out for type checkers, which know no num_labels otherwise
+    def __init__(self, /, **fields: Any) -> None:  # explicit, so that type checkers accept num_labels
         super().__init__(**fields)
 
 
 def config_from_dict(content: dict[str, Any]) -> ViTConfig:
-    """The configuration class that ``model_type`` names.
+    """Builds a configuration of the class that ``model_type`` names.
 
     Raises:
-        ConfigError: another model type, or values that cannot be built.
+        ConfigError: unsupported model type, or invalid value.
     """
-    classes: dict[str, type[ViTConfig]] = {"vit": ViTConfig, "deit": DeiTConfig}
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in classes:
-        raise ConfigError(f"The configuration's model_type is {kind!r}", "only deit and vit models are read")
-    return classes[kind].from_dict(content)
+    config_classes: dict[str, type[ViTConfig]] = {"vit": ViTConfig, "deit": DeiTConfig}
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in config_classes:
+        raise ConfigError(f"The configuration's model_type is {model_type!r}", "only deit and vit are supported")
+    return config_classes[model_type].from_dict(content)
 
 
 def variant_config(name: str, **fields: Any) -> ViTConfig:
-    """The configuration of a row of the paper's table, with 1000 classes unless ``fields`` say otherwise.
+    """Returns the configuration of a published variant, with 1000 classes unless ``fields`` set others.
 
     Raises:
-        UserError: no such variant; the message names the nearest.
+        UserError: unknown variant; the message suggests the closest.
 
     Example:
         >>> variant_config("deit-tiny-distilled-patch16-224", num_labels=10).hidden_size
@@ -347,5 +347,5 @@ def variant_config(name: str, **fields: Any) -> ViTConfig:
     return (DeiTConfig if row.distilled else ViTConfig)(**{**row.shape, **fields})
 
 
-def _both(size: int | tuple[int, int]) -> tuple[int, int]:
+def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size

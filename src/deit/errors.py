@@ -1,17 +1,17 @@
-"""Every error that a user can meet, in one tree. Each says what is wrong and what to do about it.
+"""Exceptions raised for users, in one tree. Each message says what is wrong and what to do about it.
 
 DeiTError
-├── UserError                 wrong use: the command line exits with 2
-│   ├── ConfigError           a model's shape that cannot be
-│   ├── RecipeError           a training setting that cannot be
-│   ├── DataError             a data set that cannot be used as it is
-│   │   └── ImageError        one file that is no readable image
-│   ├── CheckpointError       saved weights that are missing, damaged or of another shape
-│   ├── TeacherError          a teacher that does not fit the data
-│   └── MissingExtraError     an optional library that is not installed
-└── WorkError                 the work itself failed: the command line exits with 1
-    ├── NonFiniteLossError    training diverged
-    └── InterruptedWorkError  it was asked to stop, and can be gone on with
+├── UserError                 invalid input or usage; the command line exits with 2
+│   ├── ConfigError           invalid model configuration
+│   ├── RecipeError           invalid training recipe
+│   ├── DataError             unusable data set
+│   │   └── ImageError        file that cannot be decoded as an image
+│   ├── CheckpointError       missing, corrupt or incompatible checkpoint
+│   ├── TeacherError          teacher that does not match the data set
+│   └── MissingExtraError     optional dependency that is not installed
+└── WorkError                 failure during the work; the command line exits with 1
+    ├── NonFiniteLossError    diverged training
+    └── InterruptedWorkError  work stopped by a signal, which can be resumed; the command line exits with 130
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class DeiTError(Exception):
-    """Base of the tree.
+    """Base class of all exceptions in this package.
 
     Args:
-        problem: what is wrong, one sentence without the closing full stop.
-        remedy: what the user can do, likewise; may be empty where the problem already says it.
+        problem: what is wrong, as one sentence without the final period.
+        remedy: what the user can do about it, as one clause without the final period; empty if the problem says it.
     """
 
     exit_code = 1
@@ -44,65 +44,75 @@ class DeiTError(Exception):
 
 
 class UserError(DeiTError, ValueError):
-    """Wrong use, found before any slow work."""
+    """Invalid input or usage, detected before any slow work."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A model configuration that cannot be built."""
+    """Model configuration that cannot be built."""
 
 
 class RecipeError(UserError):
-    """A recipe with an unknown name or an impossible value."""
+    """Recipe with an unknown key or an invalid value."""
 
 
 class DataError(UserError):
-    """A data set that cannot be used as it is."""
+    """Data set that cannot be used as it is."""
 
 
 class ImageError(DataError):
-    """A file that cannot be read as an image."""
+    """File that cannot be decoded as an image."""
 
 
 class CheckpointError(UserError):
-    """A saved model that is missing, damaged, or does not fit."""
+    """Checkpoint that is missing, corrupt, or does not fit the model."""
 
 
 class TeacherError(UserError):
-    """A teacher that cannot teach this data set."""
+    """Teacher that does not match the data set."""
 
 
 class MissingExtraError(UserError):
-    """An optional part of the package was asked for and is not installed."""
+    """Feature whose optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional library", f"pip install 'deit[{extra}]'")
 
 
 class WorkError(DeiTError, RuntimeError):
-    """The work was started rightly and failed on the way."""
+    """Failure after valid input, such as a network error."""
 
 
 class NonFiniteLossError(WorkError):
-    """The training loss became infinite or not a number."""
+    """Training loss that is infinite or NaN."""
 
 
 class InterruptedWorkError(WorkError):
-    """Work was asked to stop, and what was done is kept."""
+    """Work stopped by a signal. What was done is saved and can be resumed."""
 
-    exit_code = 130  # what a shell expects of a program that Ctrl-C ended
+    exit_code = 130  # by convention, the status of a program that SIGINT ended
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The remedy for a misspelt name."""
-    return f"did you mean {difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)[0]}"
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:
+    """Returns "did you mean X" with the known name that is most similar to ``name``.
+
+    Args:
+        name: misspelled name.
+        known: valid names.
+        cutoff: smallest similarity, in 0..1, of a name worth suggesting.
+
+    Returns:
+        The suggestion; empty if no known name is similar enough.
+    """
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"did you mean {matches[0]}" if matches else ""
 
 
 def validation_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as ``place: what``."""
+    """Returns the first problem that pydantic found, as ``field: message``."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
-    text = cause.problem if isinstance(cause, DeiTError) else str(cause or first["msg"])
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {text}" if place else text
+    message = cause.problem if isinstance(cause, DeiTError) else str(cause or first["msg"])
+    field = ".".join(str(key) for key in first["loc"])
+    return f"{field}: {message}" if field else message

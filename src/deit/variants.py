@@ -1,25 +1,29 @@
-"""The paper's models as a table (tables 1, 5 and 6; the parameter counts follow from the shapes)."""
+"""The published models, one row each (paper, tables 1, 5 and 6; parameter counts follow from the shapes)."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from deit.errors import UserError
+from deit.errors import UserError, did_you_mean
 
-HUB_ORGANISATION = "facebook"
-LAYER_NORM_EPS = 1e-6  # of the authors' models; the Hugging Face files say 1e-12
+HUB_ORGANIZATION = "facebook"
+LAYER_NORM_EPS = 1e-6  # of the original models; the Hugging Face configurations say 1e-12
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One published model.
+    """Published model.
 
     Attributes:
-        top1: published ImageNet-1k accuracy in percent.
+        name: name on the hub, without the organization.
+        width: embedding dimension.
+        heads: number of attention heads.
+        image_size: height and width of the input in pixels.
+        distilled: whether it has a distillation token.
+        top1: published ImageNet-1k top-1 accuracy in percent.
         parameters: number of parameters with 1000 classes.
-        gmacs: billions of multiply-adds of a forward pass of one image.
+        gmacs: multiply-adds of a forward pass of one image, in billions.
     """
 
     name: str
@@ -33,12 +37,12 @@ class Variant:
 
     @property
     def hub_name(self) -> str:
-        """Where the published weights are."""
-        return f"{HUB_ORGANISATION}/{self.name}"
+        """Repository of the published weights."""
+        return f"{HUB_ORGANIZATION}/{self.name}"
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The fields of its configuration that differ from the base model's."""
+        """Configuration fields of the variant; all others keep their defaults."""
         return {
             "hidden_size": self.width,
             "num_attention_heads": self.heads,
@@ -62,13 +66,14 @@ VARIANTS = {row.name: row for row in _ROWS}
 
 
 def variant(name: str) -> Variant:
-    """The variant of a name, with or without the hub's organization.
+    """Returns the variant of this name, with or without the hub organization.
 
     Raises:
-        UserError: no such variant; the message names the nearest.
+        UserError: unknown name; the message suggests the closest.
     """
-    short = name.removeprefix(f"{HUB_ORGANISATION}/")
-    if short not in VARIANTS:
-        near = difflib.get_close_matches(short, VARIANTS, n=1, cutoff=0)[0]
-        raise UserError(f"There is no model called {name!r}", f"did you mean {near}? `deit model list` shows all")
-    return VARIANTS[short]
+    short_name = name.removeprefix(f"{HUB_ORGANIZATION}/")
+    if short_name not in VARIANTS:
+        raise UserError(
+            f"There is no model called {name!r}", f"{did_you_mean(short_name, VARIANTS)}; `deit model list` shows all"
+        )
+    return VARIANTS[short_name]

@@ -1,4 +1,4 @@
-"""The error tree."""
+"""The exception tree and its messages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ import re
 import pytest
 
 from deit import errors
-from deit.errors import CheckpointError, DeiTError, ImageError, InterruptedWorkError, MissingExtraError, UserError, WorkError
+from deit.errors import (
+    CheckpointError,
+    DeiTError,
+    ImageError,
+    InterruptedWorkError,
+    MissingExtraError,
+    UserError,
+    WorkError,
+    did_you_mean,
+)
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, DeiTError)]
 
 
-def test_the_drawn_tree_is_the_real_one() -> None:
+def test_docstring_draws_the_actual_tree() -> None:
     assert errors.__doc__ is not None
     drawn: dict[str, str] = {}
     path: list[str] = []
@@ -29,27 +38,34 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_users_mistake_exits_with_2_and_failed_work_with_1(kind: type[DeiTError]) -> None:
-    stopped = 130 if kind is InterruptedWorkError else 1
-    assert kind.exit_code == (2 if issubclass(kind, UserError) else stopped)
+def test_exit_code_is_2_for_user_errors_and_1_for_failed_work(kind: type[DeiTError]) -> None:
+    failed = 130 if kind is InterruptedWorkError else 1
+    assert kind.exit_code == (2 if issubclass(kind, UserError) else failed)
 
 
-def test_a_caller_who_knows_no_deit_error_can_catch_the_builtin_one() -> None:
+def test_errors_are_also_builtin_exceptions() -> None:
     assert issubclass(ImageError, ValueError)
     assert issubclass(WorkError, RuntimeError)
 
 
-def test_the_message_is_the_problem_and_the_remedy() -> None:
+def test_message_is_problem_and_remedy() -> None:
     assert str(UserError("There is no x", "pass y")) == "There is no x: pass y."
     assert str(UserError("There is no x")) == "There is no x."
 
 
-def test_a_missing_extra_names_the_command_that_installs_it() -> None:
+def test_missing_extra_names_the_install_command() -> None:
     assert "pip install 'deit[report]'" in str(MissingExtraError("The report", "report"))
 
 
 @pytest.mark.parametrize("error", [CheckpointError("a", "b"), DeiTError("a"), MissingExtraError("The report", "report")])
-def test_an_error_survives_the_way_between_processes(error: DeiTError) -> None:
-    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
-        assert type(twin) is type(error)
-        assert str(twin) == str(error)
+def test_error_survives_pickling_and_copying(error: DeiTError) -> None:
+    for duplicate in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        assert type(duplicate) is type(error)
+        assert str(duplicate) == str(error)
+
+
+def test_did_you_mean_suggests_the_closest_name() -> None:
+    assert did_you_mean("resnet5", ["vit_b", "resnet50", "resnet18"]) == "did you mean resnet50"
+    assert did_you_mean("xyz", ["resnet50"]) == "did you mean resnet50"
+    assert did_you_mean("xyz", ["resnet50"], cutoff=0.6) == ""
+    assert did_you_mean("xyz", []) == ""

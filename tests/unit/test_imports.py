@@ -1,4 +1,4 @@
-"""One direction: a module imports only from what stands before it. And the public names, and what `import deit` costs."""
+"""Import structure: packages import in one direction, the public API, and what ``import deit`` loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import deit
 
 SOURCE = Path(deit.__file__).parent
 
-# The packages and top-level modules of deit, from the bottom up. Each may import those before it, and none after it.
+# Packages and top-level modules of deit, from the bottom up. Each may import only the ones before it.
 ORDER = [
     "errors",
     "rng",
@@ -59,18 +59,18 @@ PUBLIC = [
 ]
 
 
-def name_of(path: Path) -> str:
+def module_name(path: Path) -> str:
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if path.name != "__init__.py"}
 PACKAGES = {name: path for name, path in FILES.items() if path.name == "__init__.py"}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module of ours that a file imports, within functions too, by its name below ``deit``."""
+    """Yields each module of deit that a file imports, also within functions, by its name below ``deit``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("deit.") for alias in node.names if alias.name.split(".")[0] == "deit")
@@ -80,22 +80,22 @@ def imports(path: Path) -> Iterator[str]:
                 continue
             base = node.module.removeprefix("deit").removeprefix(".")
             for alias in node.names:
-                inner = f"{base}.{alias.name}".removeprefix(".")
-                yield inner if inner in FILES else base
+                submodule = f"{base}.{alias.name}".removeprefix(".")
+                yield submodule if submodule in FILES else base
 
 
 def package_of(name: str) -> str:
-    """``models.modeling`` -> ``models``; a top-level module is its own package."""
+    """Returns the package of a module, such as ``models`` for ``models.modeling``; a top-level module is its own package."""
     return name.split(".")[0]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_imports_only_earlier_packages(name: str) -> None:
-    own = package_of(name)
-    assert own in ORDER, f"add {own} to ORDER in {__file__}"
-    for other in imports(MODULES[name]):
-        assert package_of(other) in ORDER, f"{name} imports {other or 'deit'} itself: import the module that defines the name"
-        assert ORDER.index(package_of(other)) <= ORDER.index(own), f"{name} imports {other}, whose package comes later"
+    package = package_of(name)
+    assert package in ORDER, f"add {package} to ORDER in {__file__}"
+    for imported in imports(MODULES[name]):
+        assert package_of(imported) in ORDER, f"{name} imports {imported or 'deit'}: import the module that defines the name"
+        assert ORDER.index(package_of(imported)) <= ORDER.index(package), f"{name} imports {imported} from a later package"
 
 
 def test_order_lists_every_package_once() -> None:
@@ -103,45 +103,46 @@ def test_order_lists_every_package_once() -> None:
 
 
 def test_modules_import_each_other_without_a_cycle() -> None:
-    graph = {name: {other for other in imports(path) if other in MODULES} for name, path in MODULES.items()}
+    graph = {name: {imported for imported in imports(path) if imported in MODULES} for name, path in MODULES.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_commands_know_only_what_they_share() -> None:
+def test_commands_import_only_common_from_cli() -> None:
     for name, path in MODULES.items():
         if package_of(name) == "cli" and name != "cli.main":
-            assert {other for other in imports(path) if package_of(other) == "cli"} <= {"cli.common"}, name
+            assert {imported for imported in imports(path) if package_of(imported) == "cli"} <= {"cli.common"}, name
 
 
 @pytest.mark.parametrize("name", [name for name in PACKAGES if name])
-def test_a_package_imports_nothing_by_itself(name: str) -> None:
+def test_package_init_imports_nothing(name: str) -> None:
     tree = ast.parse(PACKAGES[name].read_text(encoding="utf-8"))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-def test_the_reader_of_imports_sees_every_form(tmp_path: Path) -> None:
+def test_imports_finds_every_form(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     lines = ["import torch, deit.errors", "from deit.data import sampler, no_module", "def f():", "    from deit import config"]
     path.write_text("\n".join([*lines, "    from deit.system.files import read_json"]))
     assert sorted(imports(path)) == ["config", "data", "data.sampler", "errors", "system.files"]
 
 
-def test_the_public_names_are_these() -> None:
-    assert sorted(deit.__all__) == PUBLIC == sorted(deit._HOMES)
+def test_public_api() -> None:
+    assert sorted(deit.__all__) == PUBLIC == sorted(deit._MODULES)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_is_there(name: str) -> None:
+def test_public_name_is_importable(name: str) -> None:
     assert getattr(deit, name).__module__.startswith("deit.")
-    assert getattr(deit, name) is getattr(importlib.import_module(deit._HOMES[name]), name)
+    assert getattr(deit, name) is getattr(importlib.import_module(deit._MODULES[name]), name)
 
 
-def test_any_other_name_is_an_ordinary_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'deit' has no attribute 'Trainer'"):
         _ = deit.Trainer
 
 
 def loaded_after(code: str) -> set[str]:
+    """Returns the top-level modules that a new interpreter has loaded after running ``code``."""
     program = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
 
@@ -149,15 +150,15 @@ def loaded_after(code: str) -> set[str]:
 HEAVY = {"torch", "torchvision", "timm", "PIL", "numpy", "pydantic", "sklearn", "matplotlib", "rich", "typer", "transformers"}
 
 
-def test_the_package_alone_loads_nothing_heavy() -> None:
+def test_import_deit_loads_nothing_heavy() -> None:
     assert loaded_after("import deit").isdisjoint(HEAVY)
 
 
-def test_configurations_and_images_load_no_torch() -> None:
+def test_configuration_and_image_processor_do_not_load_torch() -> None:
     assert "torch" not in loaded_after("from deit import DeiTConfig, DeiTImageProcessor; DeiTConfig(); DeiTImageProcessor()")
 
 
-def test_the_optional_libraries_are_not_needed_for_the_core() -> None:
+def test_core_loads_no_optional_library() -> None:
     core = [name for name in MODULES if package_of(name) not in ("cli", "training", "export") and name != "evaluation.report"]
     loaded = loaded_after("\n".join(f"import deit.{name}" for name in core))
     assert "torch" in loaded

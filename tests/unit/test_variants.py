@@ -1,4 +1,4 @@
-"""The paper's table: each model's size and cost, as the shapes give them."""
+"""The table of published variants, checked against the models that are built from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deit.errors import UserError
 from deit.models.modeling import TransformerClassifier, new_classifier
 from deit.variants import VARIANTS, variant
 
-# name: parameters, billions of multiply-adds, published top-1 (tables 5 to 7 of the paper)
+# name: parameters, billions of multiply-adds, published top-1 (paper, tables 5 to 7)
 PUBLISHED = {
     "deit-tiny-patch16-224": (5_717_416, 1.26, 72.2),
     "deit-small-patch16-224": (22_050_664, 4.61, 79.9),
@@ -24,32 +24,32 @@ PUBLISHED = {
 }
 
 
-def on_meta(name: str) -> TransformerClassifier:
+def build_on_meta(name: str) -> TransformerClassifier:
     with torch.device("meta"):
         return new_classifier(variant_config(name))
 
 
-def test_the_table_has_the_eight_published_models() -> None:
+def test_table_lists_the_published_models() -> None:
     assert {name: (row.parameters, row.gmacs, row.top1) for name, row in VARIANTS.items()} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_model_has_exactly_the_published_number_of_parameters(name: str) -> None:
-    assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == PUBLISHED[name][0]
+def test_number_of_parameters(name: str) -> None:
+    assert sum(parameter.numel() for parameter in build_on_meta(name).parameters()) == PUBLISHED[name][0]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_model_costs_the_published_number_of_multiplications(name: str) -> None:
-    model = on_meta(name)
+def test_number_of_multiply_adds(name: str) -> None:
+    model = build_on_meta(name)
     size = variant(name).image_size
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, size, size, device="meta"))
-    products = counter.get_total_flops() / 2e9
-    assert products == pytest.approx(PUBLISHED[name][1], rel=0.004, abs=0.01)  # theirs count the layer norms too
+    gmacs = counter.get_total_flops() / 2e9
+    assert gmacs == pytest.approx(PUBLISHED[name][1], rel=0.004, abs=0.01)  # the published count includes the layer norms
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_name_says_what_the_model_is(name: str) -> None:
+def test_name_matches_the_configuration(name: str) -> None:
     config = variant_config(name)
     assert type(config) is (DeiTConfig if "distilled" in name else ViTConfig)
     assert config.image_size == int(name[-3:])
@@ -57,20 +57,20 @@ def test_the_name_says_what_the_model_is(name: str) -> None:
     assert (config.num_labels, config.layer_norm_eps, config.patch_size) == (1000, 1e-6, 16)
 
 
-def test_a_variant_takes_other_classes_and_sizes() -> None:
+def test_variant_config_overrides_classes_and_size() -> None:
     config = variant_config("deit-tiny-patch16-224", image_size=64, id2label={0: "a", 1: "b", 2: "c"})
     assert (config.grid, config.classes, config.hidden_size) == ((4, 4), ("a", "b", "c"), 192)
     assert variant_config("deit-tiny-patch16-224", num_labels=7).num_labels == 7
 
 
-def test_the_hub_name_leads_to_the_same_variant() -> None:
+def test_hub_name_finds_the_variant() -> None:
     for row in VARIANTS.values():
         assert row.hub_name == f"facebook/{row.name}"
         assert variant(row.hub_name) is row
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean deit-small-distilled-patch16-224"):
+def test_misspelled_name_suggests_the_closest() -> None:
+    with pytest.raises(UserError, match="did you mean deit-small-distilled-patch16-224; `deit model list` shows all"):
         variant("deit-smal-distiled-patch16-224")
     with pytest.raises(UserError, match="There is no model called ''"):
         variant("")

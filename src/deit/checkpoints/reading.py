@@ -26,7 +26,7 @@ from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.hub import WEIGHTS
+from deit.hub import WEIGHT_FILES
 from deit.system.files import BEST_NAME, BUNDLE_NAME, CONFIG_NAME, EMA_NAME, RECIPE_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
@@ -136,22 +136,22 @@ def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
         if not (path / EMA_NAME).is_file():
             raise CheckpointError(f"{path} holds no {EMA_NAME}", "load it without ema: it holds one set of weights")
         return [open_tensors(path / EMA_NAME)]
-    for name in WEIGHTS:
+    for name in WEIGHT_FILES:
         if (path / name).is_file():
             return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
     if (path / BUNDLE_NAME).is_file():
         raise CheckpointError(f"{path} is an exported model, which only answers", "pass the model that it was made of")
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(
-        f"{path} holds no weights: looked for {', '.join(WEIGHTS)}, found {found}",
+        f"{path} holds no weights: looked for {', '.join(WEIGHT_FILES)}, found {found}",
         "pass a model directory, a file of weights, or a run with a finished epoch",
     )
 
 
 def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
     """A file, and the configuration beside it, which belongs to it where its name is that of a model directory's weights."""
-    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHTS, EMA_NAME) else None
-    if path.name in WEIGHTS and path.name.endswith(".index.json"):
+    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHT_FILES, EMA_NAME) else None
+    if path.name in WEIGHT_FILES and path.name.endswith(".index.json"):
         if ema:
             raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
         return open_index(path), beside

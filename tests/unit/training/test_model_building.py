@@ -145,7 +145,7 @@ def test_another_resolution_resamples_the_positions_alone(tmp_path: Path, size: 
 
 
 def test_a_size_that_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DeiTError, match="does not divide"):
+    with pytest.raises(DeiTError, match="is not divisible"):
         start(_recipe(image_size=36), CLASSES, str(_saved(tmp_path / "m")))
 
 
