@@ -1,0 +1,1 @@
+"""Operating system and hardware: devices, processor, threads, memory allocation, signals, files, and progress."""

@@ -1,4 +1,4 @@
-"""Where the work runs, and in which precision."""
+"""Devices and numerical precision."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Precision = Literal["fp32", "bf16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """A device by name; ``auto`` takes a GPU where there is one.
+    """Returns the device of this name. ``auto`` means CUDA if available, then MPS, then the CPU.
 
     Raises:
-        UserError: no such device here.
+        UserError: the device does not exist on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -27,12 +27,15 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {name!r} here", "pass --device auto, or cpu") from error
+        raise UserError(f"There is no device {name!r} on this machine", "pass --device auto, or cpu") from error
     return device
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """bf16 where the hardware multiplies matrices in it, else fp32. fp16 is not offered: base models overflow in it."""
+    """Returns the named precision. ``auto`` means bf16 if the hardware has bf16 matrix products, else fp32.
+
+    fp16 is not supported, because base models overflow in it.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -41,12 +44,12 @@ def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Matrix products in bf16 within, where that is the precision; weights and losses stay in fp32."""
+    """Returns a context in which matrix products run in ``precision``. Weights and losses stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def describe(device: torch.device) -> str:
-    """The hardware's name, for a person."""
+    """Returns a readable name of the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,7 +1,4 @@
-"""Reading and writing of whole files: a reader of a half-written file cannot exist, and nothing saved is lost.
-
-And the names of the files that several rooms share.
-"""
+"""Atomic file writing, JSON reading with limits, and the file names that several packages share."""
 
 from __future__ import annotations
 
@@ -18,23 +15,23 @@ from typing import Any
 
 from deit.errors import CheckpointError
 
-# A model directory.
+# Files of a model directory.
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-EMA_NAME = "ema.safetensors"  # beside the weights, in a training checkpoint
+EMA_NAME = "ema.safetensors"  # in a training checkpoint, beside the weights
 PROCESSOR_NAME = "preprocessor_config.json"
 NESTED_PROCESSOR_NAME = "processor_config.json"  # transformers 5.x: {"image_processor": {...}}
 RECORD_NAME = "training.json"
 CARD_NAME = "README.md"
 
-# An exported model.
+# Files of an exported model.
 BUNDLE_NAME = "bundle.json"
 
-# A stored teacher's directory.
+# Files of a cached teacher.
 CACHE_NAME = "cache.json"
 
-# A run directory.
+# Files and directories of a training run.
 RECIPE_NAME = "recipe.toml"
 RUN_NAME = "run.json"
 LOG_NAME = "log.jsonl"
@@ -44,16 +41,16 @@ LAST_NAME = "last"
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape one that stands alone; UTF-8 has no bytes for it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a lone surrogate can be escaped in JSON and cannot be encoded in UTF-8
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step: a crash leaves either the old file or the new one."""
+    """Writes a file atomically: a crash leaves either the old file or the new one."""
     write_files({path: content})
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """As :func:`write_bytes`, of files that belong together: none is replaced before all are written."""
+    """Writes several files, each atomically. None is replaced before all are written."""
     drafts: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
@@ -74,26 +71,26 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """As :func:`write_bytes`, in UTF-8."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As :func:`write_bytes`, as :func:`json_text`."""
+    """Writes a JSON file atomically, formatted by :func:`json_text`."""
     write_text(path, json_text(content))
 
 
 def json_text(content: Any) -> str:
-    """Indented JSON that keeps non-Latin letters readable, and a newline."""
+    """Returns indented JSON with a final newline. Non-ASCII characters are not escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object.
+    """Reads a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, too large, too deeply nested, or holds anything but one object.
+        CheckpointError: the file is missing, too large, too deeply nested, or not a JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -101,23 +98,23 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
     if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is no configuration file")
+        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is not a configuration file")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no valid JSON", "the file is damaged; copy or save it again") from error
+        raise CheckpointError(f"{path} is not valid JSON", "the file is corrupt; copy or save it again") from error
     if _depth(content) > MAX_JSON_DEPTH:
-        raise CheckpointError(f"{path} is nested deeper than {MAX_JSON_DEPTH} levels", "it is no configuration file")
+        raise CheckpointError(f"{path} is nested deeper than {MAX_JSON_DEPTH} levels", "it is not a configuration file")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", "the file is damaged; copy or save it again")
+        raise CheckpointError(f"{path} is not a JSON object", "the file is corrupt; copy or save it again")
     return content
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory beside ``path`` and put it in the place of ``path`` once it is whole.
+    """Yields a temporary directory that replaces ``path`` on success.
 
-    What stood at ``path`` before is removed only after the new directory stands there.
+    An existing directory at ``path`` is removed only after the new one has taken its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
@@ -137,17 +134,17 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _depth(content: Any) -> int:
-    """How many lists and objects stand inside each other; without recursion, since the content may be hostile."""
+    """Returns the nesting depth of lists and objects. Iterative, since hostile content could exhaust the stack."""
     depth, level = 0, [content]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 

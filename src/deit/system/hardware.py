@@ -1,4 +1,4 @@
-"""What this machine's processor is and has; nothing here needs torch."""
+"""Properties of the CPU. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def cores() -> int:
-    """How many threads of this process can run at the same time."""
+    """Returns the number of logical cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's name, for a person."""
+    """Returns a readable name of the CPU."""
     return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets that Linux lists for the first core; empty elsewhere."""
+    """Returns the CPU flags that Linux lists for the first core; empty on other systems."""
     return frozenset(_cpu_info("flags").split())
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies matrices in bf16."""
+    """Returns whether the CPU has instructions for bf16 matrix products."""
     return bool(BF16_FLAGS & cpu_flags())
 
 
 def _cpu_info(field: str) -> str:
-    """A field of the first core in Linux's list; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
+    """Returns a field of the first core in ``/proc/cpuinfo``; empty if there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
         return ""
-    rows = (line.partition(":") for line in info.read_text().splitlines())
+    rows = (line.partition(":") for line in path.read_text().splitlines())
     return next((value.strip() for name, _, value in rows if name.strip() == field), "")

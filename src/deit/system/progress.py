@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a bar on a terminal, plain lines elsewhere. All of it goes to standard error."""
+"""Progress display on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as RichProgress
 
 T = TypeVar("T")
 
-PLAIN_INTERVAL = 10.0  # seconds between two lines where the output is no terminal
+PLAIN_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
 
 
 def print_status(line: str = "") -> None:
-    """One line for a person, on standard error so that standard output stays a program's."""
+    """Prints a line on standard error, so that standard output holds only results."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Progress of ``total`` units of work.
+    """Displays the progress of ``total`` units of work.
 
-    On a terminal a bar with rate and time left, which goes when the work is done; elsewhere a line every ten seconds,
-    the first of them after ten: work that is over by then prints nothing. A quiet one prints nothing at all.
+    On a terminal, shows a bar with rate and remaining time, which disappears at the end. Elsewhere, prints a line every ten
+    seconds, so that work of less than ten seconds prints nothing.
+
+    Args:
+        description: name of the work, shown before the progress.
+        total: number of units.
+        unit: name of the units, in the plural.
+        quiet: show nothing.
     """
 
     def __init__(self, description: str, total: int, unit: str = "images", quiet: bool = False) -> None:
@@ -47,7 +53,7 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.stop()
 
     def advance(self, count: int, note: str = "") -> None:
-        """``count`` more units are done; ``note`` stands at the end of the line."""
+        """Adds ``count`` finished units. ``note`` is shown at the end of the line, until the next note."""
         self._done += count
         self._note = note or self._note
         now = time.monotonic()
@@ -56,30 +62,30 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.update(self._task, advance=count, rate=f"{rate:,.0f} {self.unit}/s", note=self._note)
         elif now - self._last >= PLAIN_INTERVAL and not self.quiet:
             self._last = now
-            left = max(self.total - self._done, 0) / rate
+            remaining = max(self.total - self._done, 0) / rate
             print_status(
                 f"{self.description}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, "
-                f"{duration(left)} left{', ' + self._note if self._note else ''}"
+                f"{duration(remaining)} left{', ' + self._note if self._note else ''}"
             )
 
 
-def plural(count: int, what: str) -> str:
-    """``1, "step"`` -> ``1 step``; ``1200, "step"`` -> ``1,200 steps``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+def plural(count: int, noun: str) -> str:
+    """Formats a count with its noun, such as "1 step" or "1,200 steps"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """``75`` -> ``1 min 15 s``; whole seconds below an hour, whole minutes above."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Formats a duration, such as "1 min 15 s": in seconds below an hour, in minutes above."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
-def _terminal_bar() -> Bar:
-    return Bar(
+def _terminal_bar() -> RichProgress:
+    return RichProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop at the next good place, so that work which is resumed loses nothing."""
+"""Turns SIGINT and SIGTERM into a flag that is polled at safe points, so that interrupted work can be saved and resumed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a termination signal sets; a second one ends the process as usual."""
+    """Yields an event that SIGINT and SIGTERM set. A second signal has its usual effect."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals arrive in the main thread alone
+        yield stop  # only the main thread receives signals
         return
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(number, old[signal.Signals(number)])
+        signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
-        signal.signal(number, ask)
+        signal.signal(number, handle)
     try:
         yield stop
     finally:
         for number in numbers:
-            signal.signal(number, old[number])
+            signal.signal(number, previous[number])

@@ -1,4 +1,4 @@
-"""Work that other libraries do outside of Python's lock, side by side."""
+"""Thread pools for work that releases the GIL, as in Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Result = TypeVar("Result")
 
 
 def thread_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function of each item, in their order, on as many threads as there are cores: Pillow and NumPy work in parallel.
+    """Applies a function to each item on one thread per core. Returns the results in the order of the items.
 
-    Child processes, as a loader's workers are, take one: their parent has made as many of them as there are cores.
+    A child process, such as a worker of a data loader, uses one thread, since its parent starts one process per core.
     """
     threads = min(cores(), len(items)) if multiprocessing.parent_process() is None else 1
     if threads < 2:
@@ -27,19 +27,19 @@ def thread_map(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The function of each item, in their order, on ``threads`` threads that are no further ahead than one item each.
+    """Applies a function to each item on ``threads`` threads. Yields the results in the order of the items.
 
-    Items are taken, and results kept, only as the reader goes on: of a stream without end too, few are in memory.
+    Items are consumed lazily: at most ``2 * threads + 1`` are in flight, so ``items`` may be infinite.
     """
     with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                under_way.append(pool.submit(function, item))
-                if len(under_way) > 2 * threads:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""Whole files: what is read is whole, what was saved is never lost, and rubbish is refused."""
+"""Atomic writing, JSON reading with limits, and atomic directories."""
 
 from __future__ import annotations
 
@@ -28,65 +28,65 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_json_comes_back_and_stays_readable(tmp_path: Path) -> None:
+def test_json_round_trips_without_escapes(tmp_path: Path) -> None:
     content = {"классы": ["猫", "naïve"], "rate": 1e-5, "none": None}
     write_json(tmp_path / "new folder" / "a.json", content)
     assert read_json(tmp_path / "new folder" / "a.json") == content
     assert "猫" in (tmp_path / "new folder" / "a.json").read_text(encoding="utf-8")
 
 
-def test_text_that_utf_8_cannot_hold_comes_back_too(tmp_path: Path) -> None:
+def test_lone_surrogates_round_trip(tmp_path: Path) -> None:
     content = {"half \ud83d": ["\udfff", "\\ud800", "😀"]}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
     assert "😀" in json_text(content)
 
 
-def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
         raise OSError("No space left on device")
 
     write_text(tmp_path / "a", "old")
-    monkeypatch.setattr("deit.system.files.os.fsync", full)
+    monkeypatch.setattr("deit.system.files.os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
 
 
-def test_others_may_read_what_the_users_umask_lets_them_read(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
     try:
         write_bytes(tmp_path / "a", b"")
         with new_directory(tmp_path / "d"):
             pass
     finally:
-        os.umask(before)
+        os.umask(previous)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "problem"),
     [
-        (b"", "no valid JSON"),
-        (b"{", "no valid JSON"),
-        (b"\xff\xfe\x00", "no valid JSON"),
-        (b"[1, 2]", "no JSON object"),
-        (b"null", "no JSON object"),
-        (b'{"a":' * 100_000, "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "no valid JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b'{"a":' * 100_000, "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not valid JSON"),
     ],
 )
-def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+def test_corrupt_json_is_reported(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"config\.json holds {says}"):
+    with pytest.raises(CheckpointError, match=rf"config\.json is {problem}"):
         read_json(path)
 
 
-def test_a_huge_json_file_is_refused(tmp_path: Path) -> None:
+def test_large_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)
@@ -94,18 +94,18 @@ def test_a_huge_json_file_is_refused(tmp_path: Path) -> None:
         read_json(path)
 
 
-def test_json_nested_deeper_than_any_configuration_is_refused(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for opening, closing in (('{"a":', "}"), ("[", "]")):
-        inner = opening * (MAX_JSON_DEPTH - 1) + "1" + closing * (MAX_JSON_DEPTH - 1)
-        path.write_text(f'{{"a": {inner}}}')
+        nested = opening * (MAX_JSON_DEPTH - 1) + "1" + closing * (MAX_JSON_DEPTH - 1)
+        path.write_text(f'{{"a": {nested}}}')
         assert read_json(path)
-        path.write_text(f'{{"a": [{inner}]}}')
+        path.write_text(f'{{"a": [{nested}]}}')
         with pytest.raises(CheckpointError, match="nested deeper than 64 levels"):
             read_json(path)
 
 
-def test_a_missing_json_file_and_a_folder_in_its_place_are_told_apart(tmp_path: Path) -> None:
+def test_missing_file_and_directory_are_distinguished(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         read_json(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="Is a directory"):
@@ -114,7 +114,7 @@ def test_a_missing_json_file_and_a_folder_in_its_place_are_told_apart(tmp_path: 
 
 @given(st.binary(max_size=60) | st.text('{}[]":,0123456789eEtrufalsn.- \\', max_size=60).map(str.encode))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_an_object_or_a_clear_error(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_are_an_object_or_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "any.json").write_bytes(content)
     try:
         parsed = read_json(tmp_path / "any.json")
@@ -123,7 +123,7 @@ def test_any_bytes_are_an_object_or_a_clear_error(tmp_path: Path, content: bytes
     assert parsed == json.loads(content) or "NaN" in content.decode()
 
 
-def test_a_new_directory_stands_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_new_directory_appears_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "best"
     with new_directory(target) as draft:
         (draft / "weights").write_text("1")
@@ -136,7 +136,7 @@ def test_a_new_directory_stands_only_when_it_is_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["best"]
 
 
-def test_a_directory_that_fails_on_the_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_new_directory_keeps_the_old_one(tmp_path: Path) -> None:
     with new_directory(tmp_path / "best") as draft:
         (draft / "weights").write_text("1")
     with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "best") as draft:
@@ -146,6 +146,6 @@ def test_a_directory_that_fails_on_the_way_leaves_the_old_one(tmp_path: Path) ->
     assert names(tmp_path) == ["best"]
 
 
-def test_the_checksum_is_sha256(tmp_path: Path) -> None:
+def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

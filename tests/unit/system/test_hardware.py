@@ -1,4 +1,4 @@
-"""What is read of the processor."""
+"""Properties of the CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from deit.system.hardware import cores, cpu_flags, cpu_name, has_bf16
 @pytest.mark.parametrize(
     ("flags", "expected"), [("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("fpu avx512f", False), ("", False)]
 )
-def test_bf16_is_there_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool) -> None:
+def test_bf16_follows_the_cpu_flags(monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool) -> None:
     monkeypatch.setattr(hardware, "_cpu_info", lambda field: flags if field == "flags" else "")
     assert has_bf16() is expected
     assert cpu_flags() == set(flags.split())
 
 
-def test_the_processor_has_a_name_also_where_linux_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_name_without_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_name()
     monkeypatch.setattr(hardware, "_cpu_info", lambda _field: "")
     assert cpu_name()
@@ -27,7 +27,7 @@ def test_the_processor_has_a_name_also_where_linux_does_not_tell(monkeypatch: py
     assert cpu_name() == "Abacus 3000"
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 5}, raising=False)
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")

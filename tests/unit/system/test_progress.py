@@ -1,4 +1,4 @@
-"""What a person sees while work goes on."""
+"""Progress display and status lines."""
 
 from __future__ import annotations
 
@@ -31,23 +31,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("seconds", "formatted"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (3599, "59 min 59 s"), (9000, "2 h 30 min")],
 )
-def test_a_duration_reads_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_duration(seconds: float, formatted: str) -> None:
+    assert duration(seconds) == formatted
 
 
-def test_work_of_under_ten_seconds_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Reading", 100) as bar:
         clock.now += 9.9
         bar.advance(50)
     assert capsys.readouterr() == ("", "")
 
 
-def test_longer_work_prints_a_line_every_ten_seconds_to_standard_error(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_work_prints_a_line_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Reading", 4000) as bar:
         for _ in range(4):
             clock.now += 5
@@ -60,27 +58,27 @@ def test_longer_work_prints_a_line_every_ten_seconds_to_standard_error(
     ]
 
 
-def test_more_work_than_expected_is_no_error(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_units_than_expected(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Reading", 1) as bar:
         clock.now += 20
         bar.advance(5)
     assert "5 of 1 images" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_bar_is_erased_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     with pytest.raises(RuntimeError, match="stop"), Progress("Reading", 2) as bar:
         bar.advance(1, note="loss 2.5")
         raise RuntimeError("stop")
-    drawn = terminal.getvalue()
-    assert "Reading" in drawn
-    assert "\x1b[2K" in drawn.rsplit("Reading", 1)[1]  # the line is erased at the end
-    assert "\x1b[?25h" in drawn  # the cursor comes back
+    output = terminal.getvalue()
+    assert "Reading" in output
+    assert "\x1b[2K" in output.rsplit("Reading", 1)[1]  # erases the line
+    assert "\x1b[?25h" in output  # shows the cursor again
 
 
-def test_a_quiet_one_shows_nothing_anywhere(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_quiet_progress_shows_nothing(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
         with Progress("Reading", 2, quiet=True) as bar:
@@ -89,6 +87,6 @@ def test_a_quiet_one_shows_nothing_anywhere(monkeypatch: pytest.MonkeyPatch, clo
         assert stream.getvalue() == ""
 
 
-def test_a_line_for_a_person_leaves_standard_output_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     print_status("hello")
     assert capsys.readouterr() == ("", "hello\n")

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish: the first one is heard, the second one ends the program."""
+"""Signals: the first sets the flag, the second has its usual effect."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from deit.system.signals import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_sets_the_event_and_gives_the_next_one_its_usual_effect(number: signal.Signals) -> None:
-    old = signal.getsignal(number)
+def test_signal_sets_the_event_and_restores_the_handler(number: signal.Signals) -> None:
+    previous = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert not stop.is_set()
         os.kill(os.getpid(), number)
         assert stop.is_set()
-        assert signal.getsignal(number) is old
-    assert signal.getsignal(number) is old
+        assert signal.getsignal(number) is previous
+    assert signal.getsignal(number) is previous
 
 
-def test_other_threads_are_left_alone() -> None:
+def test_other_threads_install_no_handler() -> None:
     seen: list[bool] = []
 
     def work() -> None:

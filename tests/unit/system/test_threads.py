@@ -1,4 +1,4 @@
-"""Side by side, in order, and alone where others work already."""
+"""Thread pools: order, concurrency, errors, and use in child processes."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ import pytest
 from deit.system.threads import ordered_map, thread_map
 
 
-def test_the_results_are_in_the_order_of_the_items() -> None:
+def test_results_are_in_the_order_of_the_items() -> None:
     assert thread_map(lambda item: item * item, range(50)) == [item * item for item in range(50)]
     assert thread_map(str, []) == []
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_two_items_are_worked_on_at_once() -> None:
-    both = threading.Barrier(2, timeout=10)  # breaks unless two wait at it together
-    assert sorted(thread_map(lambda _: both.wait(), range(2))) == [0, 1]
+def test_two_items_run_concurrently() -> None:
+    barrier = threading.Barrier(2, timeout=10)  # breaks unless two threads wait at the same time
+    assert sorted(thread_map(lambda _: barrier.wait(), range(2))) == [0, 1]
 
 
-def _threads_of_a_child(queue: Any) -> None:
+def _report_threads(queue: Any) -> None:
     queue.put(set(thread_map(lambda _: threading.current_thread().name, range(4))))
 
 
-def test_a_child_process_takes_one_thread() -> None:
+def test_child_process_uses_one_thread() -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_threads_of_a_child, args=(queue,))
+    process = context.Process(target=_report_threads, args=(queue,))
     process.start()
     assert queue.get(timeout=60) == {"MainThread"}
     process.join()
 
 
-def test_an_error_comes_through() -> None:
+def test_error_propagates() -> None:
     with pytest.raises(ZeroDivisionError):
         thread_map(lambda item: 1 // item, [1, 0, 1])
 
 
-def test_a_stream_comes_in_order_and_is_taken_as_it_is_read() -> None:
-    taken = []
+def test_ordered_map_is_ordered_and_lazy() -> None:
+    consumed = []
 
     def endless() -> Any:
         for item in itertools.count():
-            taken.append(item)
+            consumed.append(item)
             yield item
 
-    def late(item: int) -> int:
+    def delay(item: int) -> int:
         time.sleep(0.01 if item % 2 else 0)
         return item
 
-    stream = ordered_map(late, endless(), threads=3)
-    assert [next(stream) for _ in range(20)] == list(range(20))
-    assert len(taken) <= 20 + 2 * 3 + 1
-    stream.close()  # type: ignore[attr-defined]
+    results = ordered_map(delay, endless(), threads=3)
+    assert [next(results) for _ in range(20)] == list(range(20))
+    assert len(consumed) <= 20 + 2 * 3 + 1
+    results.close()  # type: ignore[attr-defined]
 
 
-def test_a_streams_error_comes_in_its_place() -> None:
-    stream = ordered_map(lambda item: 1 // item, [1, 1, 0, 1], threads=2)
-    assert [next(stream), next(stream)] == [1, 1]
+def test_ordered_map_raises_at_the_failing_item() -> None:
+    results = ordered_map(lambda item: 1 // item, [1, 1, 0, 1], threads=2)
+    assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
-        next(stream)
+        next(results)
