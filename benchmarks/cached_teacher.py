@@ -54,7 +54,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples, view_steps
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_device, describe
-from deit.system.malloc import keeping_freed_memory
+from deit.system.malloc import retained_memory
 from deit.training.optimization import make_optimizer
 from deit.training.step import StepContext, train_step
 
@@ -136,7 +136,7 @@ def turn(one: Contender, steps: int) -> float:
 def measure(contenders: dict[str, Contender], steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """Images a second by contender, and the ratios of the stored ones; the first round is for warming up."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    with keeping_freed_memory(device):
+    with retained_memory(device):
         for repeat in range(repeats + 1):
             for name, one in contenders.items():
                 rate = turn(one, steps)

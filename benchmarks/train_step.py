@@ -49,7 +49,7 @@ from benchmarks.train_contenders import CLASSES, FED, KINDS, OURS, Job, Stopwatc
 from deit.config import ViTConfig
 from deit.data.loader import cores
 from deit.system.devices import Precision, describe
-from deit.system.malloc import keeping_freed_memory
+from deit.system.malloc import retained_memory
 
 WARM_UP = 3
 FED_STEPS = 16
@@ -62,7 +62,7 @@ def serve(connection: Connection, job: Job) -> None:
     """A contender's process: steps whenever it is asked for some."""
     device = torch.device(job.device)
     torch.set_num_threads(cores())
-    with keeping_freed_memory(device) if job.keeps_memory else nullcontext():
+    with retained_memory(device) if job.keeps_memory else nullcontext():
         trainee, watch = KINDS[job.kind](job), Stopwatch(device)
         watch.attach(trainee)
         for _ in range(WARM_UP):

@@ -21,7 +21,7 @@ from deit.inference.loading import open_runtime
 from deit.inference.runtime_selection import choose_runtime
 from deit.inference.runtimes import Runtime, RuntimeName, Work
 from deit.system.hardware import cores
-from deit.system.malloc import keep_freed_memory
+from deit.system.malloc import retain_freed_memory
 from deit.system.progress import Progress
 from deit.system.threads import ordered_map
 
@@ -82,7 +82,7 @@ class Predictor:
         pixels: PixelType = "uint8",
         exact: bool = False,
     ) -> None:
-        keep_freed_memory()
+        retain_freed_memory()
         self.runtime, self.processor, self.classes = runtime, processor, classes
         self.takes, self.exact = pixels, exact
 

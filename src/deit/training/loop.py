@@ -19,7 +19,7 @@ from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import Transformer
 from deit.system.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
-from deit.system.malloc import keeping_freed_memory
+from deit.system.malloc import retained_memory
 from deit.system.progress import Progress
 from deit.system.signals import stop_on_signals
 from deit.training.masking import masked_loss
@@ -78,7 +78,7 @@ class Training:
         loader = Loader(self.samples, self.workers, pin=on_gpu)
         judge = Loader(self.validation, self.workers, pin=on_gpu)
         remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with keeping_freed_memory(self.context.device), stop_on_signals() as stop, Progress("Training", remaining) as progress:
+        with retained_memory(self.context.device), stop_on_signals() as stop, Progress("Training", remaining) as progress:
             for epoch in range(place.epoch, recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
                 row = self._finish_epoch(epoch, judge)

@@ -19,7 +19,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import ConvNet
 from deit.system.devices import autocast, describe
-from deit.system.malloc import keeping_freed_memory
+from deit.system.malloc import retained_memory
 from deit.system.progress import duration, plural, print_status
 from deit.training.loop import Training
 from deit.training.optimization import make_optimizer, trainable_modules
@@ -104,7 +104,7 @@ def image_seconds(training: Training) -> float:
     optimizer = make_optimizer(trainable_modules(model, context.hints), chosen.optimizer)
     loader = Loader(training.samples, training.workers)
     images, seconds, batch = 0, 0.0, None
-    with keeping_freed_memory(context.device):
+    with retained_memory(context.device):
         start = time.perf_counter()
         for place, made in enumerate(loader.run(list(islice(cycle(plans), MOST_PROBES)))):
             if not len(made.labels):
