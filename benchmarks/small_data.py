@@ -154,11 +154,11 @@ def baseline(model: nn.Module, recipe: Recipe, splits: Splits, minutes: float, e
             if done >= 1:
                 break
         result = evaluate_source(model.eval(), judge, precision=precision, quiet=True)
-        curve.append(((time.monotonic() - start) / 60, result.answer.top1))
+        curve.append(((time.monotonic() - start) / 60, result.main.top1))
         if done >= 1:
             break
     held_out = EvaluationSamples(splits.held_out[1], recipe.processor())
-    return evaluate_source(model.eval(), held_out, precision=precision, quiet=True).answer.top1, curve
+    return evaluate_source(model.eval(), held_out, precision=precision, quiet=True).main.top1, curve
 
 
 def recipes(data: str, seed: int) -> dict[str, Recipe]:

@@ -1,11 +1,10 @@
-"""Model and data -> how often it is right, how sure it is, and how fast; for each head."""
+"""Evaluates a classifier on a data set: metrics of each head, confusion and throughput."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from deit.data.opening import read_splits
 from deit.data.sources import ImageSource, ManyLabels, fingerprint, relabeled
 from deit.data.splits import VALIDATION_FRACTION, DataRecord, make_splits, read_record
 from deit.errors import DataError, UserError
+from deit.evaluation.metrics import Evaluation, head_metrics
 from deit.images.processor import Crop
 from deit.inference.bundle import is_bundle
 from deit.inference.bundle_classifier import load_bundle_classifier
@@ -26,126 +26,11 @@ from deit.models.auto import load_classifier
 from deit.system.devices import Precision, autocast, choose_device
 from deit.system.progress import Progress
 
-BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
 BATCH_SIZE = 64
 
 Combine = Literal["mean", "softmax"]
-Part = Literal["auto", "all", "train", "validation", "test"]
-Among = Literal["auto", "all", "data"]
-
-
-@dataclass(frozen=True)
-class HeadMetrics:
-    """How one head did.
-
-    Attributes:
-        top1: share of images whose first answer is right, in 0..1; likewise ``top5``, of the first five (or of all
-            classes, where there are fewer).
-        loss: mean cross-entropy with the true labels, in nats.
-        calibration_error: expected difference of confidence and accuracy over 15 bins.
-    """
-
-    top1: float
-    top5: float
-    loss: float
-    calibration_error: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model did on a data set.
-
-    Attributes:
-        classes: names, in the order of the labels.
-        heads: by name; the last is the model's answer.
-        confusion: (K, K), int64: true class by row, answer by column, of the model's answer.
-        probabilities: (n, K), float32, of the model's answer; likewise ``labels``, (n,), and ``indices``, (n,), in the source.
-        skipped: unreadable images that were left out.
-        seconds: of the whole evaluation, loading included.
-        among: how many classes the model could answer with; all of its own when None.
-
-    Where several classes are right, an image's label is the one of them that the model holds likeliest: it is right if any is.
-    """
-
-    classes: tuple[str, ...]
-    heads: dict[str, HeadMetrics]
-    confusion: np.ndarray
-    probabilities: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-    skipped: int
-    seconds: float
-    among: int | None = None
-
-    @property
-    def answer(self) -> HeadMetrics:
-        """The head that the model answers with."""
-        return list(self.heads.values())[-1]
-
-    @property
-    def images(self) -> int:
-        """How many images were classified."""
-        return len(self.labels)
-
-    @property
-    def images_per_second(self) -> float:
-        """From file to logits, start of the worker processes included."""
-        return self.images / self.seconds
-
-    @property
-    def per_class(self) -> dict[str, float]:
-        """Share of each class's images that were classified right; classes without images are left out."""
-        totals = self.confusion.sum(axis=1)
-        return {name: float(self.confusion[i, i] / totals[i]) for i, name in enumerate(self.classes) if totals[i]}
-
-    def most_confused(self, count: int) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes: true class, what it was taken for, how often."""
-        wrong = self.confusion.copy()
-        np.fill_diagonal(wrong, 0)
-        places = np.argsort(-wrong, axis=None, kind="stable")[:count]
-        pairs = [np.unravel_index(place, wrong.shape) for place in places]
-        return [
-            (self.classes[row], self.classes[column], int(wrong[row, column])) for row, column in pairs if wrong[row, column]
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs: plain values, without the probabilities of each image."""
-        return {
-            "images": self.images,
-            "skipped": self.skipped,
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            "heads": {name: asdict(head) for name, head in self.heads.items()},
-            "per_class": self.per_class,
-            "answered_among": len(self.classes) if self.among is None else self.among,
-            "classes": list(self.classes),
-            "confusion": self.confusion.tolist(),
-        }
-
-
-def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Confidence against accuracy.
-
-    Args:
-        probabilities: (n, K).
-        labels: (n,).
-
-    Returns:
-        (15, 3): number of images, mean confidence, accuracy in each bin of confidence; zeros where a bin is empty.
-    """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    counts = np.bincount(place, minlength=BINS)
-    filled = np.maximum(counts, 1)
-    mean_confidence = np.bincount(place, weights=confidence, minlength=BINS) / filled
-    accuracy = np.bincount(place, weights=right, minlength=BINS) / filled
-    return np.stack([counts, mean_confidence, accuracy], axis=1)
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: the bins' gaps between confidence and accuracy, weighted by their images."""
-    counts, confidence, accuracy = calibration_bins(probabilities, labels).T
-    return float((counts * np.abs(confidence - accuracy)).sum() / max(counts.sum(), 1))
+SplitName = Literal["auto", "all", "train", "validation", "test"]
+CandidateClasses = Literal["auto", "all", "data"]
 
 
 def evaluate_source(
@@ -157,34 +42,38 @@ def evaluate_source(
     loader: Loader | None = None,
     precision: Precision = "fp32",
     combine: Combine = "mean",
-    among: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
     quiet: bool = False,
 ) -> Evaluation:
-    """Classify every image of a source. The model is put into evaluation mode for it and back afterwards.
+    """Evaluates a model on a source. The model is in evaluation mode meanwhile, and in its previous mode afterwards.
 
     Args:
-        workers: processes that make batches; by the cores when None.
-        loader: one of these samples whose processes are running already, in place of a new one.
-        combine: how two heads answer together: the mean of their logits, or the sum of their softmaxes (section 4).
-        among: the classes that the model may answer with, by their places; all when None. The others do not exist for it:
-            they have no share in its confidence either.
+        model: classifier whose output has ``heads``: name -> logits (B, K).
+        samples: the images, preprocessed.
+        batch_size: images per batch.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+        loader: data loader of the same samples whose worker processes are running already; None creates one.
+        precision: of the matrix products.
+        combine: how the predictions of two heads are combined: mean of the logits, or sum of the softmaxes (section 4).
+        candidates: class indices that predictions are restricted to; None allows all. Other classes get probability 0.
+        quiet: print no progress.
 
     Raises:
-        DataError: nothing in the source is readable.
+        DataError: no image of the source is readable.
     """
-    device = next(model.parameters(), torch.empty(0)).device  # what runs elsewhere has no parameters and takes its own care
+    device = next(model.parameters(), torch.empty(0)).device  # an exported model has no parameters and places its own input
     was_training = model.training
     model.eval()
     start = time.perf_counter()
     loader = loader or Loader(samples, workers, pin=device.type == "cuda")
-    parts: dict[str, list[torch.Tensor]] = {}
+    batches: dict[str, list[torch.Tensor]] = {}
     labels, indices, skipped = [], [], 0
     with Progress("Evaluating", len(samples.source.labels), quiet=quiet) as progress:
         for batch in loader.run(samples.plans(batch_size)):
             with torch.inference_mode(), autocast(device, precision):
                 heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
-            for name, logits in _combined(_among(heads, among), combine).items():
-                parts.setdefault(name, []).append(logits.float().cpu())
+            for name, logits in _combine_heads(_restrict_classes(heads, candidates), combine).items():
+                batches.setdefault(name, []).append(logits.float().cpu())
             labels.append(batch.labels)
             indices.append(batch.samples[:, 0])
             skipped += batch.skipped
@@ -195,12 +84,12 @@ def evaluate_source(
         raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
     return _summarize(
         samples.source,
-        {name: torch.cat(logits) for name, logits in parts.items()},
+        {name: torch.cat(logits) for name, logits in batches.items()},
         torch.cat(labels),
         torch.cat(indices).numpy(),
         skipped,
         seconds,
-        None if among is None else len(among),
+        None if candidates is None else len(candidates),
     )
 
 
@@ -208,37 +97,44 @@ def evaluate(
     model: str | Path,
     data: str | Path,
     *,
-    part: Part = "auto",
+    split: SplitName = "auto",
     device: str = "auto",
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     combine: Combine = "mean",
-    classes: Among = "auto",
+    classes: CandidateClasses = "auto",
     skip_unreadable: bool = False,
     crop: Crop | None = None,
     ema: bool = False,
     revision: str | None = None,
 ) -> Evaluation:
-    """Evaluate a saved model on a data set.
+    """Evaluates a saved model on a data set.
 
-    By default a data set with parts is evaluated on its test part, or on its validation part where it has no test part; a
-    plain data set is evaluated whole, unless the model was trained on this very one: then on the images that were set aside
-    from training.
+    By default, a data set with splits is evaluated on its test split, or on its validation split if it has no test split. A
+    data set without splits is evaluated whole, unless the model was trained on it: then on the images that were held out from
+    training.
 
     Args:
         model: a bundle, a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
-        data: as :func:`deit.data.opening.open_data` takes it; also ``imagenet-v2``, ``imagenet-real``, ``imagenet-a`` and
-            ``imagenet-r``, and ``imagenet`` without its training part.
+        data: a data set, as :func:`deit.data.opening.open_data` takes it; also ``imagenet-v2``, ``imagenet-real``,
+            ``imagenet-a`` and ``imagenet-r``, and ``imagenet`` without its training split.
+        split: ``train``, ``validation``, ``test``, ``all`` images of a data set without splits, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        classes: whether the model answers among ``all`` of its classes or among those of the ``data``; ``auto`` is ``data`` for
-            ImageNet-A and -R, as their authors do, and ``all`` for any other.
-        crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
-        ema: take the average of the weights of a training checkpoint.
+        batch_size: images per batch.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+        combine: ``mean`` or ``softmax``, see :func:`evaluate_source`.
+        classes: whether the model predicts ``all`` of its classes or only those of the ``data``; ``auto`` is ``data`` for
+            ImageNet-A and -R, as their authors evaluate, and ``all`` for any other data set.
+        skip_unreadable: leave out unreadable images and count them.
+        crop: ``keep``, ``squash`` or ``pad``, see :meth:`DeiTImageProcessor.for_size`; None takes the model's own.
+        ema: load the exponential moving average of the weights from a training checkpoint.
+        revision: branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: no readable model.
-        ConfigError: no such crop.
-        DataError: no usable data, or classes that the model does not know.
+        CheckpointError: the model is not readable.
+        ConfigError: unknown crop.
+        DataError: the data set is unusable, or has classes that the model does not know.
+        UserError: ``ema`` or ``revision`` of a bundle.
     """
     if is_bundle(model):
         if ema or revision is not None:
@@ -248,64 +144,72 @@ def evaluate(
         classifier = load_classifier(model, ema=ema, revision=revision)
         classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
-    shown = evaluation_part(data, part, record)
-    source = relabeled(shown, classifier.classes)
-    among = np.unique(places_among(shown.classes, classifier.classes)) if _own_classes(data, classes) else None
+    images = evaluation_split(data, split, record)
+    source = relabeled(images, classifier.classes)
+    candidates = np.unique(places_among(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
-    return evaluate_source(classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, among=among)
+    return evaluate_source(
+        classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, candidates=candidates
+    )
 
 
-def evaluation_part(data: str | Path, part: Part = "auto", record: DataRecord | None = None) -> ImageSource:
-    """The images of a data set that a model is evaluated on; :func:`evaluate` says which.
+def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRecord | None = None) -> ImageSource:
+    """Returns the images of a data set that :func:`evaluate` evaluates a model on.
 
     Args:
-        record: of the data that the model was trained on, where that is known.
+        data: a data set, as :func:`evaluate` takes it.
+        split: as :func:`evaluate` takes it.
+        record: of the data that the model was trained on; None if unknown.
+
+    Raises:
+        DataError: the data set is unusable or has no such split.
     """
     reference = named_reference(str(data))
     if reference is not None and reference.data.evaluate is not None:
-        own: tuple[Part, ...] = ("auto", "test", "all") if reference.data.read is None else ("auto", "validation")
-        if part in own:
+        evaluated: tuple[SplitName, ...] = ("auto", "test", "all") if reference.data.read is None else ("auto", "validation")
+        if split in evaluated:
             return reference.data.evaluate(reference.root)
         if reference.data.read is None:
-            raise DataError(f"{reference.name} has no {part} part", "leave --part out")
-    parts = read_splits(data)
-    if part == "all" and not parts.plain:
-        raise DataError(f"{data} comes in parts", "evaluate one of them: --part train, validation or test")
-    whole = part == "all" or (part == "auto" and parts.plain)
-    if whole and (part == "all" or record is None or record.fingerprint != fingerprint(parts.train)):
-        return parts.train
+            raise DataError(f"{reference.name} has no {split} split", "leave --split out")
+    dataset = read_splits(data)
+    if split == "all" and not dataset.plain:
+        raise DataError(f"{data} has separate splits", "evaluate one of them: --split train, validation or test")
+    if split == "all":
+        return dataset.train
+    if split == "auto" and dataset.plain and (record is None or record.fingerprint != fingerprint(dataset.train)):
+        return dataset.train
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
-    splits = make_splits(parts, seed, fraction)
-    if part == "train":
+    splits = make_splits(dataset, seed, fraction)
+    if split == "train":
         return splits.train
-    if part == "validation":
+    if split == "validation":
         return splits.validation
-    if part == "test" and splits.test is None:
-        raise DataError(f"{data} has no test part", "evaluate on --part validation, or make a folder `test`")
+    if split == "test" and splits.test is None:
+        raise DataError(f"{data} has no test split", "evaluate on --split validation, or add a folder `test`")
     return splits.held_out[1]
 
 
-def _own_classes(data: str | Path, classes: Among) -> bool:
-    """Whether a model answers among the data's classes alone."""
+def _only_data_classes(data: str | Path, classes: CandidateClasses) -> bool:
+    """Whether predictions are restricted to the classes of the data."""
     reference = named_reference(str(data))
     return classes == "data" or (classes == "auto" and reference is not None and reference.data.own_classes)
 
 
-def _among(heads: dict[str, torch.Tensor], among: np.ndarray | None) -> dict[str, torch.Tensor]:
-    """The logits with every other class's at minus infinity."""
-    if among is None:
+def _restrict_classes(heads: dict[str, torch.Tensor], candidates: np.ndarray | None) -> dict[str, torch.Tensor]:
+    """Returns the logits with those of all classes but the candidates set to minus infinity."""
+    if candidates is None:
         return heads
-    others = torch.ones(next(iter(heads.values())).shape[-1], dtype=torch.bool)
-    others[torch.from_numpy(among)] = False
-    return {name: logits.masked_fill(others.to(logits.device), -torch.inf) for name, logits in heads.items()}
+    excluded = torch.ones(next(iter(heads.values())).shape[-1], dtype=torch.bool)
+    excluded[torch.from_numpy(candidates)] = False
+    return {name: logits.masked_fill(excluded.to(logits.device), -torch.inf) for name, logits in heads.items()}
 
 
-def _combined(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str, torch.Tensor]:
-    """With ``softmax``, two heads answer with the sum of their softmaxes, kept here as its logarithm."""
+def _combine_heads(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str, torch.Tensor]:
+    """Returns the logits; with ``softmax``, those of ``both`` are the logarithm of the sum of the heads' softmaxes."""
     if combine == "softmax" and "both" in heads:
-        each = [F.log_softmax(heads[name].float(), dim=-1) for name in ("class", "distillation")]
-        return {**heads, "both": torch.logaddexp(*each)}
+        log_probabilities = [F.log_softmax(heads[name].float(), dim=-1) for name in ("class", "distillation")]
+        return {**heads, "both": torch.logaddexp(*log_probabilities)}
     return heads
 
 
@@ -316,28 +220,20 @@ def _summarize(
     indices: np.ndarray,
     skipped: int,
     seconds: float,
-    among: int | None,
+    num_classes_evaluated: int | None,
 ) -> Evaluation:
-    right = torch.from_numpy(source.right_classes(indices)) if isinstance(source, ManyLabels) else None
-    results = {name: _judge(logits, _likeliest(logits, right, labels)) for name, logits in heads.items()}
-    last = list(heads.values())[-1]
-    true = _likeliest(last, right, labels).numpy()
-    answer = last.softmax(dim=-1).numpy()
+    correct = torch.from_numpy(source.right_classes(indices)) if isinstance(source, ManyLabels) else None
+    metrics = {name: head_metrics(logits, _true_classes(logits, correct, labels)) for name, logits in heads.items()}
+    main_logits = list(heads.values())[-1]
+    true_classes = _true_classes(main_logits, correct, labels).numpy()
+    probabilities = main_logits.softmax(dim=-1).numpy()
     confusion = np.zeros((len(source.classes), len(source.classes)), np.int64)
-    np.add.at(confusion, (true, answer.argmax(axis=1)), 1)
-    return Evaluation(source.classes, results, confusion, answer, true, indices, skipped, seconds, among)
-
-
-def _likeliest(logits: torch.Tensor, right: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-    """The labels, (n,): where several classes are ``right``, (n, K), the one with the highest logit."""
-    return labels if right is None else logits.masked_fill(~right, -torch.inf).argmax(dim=-1)
-
-
-def _judge(logits: torch.Tensor, labels: torch.Tensor) -> HeadMetrics:
-    ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    return HeadMetrics(
-        top1=ranked[:, 0].float().mean().item(),
-        top5=ranked.any(dim=-1).float().mean().item(),
-        loss=F.cross_entropy(logits, labels).item(),
-        calibration_error=calibration_error(logits.softmax(dim=-1).numpy(), labels.numpy()),
+    np.add.at(confusion, (true_classes, probabilities.argmax(axis=1)), 1)
+    return Evaluation(
+        source.classes, metrics, confusion, probabilities, true_classes, indices, skipped, seconds, num_classes_evaluated
     )
+
+
+def _true_classes(logits: torch.Tensor, correct: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the labels (n,); with several ``correct`` classes per image, bool (n, K), the one with the highest logit."""
+    return labels if correct is None else logits.masked_fill(~correct, -torch.inf).argmax(dim=-1)

@@ -1,7 +1,6 @@
-"""One training run -> one HTML file that opens anywhere: figures, curves, confusion, calibration, sample images.
+"""Training report: one HTML file with metrics, learning curves, confusion matrix, calibration and sample images.
 
-The file asks nothing of the network and runs no script. Class names appear in the HTML alone, never in a chart: the browser
-has letters for them that matplotlib's font lacks, and there they are escaped.
+The file loads nothing from the network and runs no script.
 """
 
 from __future__ import annotations
@@ -9,92 +8,85 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from deit.data.sources import ImageSource
 from deit.errors import ImageError, MissingExtraError
-from deit.evaluation.evaluate import Evaluation, calibration_bins
+from deit.evaluation.charts import MODEL, STYLE, TRAIN, accuracy_chart, calibration_chart, curve_chart, stacked_chart
+from deit.evaluation.metrics import Evaluation, best_epoch, calibration_bins
+from deit.models.losses import Distillation
 from deit.system.files import write_text
 from deit.system.progress import duration
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LABELED_CLASSES = 40  # up to here the confusion matrix is a table with a row a class; beyond, a picture
-NUMBERED_CLASSES = 20  # up to here there is room for the count in each cell of that table
-NAMED_COLUMNS = 6  # up to here the columns of that table are headed by names of any length
+MAX_TABLE_CLASSES = 40  # up to this number of classes the confusion matrix is a table; beyond, an image
+MAX_NUMBERED_CLASSES = 20  # up to this number, the cells of that table have room for counts
+MAX_NAMED_COLUMNS = 6  # up to this number, its columns have room for names of any length
 WORST_CLASSES = 20
 SAMPLES = 12
 SAMPLE_SIDE = 160  # pixels
-PIXEL_IMAGE_SIDE = 64  # an image no larger than this is shown as its pixels
-HEAT_MAP_SIDE = 500  # pixels
-HEAT_MAP_DOTS = 250  # at most, on each side: a smaller dot is lost on a screen
-FEW_EPOCHS = 12  # up to here each epoch is a dot on its curve
+PIXEL_ART_SIDE = 64  # images up to this side are enlarged without interpolation
+CONFUSION_IMAGE_SIDE = 500  # pixels
+MAX_CONFUSION_CELLS = 250  # per side; smaller cells are invisible on a screen
+MODEL_RGB, WRONG_RGB = (47, 111, 208), (214, 69, 48)  # of the confusion image; legible on light and dark pages
 
 HEAD_NAMES = {"class": "class head", "distillation": "distillation head", "both": "both heads"}
-MEASURED = {
-    "test": "Measured on test images that took no part in training nor in choosing among checkpoints.",
-    "validation": "Measured on the validation images, by which checkpoints were chosen too: the figure is slightly optimistic.",
+SPLIT_NOTES = {
+    "test": "Measured on test images, which were used neither for training nor for selecting the checkpoint.",
+    "validation": "Measured on the validation images, which also selected the checkpoint: the accuracy is slightly optimistic.",
 }
-
-# Charts are drawn in colors that nobody would choose, each of which then becomes a variable of the page's style sheet: so
-# one drawing serves light and dark screens.
-GRID, MUTED, TRAIN, MODEL, WRONG = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {GRID: "--line", MUTED: "--muted", TRAIN: "--train", MODEL: "--model", WRONG: "--wrong"}
-MODEL_RGB, WRONG_RGB = (47, 111, 208), (214, 69, 48)  # for the picture of a large confusion matrix; legible on both grounds
-
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "deit",
-    "font.size": 10,
-    "axes.axisbelow": True,
-    "axes.edgecolor": GRID,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": GRID,
-    "lines.linewidth": 1.8,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
+LOSS_NOTES = {
+    "cross-entropy": "Both are cross-entropies with the labels, in nats. The training loss is measured on augmented and mixed "
+    "images with smoothed labels, as the recipe sets them, so it can be higher than the validation loss.",
+    "binary": "The training loss is a binary cross-entropy per class, on augmented images, and the validation loss a "
+    "cross-entropy, in nats: compare their trends, not their values.",
 }
+DISTILLATION_NOTES = {
+    "none": "",
+    "hard": "The distillation loss is the cross-entropy of the distillation head with the teacher's most likely class. ",
+    "soft": "The distillation loss is the KL divergence of the distillation head from the teacher, both softened by the "
+    "temperature, times its square. ",
+}
+TIMES = "\N{MULTIPLICATION SIGN}"
+FEATURE_NOTE = "The feature loss is the mean squared error of predicting the teacher's standardized feature maps. "
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report tells.
+    """Content of a report.
 
     Attributes:
-        title: the data set's name, or whatever the run is known by.
+        title: heading, such as recipe and data set.
         facts: label -> text, such as the model, the recipe and the device.
-        history: rows of ``log.jsonl``, one an epoch, with ``epoch`` from 1, ``loss``, ``lr``, ``seconds``,
-            ``images_per_second`` and ``validation`` (``top1`` in 0..1, ``loss``). A value that is missing or not finite leaves
-            a gap in its curve.
-        part: ``test`` or ``validation``: what ``evaluation`` was measured on.
-        evaluation: how the model did.
-        others: further models on the same images, such as the teacher.
-        source: what ``evaluation.indices`` index, for the sample images.
+        history: rows of ``log.jsonl``, one per epoch: ``epoch`` from 1, ``loss`` (the objective), ``label_loss``,
+            ``distillation_loss``, ``feature_loss``, ``lr``, ``seconds``, ``images_per_second`` and ``validation`` (``top1`` in
+            0..1, ``loss``). A value that is missing or not finite leaves a gap in its curve.
+        split: ``test`` or ``validation``: the split of ``evaluation``.
+        evaluation: of the model.
+        teacher: evaluation of the teacher on the same images; None without a teacher.
+        source: the images that ``evaluation.indices`` refer to, for the samples.
+        distillation: weights of the training objective.
+        label_loss: kind of the training loss on the labels.
     """
 
     title: str
     facts: dict[str, str]
     history: list[dict[str, Any]]
-    part: str
+    split: str
     evaluation: Evaluation
-    others: dict[str, Evaluation]
+    teacher: Evaluation | None
     source: ImageSource
+    distillation: Distillation = field(default_factory=Distillation)
+    label_loss: Literal["cross-entropy", "binary"] = "cross-entropy"
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the report. Equal data gives an equal file.
+    """Writes the report. Equal data gives an identical file.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
@@ -121,20 +113,19 @@ def write_report(path: Path, data: ReportData) -> None:
     }
     with style.context(STYLE, after_reset=True):
         html = environment.get_template("report.html").render(_context(data))
-    # A file name that is no valid text leaves half characters in a class name, which UTF-8 cannot hold.
+    # A file name that is not valid text puts lone surrogates into a class name, which UTF-8 cannot encode.
     write_text(path, html.encode(errors="replace").decode())
 
 
 def _context(data: ReportData) -> dict[str, Any]:
     evaluation = data.evaluation
-    right = int(np.trace(evaluation.confusion))
     return {
-        "run": data,
-        "measured": MEASURED[data.part],
-        "right": right,
-        "interval": _interval(right, evaluation.images),
+        "data": data,
+        "split_note": SPLIT_NOTES[data.split],
+        "correct": evaluation.correct,
+        "interval": evaluation.top1_interval,
         "heads": _head_rows(data),
-        "training": _training(data.history),
+        "training": _training(data),
         "confusion": _confusion(evaluation),
         "calibration": _calibration(evaluation),
         "per_class": _class_rows(evaluation),
@@ -142,48 +133,68 @@ def _context(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _interval(right: int, images: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share: what chance in the choice of images alone leaves open."""
-    z = 1.96
-    share, scale = right / images, 1 + z**2 / images
-    middle = (share + z**2 / (2 * images)) / scale
-    reach = z / scale * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
-    return max(middle - reach, 0.0), min(middle + reach, 1.0)
-
-
 def _head_rows(data: ReportData) -> list[dict[str, Any]]:
-    others = [{"name": name, "result": other.answer} for name, other in data.others.items()]
-    own = [{"name": HEAD_NAMES.get(name, name), "result": head} for name, head in data.evaluation.heads.items()]
-    return [*others, *own]
+    teacher = [] if data.teacher is None else [{"name": "teacher", "metrics": data.teacher.main}]
+    student = [{"name": HEAD_NAMES.get(name, name), "metrics": head} for name, head in data.evaluation.heads.items()]
+    return [*teacher, *student]
 
 
-def _training(history: list[dict[str, Any]]) -> dict[str, Any]:
+def _training(data: ReportData) -> dict[str, Any]:
+    history = data.history
     if not history:
         return {}
     epochs = _series(history, "epoch")
-    top1 = _series(history, "validation", "top1")
+    label_loss = _series(history, "label_loss")
+    has_label_loss = bool(np.isfinite(label_loss).any())
+    training_loss = label_loss if has_label_loss else _series(history, "loss")
+    terms = {name: _series(history, f"{name}_loss") for name in ("distillation", "feature")}
+    terms = {f"{name} loss": values for name, values in terms.items() if np.isfinite(values).any()}
+    best = best_epoch(history)
+    return {
+        "facts": _training_facts(history, best),
+        "loss": curve_chart(
+            "Training and validation loss by epoch",
+            epochs,
+            (training_loss, TRAIN),
+            (_series(history, "validation", "loss"), MODEL),
+        ),
+        "loss_name": "Label loss" if has_label_loss else "Loss",
+        "loss_note": LOSS_NOTES[data.label_loss] if has_label_loss else "The training loss is measured on augmented images.",
+        "terms": stacked_chart("Other terms of the training objective by epoch", epochs, terms, TRAIN) if terms else "",
+        "objective": _objective(data.distillation, list(terms)),
+        "accuracy": accuracy_chart(
+            "Validation accuracy by epoch",
+            epochs,
+            _series(history, "validation", "top1"),
+            None if best is None else [row.get("epoch") for row in history].index(best["epoch"]),
+        ),
+        "learning_rate": curve_chart("Learning rate by epoch", epochs, (_series(history, "lr"), MODEL)),
+    }
+
+
+def _training_facts(history: list[dict[str, Any]], best: Mapping[str, Any] | None) -> dict[str, str]:
     facts = {"Epochs": f"{len(history):,}", "Time": duration(float(np.nansum(_series(history, "seconds"))))}
     speeds = _series(history, "images_per_second")
     if np.isfinite(speeds).any():
         facts["Speed"] = f"{np.nanmedian(speeds):,.0f} images/s"
-    if np.isfinite(top1).any():
-        best = int(np.nanargmax(top1))
-        facts["Highest validation accuracy"] = f"{top1[best]:.2%}, in epoch {epochs[best]:.0f}"
-    return {
-        "facts": facts,
-        "loss": _curve_chart(
-            "Training and validation loss by epoch",
-            epochs,
-            (_series(history, "loss"), TRAIN),
-            (_series(history, "validation", "loss"), MODEL),
-        ),
-        "accuracy": _curve_chart("Validation accuracy by epoch", epochs, (top1, MODEL), shares=True),
-        "rate": _curve_chart("Learning rate by epoch", epochs, (_series(history, "lr"), MODEL)),
-    }
+    if best is not None and best["validation"].get("top1") is not None:
+        facts["Best epoch"] = f"{best['epoch']:,}, with {best['validation']['top1']:.2%} validation accuracy"
+    return facts
+
+
+def _objective(distillation: Distillation, terms: Sequence[str]) -> str:
+    """Returns a sentence on how the training objective adds up; empty if it is the label loss alone."""
+    if not terms:
+        return ""
+    weight = distillation.teacher_weight if "distillation loss" in terms else 0.0
+    weights = {"label loss": 1 - weight, "distillation loss": weight, "feature loss": distillation.features}
+    total = " + ".join(f"{weights[name]:g} {TIMES} {name}" for name in ("label loss", *terms))
+    feature_note = FEATURE_NOTE if "feature loss" in terms else ""
+    return f"{DISTILLATION_NOTES[distillation.mode]}{feature_note}The training objective is {total}."
 
 
 def _series(history: list[dict[str, Any]], *keys: str) -> np.ndarray:
-    """One value an epoch, NaN where the row lacks it or it is infinite."""
+    """Returns one value per epoch; NaN where it is missing or infinite."""
     values = []
     for row in history:
         value: Any = row
@@ -194,99 +205,30 @@ def _series(history: list[dict[str, Any]], *keys: str) -> np.ndarray:
     return np.where(np.isfinite(series), series, np.nan)
 
 
-def _curve_chart(label: str, epochs: np.ndarray, *curves: tuple[np.ndarray, str], shares: bool = False) -> str:
-    """Curves, each with its color, over epochs. Shares are shown in percent, with a dot on the highest; others from zero."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(400 / 72, 230 / 72))
-    axes = figure.add_axes((0.13, 0.17, 0.85, 0.79))
-    for values, color in curves:
-        dashes = (0, (4, 1.5)) if color == TRAIN else "solid"
-        marker = "o" if len(epochs) <= FEW_EPOCHS else ""
-        axes.plot(epochs, values, color=color, linestyle=dashes, marker=marker, markersize=4, clip_on=False)
-        if shares and np.isfinite(values).any():
-            best = int(np.nanargmax(values))
-            axes.plot(epochs[best], values[best], "o", color=color, markersize=7, clip_on=False)
-    low, high = axes.get_ylim()
-    if shares:
-        axes.set_ylim(max(low, 0.0), min(high, 1.0))
-    elif not any((values < 0).any() for values, _ in curves):
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.4g}%") if shares else "{x:g}")
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + max(0.02 * len(epochs), 0.5))  # no tick at an epoch 0 that never was
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    return _svg(figure, label)
-
-
 def _calibration(evaluation: Evaluation) -> dict[str, Any]:
     confidence = float(evaluation.probabilities.max(axis=1).mean(dtype=np.float64))
     return {
-        "chart": _calibration_chart(calibration_bins(evaluation.probabilities, evaluation.labels)),
-        "error": evaluation.answer.calibration_error,
+        "chart": calibration_chart(calibration_bins(evaluation.probabilities, evaluation.labels)),
+        "error": evaluation.main.calibration_error,
         "confidence": confidence,
-        "gap": confidence - evaluation.answer.top1,
+        "gap": confidence - evaluation.main.top1,
     }
-
-
-def _calibration_chart(bins: np.ndarray) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(400 / 72, 340 / 72))
-    upper = figure.add_axes((0.13, 0.38, 0.84, 0.6))
-    lower = figure.add_axes((0.13, 0.13, 0.84, 0.2), sharex=upper)
-    centers = (np.arange(len(bins)) + 0.5) / len(bins)
-    filled = bins[:, 0] > 0
-    counts, confidence, accuracy = bins[filled].T
-    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    upper.vlines(confidence, confidence, accuracy, color=WRONG, linewidth=2)
-    # A dot's area goes with its images, so that a bin of two images does not shout.
-    upper.scatter(confidence, accuracy, s=20 + 130 * counts / counts.max(), color=MODEL, linewidths=0, zorder=3, clip_on=False)
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    lower.bar(centers[filled], counts, width=0.8 / len(bins), color=MODEL)
-    for place, count in zip(centers[filled], counts, strict=True):
-        lower.text(place, count, f"{count:,.0f}", ha="center", va="bottom", fontsize=8)
-    lower.set(ylim=(0, 1.3 * counts.max()), xlabel="confidence", ylabel="images", yticks=[])
-    for axes in (upper, lower):
-        axes.xaxis.set_major_formatter("{x:.0%}")
-    upper.yaxis.set_major_formatter("{x:.0%}")
-    upper.tick_params(labelbottom=False)
-    return _svg(figure, "Accuracy against confidence, and the number of images by confidence")
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """An ``svg`` element for the inside of a page, in the page's colors and letters."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = file.getvalue()
-    # The view box remains, by which the drawing takes the width that the page gives it.
-    opening = re.search(r'viewBox="[^"]+"', text)
-    assert opening is not None
-    body = text[text.index(">", opening.end()) + 1 :]
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]+"', "<g", body)
-    body = re.sub(r"font-family: [^;\"]+;? ?", "", body)
-    for color, variable in VARIABLES.items():
-        body = body.replace(color, f"var({variable})")
-    return f'<svg role="img" aria-label="{label}" {opening[0]}>{body.rstrip()}'
 
 
 def _confusion(evaluation: Evaluation) -> dict[str, Any]:
     names, confusion = evaluation.classes, evaluation.confusion
-    labeled = len(names) <= LABELED_CLASSES
-    named = len(names) <= NAMED_COLUMNS or all(len(name) <= 3 for name in names)
-    block = -(-len(names) // HEAT_MAP_DOTS)  # classes, each way, that one dot of the picture stands for
+    is_table = len(names) <= MAX_TABLE_CLASSES
+    named = len(names) <= MAX_NAMED_COLUMNS or all(len(name) <= 3 for name in names)
+    block = -(-len(names) // MAX_CONFUSION_CELLS)  # classes per cell of the image, in each direction
     return {
         "classes": len(names),
         "named": named,
-        "numbered": len(names) <= NUMBERED_CLASSES,
+        "numbered": len(names) <= MAX_NUMBERED_CLASSES,
         "columns": list(names) if named else [str(i + 1) for i in range(len(names))],
-        "rows": _confusion_rows(evaluation) if labeled else [],
-        "picture": "" if labeled else _heat_map(_row_shares(confusion), block),
+        "rows": _confusion_rows(evaluation) if is_table else [],
+        "image": "" if is_table else _confusion_image(_row_shares(confusion), block),
         "block": block,
-        "pairs": _confused_pairs(evaluation, 8 if labeled else 12),
+        "pairs": _confused_pairs(evaluation, 8 if is_table else 12),
     }
 
 
@@ -296,13 +238,12 @@ def _row_shares(confusion: np.ndarray) -> np.ndarray:
 
 
 def _confusion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    # The root lets one mistake in a hundred be seen.
-    shades = np.sqrt(_row_shares(evaluation.confusion))
+    shades = np.sqrt(_row_shares(evaluation.confusion))  # the square root makes a share of 1% visible
     return [
         {
             "name": name,
             "cells": [
-                {"count": int(count), "shade": f"{shade:.3f}", "deep": shade > 0.6, "hit": row == column}
+                {"count": int(count), "shade": f"{shade:.3f}", "dark": shade > 0.6, "correct": row == column}
                 for column, (count, shade) in enumerate(zip(evaluation.confusion[row], shades[row], strict=True))
             ],
         }
@@ -310,94 +251,95 @@ def _confusion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _heat_map(shares: np.ndarray, block: int) -> str:
-    """(K, K) shares of each row -> a picture, transparent where there is nothing; a dot is the largest of block x block."""
+def _confusion_image(shares: np.ndarray, block: int) -> str:
+    """Renders the row shares (K, K) as an image, transparent at zero; a pixel is the maximum of block x block cells."""
     side = -(-len(shares) // block)
-    hits = np.diag(np.diag(shares))
+    correct = np.diag(np.diag(shares))
     padded = np.zeros((2, side * block, side * block))
-    padded[:, : len(shares), : len(shares)] = shares - hits, hits
-    misses, hits = padded.reshape(2, side, block, side, block).max(axis=(2, 4))
+    padded[:, : len(shares), : len(shares)] = shares - correct, correct
+    wrong_blocks, correct_blocks = padded.reshape(2, side, block, side, block).max(axis=(2, 4))
     diagonal = np.eye(side, dtype=bool)
     pixels = np.empty((side, side, 4), np.uint8)
     pixels[..., :3] = np.where(diagonal[..., None], MODEL_RGB, WRONG_RGB)
-    pixels[..., 3] = np.rint(255 * np.sqrt(np.where(diagonal, hits, misses)))
-    scale = max(HEAT_MAP_SIDE // side, 1)
+    pixels[..., 3] = np.rint(255 * np.sqrt(np.where(diagonal, correct_blocks, wrong_blocks)))
+    scale = max(CONFUSION_IMAGE_SIDE // side, 1)
     return _data_uri(Image.fromarray(pixels).resize((side * scale, side * scale), Image.Resampling.NEAREST), "PNG")
 
 
-def _confused_pairs(evaluation: Evaluation, most: int) -> list[dict[str, Any]]:
+def _confused_pairs(evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
+    """Returns the most frequent mistakes, by number of images, then by share of the class."""
     confusion, names = evaluation.confusion, evaluation.classes
     mistakes = confusion - np.diag(np.diag(confusion))
     pairs = []
-    order = np.lexsort((-_row_shares(confusion).ravel(), -mistakes.ravel()))  # by images, then by share of the class
-    for place in order[:most]:
-        row, column = divmod(int(place), len(names))
-        if count := int(mistakes[row, column]):
+    order = np.lexsort((-_row_shares(confusion).ravel(), -mistakes.ravel()))
+    for cell in order[:count]:
+        row, column = divmod(int(cell), len(names))
+        if images := int(mistakes[row, column]):
             total = int(confusion[row].sum())
-            pairs.append({"truth": names[row], "answer": names[column], "count": count, "total": total})
+            pairs.append({"truth": names[row], "predicted": names[column], "count": images, "total": total})
     return pairs
 
 
 def _class_rows(evaluation: Evaluation) -> dict[str, Any]:
-    """Classes that have images, worst first; of many classes the worst alone."""
+    """Returns the classes that have images, worst first; if there are many, only the worst."""
     totals = evaluation.confusion.sum(axis=1)
-    hits = np.diag(evaluation.confusion)
-    filled = np.flatnonzero(totals)
-    order = filled[np.argsort(hits[filled] / totals[filled], kind="stable")]
-    shown = order if len(evaluation.classes) <= LABELED_CLASSES else order[:WORST_CLASSES]
-    rows = [{"name": evaluation.classes[i], "right": int(hits[i]), "total": int(totals[i])} for i in shown]
+    correct = np.diag(evaluation.confusion)
+    with_images = np.flatnonzero(totals)
+    order = with_images[np.argsort(correct[with_images] / totals[with_images], kind="stable")]
+    listed = order if len(evaluation.classes) <= MAX_TABLE_CLASSES else order[:WORST_CLASSES]
+    rows = [{"name": evaluation.classes[i], "correct": int(correct[i]), "total": int(totals[i])} for i in listed]
     return {
         "rows": rows,
         "longest": max(len(row["name"]) for row in rows),
-        "all": len(shown) == len(order),
-        "empty": len(totals) - len(filled),
+        "complete": len(listed) == len(order),
+        "empty": len(totals) - len(with_images),
     }
 
 
 def _samples(data: ReportData) -> dict[str, Any]:
     probabilities = data.evaluation.probabilities
     order = np.argsort(-probabilities.max(axis=1), kind="stable")
-    right = (probabilities.argmax(axis=1) == data.evaluation.labels)[order]
-    wrong_order, right_order = order[~right], order[right]
-    spread = np.linspace(0, len(right_order) - 1, min(SAMPLES, len(right_order)))
+    is_correct = (probabilities.argmax(axis=1) == data.evaluation.labels)[order]
+    wrong, correct = order[~is_correct], order[is_correct]
+    spread = np.linspace(0, len(correct) - 1, min(SAMPLES, len(correct)))
     return {
-        "wrong_total": len(wrong_order),
-        "wrong": _cards(data, wrong_order[:SAMPLES]),
-        "right": _cards(data, right_order[np.rint(spread).astype(np.int64)]),
+        "wrong_total": len(wrong),
+        "wrong": _cards(data, wrong[:SAMPLES]),
+        "correct": _cards(data, correct[np.rint(spread).astype(np.int64)]),
     }
 
 
-def _cards(data: ReportData, places: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+def _cards(data: ReportData, rows: np.ndarray) -> list[dict[str, Any]]:
     evaluation, cards = data.evaluation, []
-    for place in places:
-        index, probabilities = int(evaluation.indices[place]), evaluation.probabilities[place]
+    for row in rows:
+        index, probabilities = int(evaluation.indices[row]), evaluation.probabilities[row]
         try:
             image = data.source.load(index)
         except ImageError:
-            continue  # readable when it was classified and gone since: the figures stand without its picture
+            continue  # it was readable during evaluation; the metrics stand without its sample
         cards.append(
             {
-                "picture": _picture(image),
+                "image": _thumbnail(image),
                 "file": data.source.name(index),
-                "truth": evaluation.classes[int(evaluation.labels[place])],
-                "answer": evaluation.classes[int(probabilities.argmax())],
+                "truth": evaluation.classes[int(evaluation.labels[row])],
+                "predicted": evaluation.classes[int(probabilities.argmax())],
                 "confidence": float(probabilities.max()),
             }
         )
     return cards
 
 
-def _picture(image: Image.Image) -> str:
+def _thumbnail(image: Image.Image) -> str:
     longer = max(image.size)
-    pixels = longer <= PIXEL_IMAGE_SIDE
-    scale = SAMPLE_SIDE // longer if pixels else min(SAMPLE_SIDE / longer, 1)
+    pixel_art = longer <= PIXEL_ART_SIDE
+    scale = SAMPLE_SIDE // longer if pixel_art else min(SAMPLE_SIDE / longer, 1)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    method = Image.Resampling.NEAREST if pixels else Image.Resampling.LANCZOS
-    return _data_uri(image.resize(size, method), "PNG" if pixels else "JPEG")
+    method = Image.Resampling.NEAREST if pixel_art else Image.Resampling.LANCZOS
+    return _data_uri(image.resize(size, method), "PNG" if pixel_art else "JPEG")
 
 
-def _data_uri(image: Image.Image, kind: str) -> str:
-    image.info.clear()  # comments and profiles of the file, which would be saved along
+def _data_uri(image: Image.Image, image_format: str) -> str:
+    image.info.clear()  # comments and profiles of the file would be saved too
     file = io.BytesIO()
-    image.save(file, kind, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, image_format, optimize=True)
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -15,6 +15,7 @@ from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
 from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
+from deit.evaluation.metrics import rank
 from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import Transformer
@@ -130,7 +131,7 @@ class Training:
             "skipped": place.skipped,
             "validation": result,
         }
-        if not place.best or _rank(result) > _rank(place.best):
+        if not place.best or rank(result) > rank(place.best):
             place.best = {"epoch": epoch + 1, **result}
             self._save_model(BEST_NAME, chosen)
         place.epoch, place.step = epoch + 1, 0
@@ -150,7 +151,7 @@ class Training:
                 model, self.validation, settings, recipe.seed, loader=judge, batch_size=size, precision=precision
             )
             return {"loss": loss}
-        answer = evaluate_source(model, self.validation, loader=judge, precision=precision, quiet=True).answer
+        answer = evaluate_source(model, self.validation, loader=judge, precision=precision, quiet=True).main
         return {"top1": answer.top1, "loss": answer.loss}
 
     def _checkpoint(self) -> Path:
@@ -175,11 +176,6 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``log.jsonl`` whole."""
     write_text(directory / LOG_NAME, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _rank(result: dict[str, float]) -> tuple[float, float]:
-    """Which of two epochs is the better one: the more accurate, and of equals the one with the lower loss."""
-    return result.get("top1", 0.0), -result["loss"]
 
 
 def _words(result: dict[str, float]) -> str:

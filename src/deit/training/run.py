@@ -20,7 +20,8 @@ from deit.distillation.cached_teacher import AnyTeacher, CachedTeacher
 from deit.distillation.feature_distillation import Hints
 from deit.distillation.teacher import Teacher
 from deit.errors import CheckpointError, MissingExtraError, RecipeError, TeacherError, UserError
-from deit.evaluation.evaluate import Evaluation, evaluate_source
+from deit.evaluation.evaluate import evaluate_source
+from deit.evaluation.metrics import Evaluation
 from deit.evaluation.report import ReportData, write_report
 from deit.models.auto import TimmClassifier, load_classifier
 from deit.recipes.planning import from_data, from_time, is_open, look
@@ -376,10 +377,12 @@ def _conclude(training: Training, splits: Splits, teacher: AnyTeacher | None, ru
         title=f"{training.context.recipe.name} on {title(run.data)}",
         facts=account(training, splits, run, teacher),
         history=read_log(directory),
-        part=part,
+        split=part,
         evaluation=evaluation,
-        others={} if taught is None else {"teacher": taught},
+        teacher=taught,
         source=source,
+        distillation=training.context.recipe.distillation,
+        label_loss=training.context.recipe.loss,
     )
     try:
         write_report(directory / REPORT_NAME, report)

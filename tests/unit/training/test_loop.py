@@ -47,8 +47,8 @@ def test_the_best_model_is_the_one_of_the_best_epoch(tmp_path: Path) -> None:
     best = max(read_log(tmp_path), key=lambda row: (row["validation"]["top1"], -row["validation"]["loss"]))
     assert training.place.best["epoch"] == best["epoch"]
     result = evaluate_source(load_model(tmp_path / "best"), training.validation, workers=0)
-    assert result.answer.top1 == best["validation"]["top1"]
-    assert result.answer.loss == pytest.approx(best["validation"]["loss"], rel=1e-5)
+    assert result.main.top1 == best["validation"]["top1"]
+    assert result.main.loss == pytest.approx(best["validation"]["loss"], rel=1e-5)
     assert training.average is not None
     last = load_model(tmp_path / "last").state_dict()  # the average, which this recipe evaluates
     for name, value in training.average.model.state_dict().items():

@@ -26,7 +26,7 @@ def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
     recipe = get_recipe("deit").tiny()
     result = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
     written = json.loads((result.directory / "evaluation.json").read_text())
-    assert written["heads"]["class"]["top1"] == result.evaluation.answer.top1
+    assert written["heads"]["class"]["top1"] == result.evaluation.main.top1
     assert written["part"] == result.part == "validation"
     assert (result.directory / "report.html").is_file()
     for name in ("best", "last"):
@@ -35,7 +35,7 @@ def test_a_run_ends_with_its_evaluation_and_report(tmp_path: Path) -> None:
     card = (result.directory / "best" / "README.md").read_text()
     assert "48 train, 9 validation" in card
     assert "`made in memory`" in card
-    assert f"{result.evaluation.answer.top1:.2%}" in card
+    assert f"{result.evaluation.main.top1:.2%}" in card
     again = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
     assert again.evaluation.heads == result.evaluation.heads
 

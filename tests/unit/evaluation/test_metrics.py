@@ -1,0 +1,126 @@
+"""Metrics computed by hand, their ranges, and the choice of the best epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deit.evaluation.metrics import (
+    Evaluation,
+    HeadMetrics,
+    best_epoch,
+    calibration_bins,
+    calibration_error,
+    head_metrics,
+    rank,
+    wilson_interval,
+)
+
+
+def evaluation(confusion: list[list[int]]) -> Evaluation:
+    matrix = np.array(confusion)
+    labels = np.repeat(np.arange(len(matrix)), matrix.sum(axis=1))
+    probabilities = np.full((len(labels), len(matrix)), 1 / len(matrix), np.float32)
+    metrics = HeadMetrics(float(np.trace(matrix) / len(labels)), 1.0, 0.5, 0.1)
+    names = tuple("abcdef"[: len(matrix)])
+    return Evaluation(names, {"class": metrics}, matrix, probabilities, labels, np.arange(len(labels)), 2, 4.0)
+
+
+def test_per_class_and_most_confused() -> None:
+    result = evaluation([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
+    assert (result.images, result.correct, result.images_per_second) == (8, 5, 2.0)
+    assert result.per_class == {"a": 0.75, "b": 0.5}  # class c has no images
+    assert result.most_confused(5) == [("b", "a", 2), ("a", "b", 1)]
+    assert result.most_confused(1) == [("b", "a", 2)]
+
+
+def test_to_dict_is_valid_json() -> None:
+    result = evaluation([[8, 0], [2, 0]])
+    content = json.loads(json.dumps(result.to_dict()))
+    assert content["heads"] == {"class": {"top1": 0.8, "top5": 1.0, "loss": 0.5, "calibration_error": 0.1}}
+    assert content["top1_interval"] == {"low": pytest.approx(0.490, abs=1e-3), "high": pytest.approx(0.943, abs=1e-3)}
+    assert (content["images"], content["skipped"], content["num_classes_evaluated"]) == (10, 2, 2)
+    assert content["confusion"] == [[8, 0], [2, 0]]
+
+
+def test_head_metrics_by_hand() -> None:
+    logits = torch.tensor([[1.0, 2.0, 5.0], [5.0, 1.0, 2.0]]).log()  # softmaxes: the same over 8
+    metrics = head_metrics(logits, torch.tensor([2, 1]))
+    assert (metrics.top1, metrics.top5) == (0.5, 1.0)
+    assert metrics.loss == pytest.approx((math.log(8 / 5) + math.log(8)) / 2)
+    assert metrics.calibration_error == pytest.approx(5 / 8 - 1 / 2)
+
+
+def test_calibration_by_hand() -> None:
+    # Bins of 1/15: 0.95 and 0.97 fall into the last, 0.55 into the ninth. Gaps: |0.96 - 1/2| and |0.55 - 1|.
+    probabilities = np.array([[0.95, 0.05], [0.03, 0.97], [0.55, 0.45]])
+    bins = calibration_bins(probabilities, np.array([0, 0, 0]))
+    assert bins.shape == (15, 3)
+    assert bins[14].tolist() == pytest.approx([2, 0.96, 0.5])
+    assert bins[8].tolist() == pytest.approx([1, 0.55, 1.0])
+    assert bins[:, 0].sum() == 3
+    assert calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx((2 * 0.46 + 0.45) / 3)
+
+
+def test_fully_confident_model_is_calibrated_if_it_is_always_correct() -> None:
+    probabilities = np.eye(4)
+    assert calibration_error(probabilities, np.array([0, 1, 2, 3])) == 0
+    assert calibration_error(probabilities, np.array([1, 2, 3, 0])) == 1
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.floats(0, 50), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_calibration_error_is_in_range(count: int, classes: int, sharpness: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = sharpness * rng.standard_normal((count, classes))
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    labels = rng.integers(classes, size=count)
+    bins = calibration_bins(probabilities.astype(np.float32), labels)
+    assert bins[:, 0].sum() == count
+    assert 0 <= calibration_error(probabilities.astype(np.float32), labels) <= 1
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "expected"),
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (2, 6, (0.0968, 0.7000)), (50, 100, (0.4038, 0.5962))],
+)
+def test_wilson_interval(correct: int, images: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(correct, images) == pytest.approx(expected, abs=1e-4)
+
+
+def row(epoch: int, **validation: Any) -> dict[str, Any]:
+    return {"epoch": epoch, "validation": validation}
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([row(1, top1=0.5, loss=1.0), row(2, top1=0.6, loss=2.0)], 2),
+        ([row(1, top1=0.6, loss=2.0), row(2, top1=0.6, loss=1.0), row(3, top1=0.5, loss=0.1)], 2),  # lower loss
+        ([row(1, top1=0.6, loss=1.0), row(2, top1=0.6, loss=1.0)], 1),  # the earlier one
+        ([row(1, loss=0.3), row(2, loss=0.2), row(3, loss=0.4)], 2),  # masked image modeling has no accuracy
+        ([{"epoch": 1}, row(2, top1=None), {"epoch": 3, "validation": None}, row(4, top1=0.1, loss=1.0)], 4),
+    ],
+)
+def test_best_epoch(history: list[dict[str, Any]], expected: int) -> None:
+    best = best_epoch(history)
+    assert best is not None
+    assert best["epoch"] == expected
+
+
+def test_best_epoch_of_an_empty_history() -> None:
+    assert best_epoch([]) is None
+    assert best_epoch([{"epoch": 1}]) is None
+
+
+def test_rank_orders_by_accuracy_then_loss() -> None:
+    assert rank({"top1": 0.5, "loss": 9.0}) > rank({"top1": 0.4, "loss": 0.0})
+    assert rank({"top1": 0.5, "loss": 1.0}) > rank({"top1": 0.5, "loss": 2.0})
