@@ -41,8 +41,8 @@ SPLIT_NOTES = {
     "validation": "Measured on the validation images, which also selected the checkpoint: the accuracy is slightly optimistic.",
 }
 LOSS_NOTES = {
-    "cross-entropy": "Both are cross-entropies with the labels, in nats. The training loss is measured on augmented and mixed "
-    "images with smoothed labels, as the recipe sets them, so it can be higher than the validation loss.",
+    "cross-entropy": "Both are cross-entropies with the labels, in nats. The training loss is that of the class head on "
+    "augmented and mixed images with smoothed labels, as the recipe sets them, so it can be higher than the validation loss.",
     "binary": "The training loss is a binary cross-entropy per class, on augmented images, and the validation loss a "
     "cross-entropy, in nats: compare their trends, not their values.",
 }
@@ -50,7 +50,7 @@ DISTILLATION_NOTES = {
     "none": "",
     "hard": "The distillation loss is the cross-entropy of the distillation head with the teacher's most likely class. ",
     "soft": "The distillation loss is the KL divergence of the distillation head from the teacher, both softened by the "
-    "temperature, times its square. ",
+    "temperature, times the squared temperature. ",
 }
 TIMES = "\N{MULTIPLICATION SIGN}"
 FEATURE_NOTE = "The feature loss is the mean squared error of predicting the teacher's standardized feature maps. "
@@ -178,7 +178,7 @@ def _training_facts(history: list[dict[str, Any]], best: Mapping[str, Any] | Non
     if np.isfinite(speeds).any():
         facts["Speed"] = f"{np.nanmedian(speeds):,.0f} images/s"
     if best is not None and best["validation"].get("top1") is not None:
-        facts["Best epoch"] = f"{best['epoch']:,}, with {best['validation']['top1']:.2%} validation accuracy"
+        facts["Best epoch"] = f"{best['epoch']:,} ({best['validation']['top1']:.2%} validation accuracy)"
     return facts
 
 
