@@ -59,7 +59,7 @@ def test_a_published_model_is_fine_tuned_with_a_teacher_at_another_resolution(de
     ):
         assert words in done.stderr, done.stderr
     card = (work / "tuned" / "best" / "README.md").read_text()
-    assert "It started from `distilled`." in card
+    assert "Initialized from `distilled`." in card
     assert str(work) not in card
     picture = next((photos / CLASSES[0]).rglob("*.jpg"))
     answer = deit("predict", work / "tuned", picture, "--json")
@@ -137,7 +137,7 @@ def test_pretraining_is_interrupted_resumed_and_trained_on(deit: Deit, work: Pat
     assert "New, with fresh weights: classifier." in done.stderr
     assert "not used: decoder, distillation_token, mask_token." in done.stderr
     card = model_card(work / "a mim run" / "best")
-    assert "to fill in hidden patches; no label was looked at" in card
+    assert "by masked image modeling, without labels" in card
     assert f"These are the weights after epoch {other['epoch']}." in card
     with pytest.raises(CheckpointError, match="`deit train --init` gives it heads"):
         load_classifier(work / "a mim run")

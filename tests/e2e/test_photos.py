@@ -172,7 +172,7 @@ def test_a_push_sends_the_model_and_a_card_that_tells_of_the_run(
     assert "library_name: timm" in table.stdout
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     offline = deit("model", "push", runs / "student", "me/shapes")
-    assert (offline.returncode, offline.stderr) == (2, "deit: The hub is out of reach in offline mode: unset HF_HUB_OFFLINE.\n")
+    assert (offline.returncode, offline.stderr) == (2, "deit: The hub is not available in offline mode: unset HF_HUB_OFFLINE.\n")
 
 
 def test_one_bad_file_is_one_error_in_its_place(deit: Deit, runs: Path, photos: Path, tmp_path: Path) -> None:

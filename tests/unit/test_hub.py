@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError
-from deit.hub import fetch
+from deit.hub import fetch, hub_arguments, shard_names
 from deit.variants import VARIANTS
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "refs/pr/1": "c" * 40}
@@ -405,3 +405,13 @@ def test_path_imports_no_heavy_library() -> None:
     code = f"import sys; from deit.hub import fetch; fetch('.'); print(*(x in sys.modules for x in {heavy}))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["False"] * 3
+
+
+def test_shard_names_are_distinct_and_sorted(tmp_path: Path) -> None:
+    (tmp_path / "i.json").write_text('{"weight_map": {"x": "b.bin", "y": "a.bin", "z": "b.bin"}}')
+    assert shard_names(tmp_path / "i.json") == ["a.bin", "b.bin"]
+
+
+def test_arguments_of_the_hub_are_split_off() -> None:
+    arguments = {"revision": "v1", "num_labels": 3, "token": None, "image_size": 4}
+    assert hub_arguments(arguments) == ({"revision": "v1", "token": None}, {"num_labels": 3, "image_size": 4})

@@ -1,1 +1,1 @@
-"""Saved weights: the key tables between formats, safe reading, atomic writing."""
+"""Checkpoints: key maps between formats, safe reading, adapting to another model, atomic writing, and publishing."""

@@ -1,62 +1,64 @@
-"""Saved tensors into a model of another shape: what is taken, made anew, resampled or left out, known before any is read.
+"""Adapts a checkpoint to a model with other heads, another input size, or without or with a distillation token.
 
-The rules: a transformer's own tensors must all be there and none left over. Heads may be new or left out, as whole heads. The
-step between plain and distilled models is taken only when it is asked for.
+What is loaded, newly initialized, resampled or ignored is decided from shapes, before any tensor is read. All tensors of the
+transformer must be present, and none may be left over. Heads may be newly initialized or ignored, but only as a whole. A change
+between plain and distilled models must be requested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deit.checkpoints.position_embeddings import resample
+from deit.checkpoints.key_maps import HEADS
+from deit.checkpoints.position_embeddings import resample_position_embeddings
 from deit.checkpoints.reading import Checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
 
-Distilled = Literal["drop", "new"]
-Shapes = Mapping[str, tuple[int, ...]]
+DistillationChange = Literal["drop", "new"]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
-TOKEN = "embeddings.distillation_token"
-POSITIONS = "embeddings.position_embeddings"
-CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
-# What stands beside the transformer: each is there as a whole or not at all.
-PARTS = (*CLASSIFIERS, "pooler", "decoder", "embeddings.mask_token")
+DISTILLATION_TOKEN = "embeddings.distillation_token"
+POSITION_EMBEDDINGS = "embeddings.position_embeddings"
+# Modules beside the transformer. Each may be newly initialized or ignored, but only as a whole.
+OPTIONAL_MODULES = (*HEADS, "pooler", "decoder", "embeddings.mask_token")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a checkpoint came into a model.
+    """Differences between a checkpoint and the model it was loaded into.
 
     Attributes:
-        new: tensors with fresh weights, which the checkpoint had not, or had for another number of classes.
-        resized: resampled tensors -> their shapes before and after.
-        ignored: tensors of the checkpoint that have no place in the model.
-        mismatched: those of ``new`` that the checkpoint had in another shape -> both shapes.
-        notes: choices that were made, in words.
+        new: newly initialized tensors, which the checkpoint lacks or has for another number of classes.
+        resized: resampled tensors -> shapes in the checkpoint and in the model.
+        ignored: tensors of the checkpoint that the model does not have.
+        mismatched: tensors of ``new`` that the checkpoint has in another shape -> shapes in the checkpoint and in the model.
+        notes: further remarks.
     """
 
     new: tuple[str, ...] = ()
-    resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    resized: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    mismatched: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        changes = [f"{name} {_words(old)} -> {_words(new)}" for name, (old, new) in self.resized.items()]
-        parts = {"new": ", ".join(self.new), "resized": ", ".join(changes), "ignored": ", ".join(self.ignored)}
-        said = [f"{what}: {names}" for what, names in parts.items() if names]
-        return "; ".join([*said, *self.notes]) or "every tensor as it was saved"
+        resized = [f"{name} {_format(old)} -> {_format(new)}" for name, (old, new) in self.resized.items()]
+        tensors = {"new": self.new, "resized": resized, "ignored": self.ignored}
+        differences = [f"{kind}: {', '.join(names)}" for kind, names in tensors.items() if names]
+        return "; ".join([*differences, *self.notes]) or "all tensors loaded unchanged"
 
     def __bool__(self) -> bool:
         return bool(self.new or self.resized or self.ignored or self.notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """In the words of transformers: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys``."""
+        """Returns the loading info of transformers: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``."""
         return {
             "missing_keys": {name for name in self.new if name not in self.mismatched},
             "unexpected_keys": set(self.ignored),
@@ -66,11 +68,14 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """What to read, and how it becomes the model's tensors.
+class AdaptedCheckpoint:
+    """View of a checkpoint as the tensors of another model. Nothing is read before :meth:`tensors`.
 
     Attributes:
-        sources: the model's tensor -> the checkpoint's.
+        checkpoint: checkpoint to read from.
+        target: configuration of the model.
+        sources: tensor of the model -> tensor of the checkpoint.
+        report: differences between the checkpoint and the model.
     """
 
     checkpoint: Checkpoint
@@ -79,126 +84,125 @@ class BatchPlan:
     report: LoadReport
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors that the checkpoint gives, under the model's canonical names."""
+        """Reads the tensors that the checkpoint has, under the canonical names of the model."""
         stored = self.checkpoint.read(set(self.sources.values()))
-        # Copies: tensors of a mapped file lie at odd addresses, where products are slower and round otherwise.
+        # Copies: tensors of a memory-mapped file are unaligned, which makes products slower and changes their rounding.
         tensors = {name: stored[source].to(dtype, copy=True) for name, source in self.sources.items()}
-        tensors[POSITIONS] = self._positions(tensors[POSITIONS])
+        tensors[POSITION_EMBEDDINGS] = self._adapt_position_embeddings(tensors[POSITION_EMBEDDINGS])
         return tensors
 
-    def _positions(self, positions: Tensor) -> Tensor:
-        """The position embeddings for the model's tokens and grid; a new distillation token takes the class token's."""
+    def _adapt_position_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Fits position embeddings to the tokens of the model. A new distillation token copies that of the class token."""
         old, new = self.checkpoint.config, self.target
         if old.PREFIX_TOKENS > new.PREFIX_TOKENS:
-            positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+            embeddings = torch.cat([embeddings[:, :1], embeddings[:, 2:]], dim=1)
         elif old.PREFIX_TOKENS < new.PREFIX_TOKENS:
-            positions = torch.cat([positions[:, :1], positions], dim=1)
-        if old.grid != new.grid:
-            positions = resample(positions, new.PREFIX_TOKENS, old.grid, new.grid)
-        return positions
+            embeddings = torch.cat([embeddings[:, :1], embeddings], dim=1)
+        return resample_position_embeddings(embeddings, new.PREFIX_TOKENS, old.grid, new.grid)
 
 
-def fit(checkpoint: Checkpoint, target: ViTConfig, wanted: Shapes, distillation: Distilled | None = None) -> BatchPlan:
-    """How a checkpoint comes into a model.
+def adapt_checkpoint(
+    checkpoint: Checkpoint, target: ViTConfig, shapes: Shapes, distillation: DistillationChange | None = None
+) -> AdaptedCheckpoint:
+    """Decides how a checkpoint is loaded into a model.
 
     Args:
-        checkpoint: opened, not read.
-        target: the model's configuration.
-        wanted: the model's canonical tensor names -> shapes.
-        distillation: ``drop`` allows a distilled checkpoint into a plain model, ``new`` the reverse.
+        checkpoint: opened checkpoint; no tensor is read.
+        target: configuration of the model.
+        shapes: canonical names of the model's tensors -> shapes.
+        distillation: ``drop`` allows a distilled checkpoint in a plain model, ``new`` a plain checkpoint in a distilled model.
 
     Raises:
-        CheckpointError: a step between plain and distilled that was not asked for, a tensor of the transformer that is missing,
-            left over or of another shape, or a part of a head that is missing.
+        CheckpointError: a change between plain and distilled that was not requested; a tensor of the transformer that is
+            missing, left over or of another shape; or an incomplete head.
     """
     stored = checkpoint.shapes
-    notes: list[str] = []
-    renamed = _heads_between(stored, wanted, distillation, notes)
+    renamed_heads, notes = _rename_heads(stored, shapes, distillation)
     sources: dict[str, str] = {}
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for name, shape in wanted.items():
-        source = _renamed(name, renamed)
+    mismatched: dict[str, tuple[Shape, Shape]] = {}
+    resized: dict[str, tuple[Shape, Shape]] = {}
+    for name, shape in shapes.items():
+        source = _source_name(name, renamed_heads)
         if source not in stored:
             continue
-        old = stored[source]
-        if name == POSITIONS:
-            if (checkpoint.config.grid, old) != (target.grid, shape):
-                resized[name] = (old, shape)
-        elif old != shape and _part(name) in CLASSIFIERS and checkpoint.config.num_labels != target.num_labels:
-            mismatched[name] = (old, shape)
+        stored_shape = stored[source]
+        if name == POSITION_EMBEDDINGS:
+            if (checkpoint.config.grid, stored_shape) != (target.grid, shape):
+                resized[name] = (stored_shape, shape)
+        elif stored_shape != shape and _module(name) in HEADS and checkpoint.config.num_labels != target.num_labels:
+            mismatched[name] = (stored_shape, shape)
             continue
-        elif old != shape:
+        elif stored_shape != shape:
             raise CheckpointError(
-                f"{source} is {_words(old)} in {checkpoint.path} and {_words(shape)} in the model",
+                f"{source} is {_format(stored_shape)} in {checkpoint.path} and {_format(shape)} in the model",
                 "only position embeddings and heads may change their size",
             )
         sources[name] = source
-    new = tuple(name for name in wanted if name not in sources)
+    new = tuple(name for name in shapes if name not in sources)
     ignored = tuple(sorted(stored.keys() - set(sources.values()) - mismatched.keys()))
-    _check_whole(checkpoint, wanted, new, ignored, distillation)
-    return BatchPlan(checkpoint, target, sources, LoadReport(new, resized, ignored, mismatched, tuple(notes)))
+    _check_complete(new, shapes, f"{checkpoint.path} lacks", distillation)
+    _check_complete(ignored, stored, "The model does not have", distillation)
+    return AdaptedCheckpoint(checkpoint, target, sources, LoadReport(new, resized, ignored, mismatched, notes))
 
 
-def _heads_between(stored: Shapes, wanted: Shapes, distillation: Distilled | None, notes: list[str]) -> dict[str, str]:
-    """Which of the model's heads take which of the checkpoint's, where a model goes from plain to distilled or back.
+def _rename_heads(
+    stored: Shapes, shapes: Shapes, distillation: DistillationChange | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Returns heads of the model -> heads of the checkpoint, where the names differ, and notes for the report.
 
     Raises:
-        CheckpointError: that step was not asked for.
+        CheckpointError: a change between plain and distilled that was not requested.
     """
-    had, has = "distillation_classifier.weight" in stored, "distillation_classifier.weight" in wanted
-    classifies = "classifier.weight" in stored
-    if TOKEN in stored and TOKEN not in wanted and distillation != "drop":
+    stored_distilled, distilled = "distillation_classifier.weight" in stored, "distillation_classifier.weight" in shapes
+    if DISTILLATION_TOKEN in stored and DISTILLATION_TOKEN not in shapes and distillation != "drop":
         raise CheckpointError(
             "The checkpoint is distilled and this model has no distillation token",
-            "pass distillation='drop' to go on with the class token alone, or take a DeiT class",
+            "pass distillation='drop' to keep only the class token, or use a DeiT class",
         )
-    if TOKEN in wanted and TOKEN not in stored and distillation != "new":
+    if DISTILLATION_TOKEN in shapes and DISTILLATION_TOKEN not in stored and distillation != "new":
         raise CheckpointError(
             "The checkpoint is plain and this model has a distillation token",
-            "pass distillation='new' for a fresh token and head, or take a ViT class",
+            "pass distillation='new' to initialize a new token and head, or use a ViT class",
         )
-    if had and "classifier.weight" in wanted:
+    if stored_distilled and "classifier.weight" in shapes:
         if distillation == "drop":
-            return {"classifier": "cls_classifier"}
-        notes.append("the heads of a distilled checkpoint are not used: pass distillation='drop' to take its class head")
-    if has and not had and classifies:
+            return {"classifier": "cls_classifier"}, ()
+        return {}, ("the heads of the distilled checkpoint are not used: pass distillation='drop' to load its class head",)
+    if distilled and not stored_distilled and "classifier.weight" in stored:
         if distillation != "new":
             raise CheckpointError(
-                "The checkpoint has one head and this model two",
-                "pass distillation='new' for a fresh distillation head, or take DeiTForImageClassification",
+                "The checkpoint has one head and this model has two",
+                "pass distillation='new' to initialize a new distillation head, or use DeiTForImageClassification",
             )
-        return {"cls_classifier": "classifier"}
-    return {}
+        return {"cls_classifier": "classifier"}, ()
+    return {}, ()
 
 
-def _check_whole(
-    checkpoint: Checkpoint, wanted: Shapes, new: tuple[str, ...], ignored: tuple[str, ...], distillation: Distilled | None
+def _check_complete(
+    names: tuple[str, ...], shapes: Collection[str], problem: str, distillation: DistillationChange | None
 ) -> None:
-    """Nothing but whole parts may be new or left out.
+    """Checks that the tensors which are new or ignored make up whole optional modules.
 
     Raises:
-        CheckpointError: something else is; the message names it.
+        CheckpointError: they do not; the message names the first.
     """
-    for names, other, lacks in ((new, wanted, "lacks"), (ignored, checkpoint.shapes, "has no place for")):
-        for name in names:
-            whole = [sibling for sibling in other if _part(sibling) == _part(name)]
-            allowed = _part(name) in PARTS or (name == TOKEN and distillation)
-            if not allowed or any(sibling not in names for sibling in whole):
-                subject = "The model" if lacks != "lacks" else str(checkpoint.path)
-                raise CheckpointError(f"{subject} {lacks} {name}", "the checkpoint belongs to another model")
+    for name in names:
+        module = [other for other in shapes if _module(other) == _module(name)]
+        optional = _module(name) in OPTIONAL_MODULES or (name == DISTILLATION_TOKEN and distillation)
+        if not optional or any(other not in names for other in module):
+            raise CheckpointError(f"{problem} {name}", "the checkpoint belongs to another model")
 
 
-def _part(name: str) -> str:
-    """``classifier.weight`` -> ``classifier``; other names stand for themselves."""
-    head = name.split(".")[0]
-    return head if head in PARTS else name
+def _module(name: str) -> str:
+    """Returns the optional module of a tensor, such as ``classifier`` for ``classifier.weight``; other names unchanged."""
+    module = name.split(".")[0]
+    return module if module in OPTIONAL_MODULES else name
 
 
-def _renamed(name: str, renamed: Mapping[str, str]) -> str:
-    head, _, rest = name.partition(".")
-    return f"{renamed[head]}.{rest}" if head in renamed else name
+def _source_name(name: str, renamed_heads: Mapping[str, str]) -> str:
+    head, _, parameter = name.partition(".")
+    return f"{renamed_heads[head]}.{parameter}" if head in renamed_heads else name
 
 
-def _words(shape: tuple[int, ...]) -> str:
+def _format(shape: Shape) -> str:
     return " x ".join(map(str, shape))

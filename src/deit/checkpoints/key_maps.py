@@ -1,7 +1,7 @@
-"""The names that other projects give to the same tensors: pure data, and the functions that apply it.
+"""Tensor names of other projects: tables of keys, and the functions that apply them.
 
-A *canonical* name is what a tensor is called in our own models without the trunk's prefix (``deit.`` or ``vit.``). On disk
-stand the names of transformers 4, which both 4.x and 5.x read, and which 5.x writes too unless it is told to write its own.
+A *canonical* name is the name of a tensor in the models of this package without the trunk's prefix (``deit.`` or ``vit.``).
+Saved models use the names of transformers 4, which 4.x and 5.x can load, and which 5.x also writes by default.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from deit.errors import CheckpointError
 
 Rows = tuple[tuple[str, str], ...]
 
-# (canonical, theirs) as whole-name patterns: {n} stands for a layer's number, {p} for weight or bias. On their side
-# "a|b|c" are three tensors that stand one below the other in ours.
-_HEADS: Rows = tuple(
-    (f"{head}.{{p}}",) * 2 for head in ("classifier", "cls_classifier", "distillation_classifier", "decoder.0")
-)
-_OUTSIDE: Rows = tuple(
+CLASS_HEADS = ("classifier", "cls_classifier")  # linear heads on the class token: of models with one head, and with two
+HEADS = (*CLASS_HEADS, "distillation_classifier")  # all linear heads
+
+# Rows of (canonical name, name in the other project). {n} stands for the index of a layer, {p} for weight or bias. "a|b|c" are
+# three tensors that are concatenated along the first axis in the canonical tensor.
+_HEAD_ROWS: Rows = tuple((f"{head}.{{p}}",) * 2 for head in (*HEADS, "decoder.0"))
+_OUTER_ROWS: Rows = tuple(
     (name,) * 2
     for name in (
         "embeddings.cls_token",
@@ -34,7 +35,7 @@ _OUTSIDE: Rows = tuple(
     )
 )
 _TRANSFORMERS_4: Rows = (
-    *_OUTSIDE,
+    *_OUTER_ROWS,
     ("layers.{n}.layernorm_before.{p}", "encoder.layer.{n}.layernorm_before.{p}"),
     (
         "layers.{n}.attention.qkv.{p}",
@@ -47,19 +48,19 @@ _TRANSFORMERS_4: Rows = (
     ("layers.{n}.mlp.fc1.{p}", "encoder.layer.{n}.intermediate.dense.{p}"),
     ("layers.{n}.mlp.fc2.{p}", "encoder.layer.{n}.output.dense.{p}"),
 )
-_SAME_IN_5: Rows = tuple(
-    (f"layers.{{n}}.{part}.{{p}}",) * 2
-    for part in ("layernorm_before", "attention.o_proj", "layernorm_after", "mlp.fc1", "mlp.fc2")
+_LAYER_ROWS: Rows = tuple(  # the same in transformers 5 as here
+    (f"layers.{{n}}.{module}.{{p}}",) * 2
+    for module in ("layernorm_before", "attention.o_proj", "layernorm_after", "mlp.fc1", "mlp.fc2")
 )
 _TRANSFORMERS_5: Rows = (
-    *_OUTSIDE,
-    *_SAME_IN_5,
+    *_OUTER_ROWS,
+    *_LAYER_ROWS,
     (
         "layers.{n}.attention.qkv.{p}",
         "layers.{n}.attention.q_proj.{p}|layers.{n}.attention.k_proj.{p}|layers.{n}.attention.v_proj.{p}",
     ),
 )
-_OURS: Rows = (*_OUTSIDE, *_SAME_IN_5, ("layers.{n}.attention.qkv.{p}",) * 2, ("layers.{n}.layer_scale",) * 2)
+_CANONICAL: Rows = (*_OUTER_ROWS, *_LAYER_ROWS, ("layers.{n}.attention.qkv.{p}",) * 2, ("layers.{n}.layer_scale",) * 2)
 _TIMM: Rows = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.distillation_token", "dist_token"),
@@ -73,129 +74,141 @@ _TIMM: Rows = (
     ("layers.{n}.mlp.fc2.{p}", "blocks.{n}.mlp.fc2.{p}"),
     ("layernorm.{p}", "norm.{p}"),
 )
-_HEAD_TIMM: Rows = (("classifier.{p}", "head.{p}"),)
-_HEADS_TIMM: Rows = (("cls_classifier.{p}", "head.{p}"), ("distillation_classifier.{p}", "head_dist.{p}"))
+_TIMM_HEAD: Rows = (("classifier.{p}", "head.{p}"),)
+_TIMM_DISTILLED_HEADS: Rows = (("cls_classifier.{p}", "head.{p}"), ("distillation_classifier.{p}", "head_dist.{p}"))
 
-TRUNKS = ("deit.", "vit.")
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these before every name
-LAYER = re.compile(r"((?:deit\.|vit\.)?(?:encoder\.layer|layers|blocks)\.)(0|[1-9][0-9]{0,2})(\..+)")
-MAX_NAME = 200  # characters
-
-
-class Part(NamedTuple):
-    """Where a tensor of theirs goes: to the place-th of so many parts of ours, whose name may hold {n}."""
-
-    ours: str
-    place: int
-    parts: int
+TRUNK_PREFIXES = ("deit.", "vit.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+MAX_NAME_LENGTH = 200
+_LAYER = re.compile(r"((?:deit\.|vit\.)?(?:encoder\.layer|layers|blocks)\.)(0|[1-9][0-9]{0,2})(\..+)")
 
 
-Table = Mapping[str, Part]
+class TensorSlice(NamedTuple):
+    """Slice of a canonical tensor that one tensor of another project holds.
+
+    Attributes:
+        canonical: name of the canonical tensor, with {n} for the index of a layer.
+        index: index of the slice along the first axis.
+        count: number of equal slices of the canonical tensor.
+    """
+
+    canonical: str
+    index: int
+    count: int
+
+
+Table = Mapping[str, TensorSlice]
 
 
 def _table(trunk: Rows, heads: Rows, prefixes: Iterable[str] = ("",)) -> Table:
-    """Their name, with {n} for a layer's number -> where it goes."""
-    rows = [(ours, theirs, prefix) for ours, theirs in trunk for prefix in prefixes]
-    rows += [(ours, theirs, "") for ours, theirs in heads]
+    """Returns a map from the other project's names, with {n} for the index of a layer, to slices of canonical tensors."""
+    rows = [(canonical, other, prefix) for canonical, other in trunk for prefix in prefixes]
+    rows += [(canonical, other, "") for canonical, other in heads]
     table = {}
-    for ours, theirs, prefix in rows:
-        names = theirs.split("|")
-        for ending in ("weight", "bias") if "{p}" in ours else ("",):
-            for place, name in enumerate(names):
-                table[(prefix + name).replace("{p}", ending)] = Part(ours.replace("{p}", ending), place, len(names))
+    for canonical, other, prefix in rows:
+        names = other.split("|")
+        for parameter in ("weight", "bias") if "{p}" in canonical else ("",):
+            for index, name in enumerate(names):
+                key = (prefix + name).replace("{p}", parameter)
+                table[key] = TensorSlice(canonical.replace("{p}", parameter), index, len(names))
     return table
 
 
+# layout of a file -> project, and table
 _TABLES: Mapping[str, tuple[str, Table]] = {
-    "transformers-4": ("transformers", _table(_TRANSFORMERS_4, _HEADS, ("", *TRUNKS))),
-    "transformers-5": ("transformers", _table(_TRANSFORMERS_5, _HEADS, ("", *TRUNKS))),
-    "deit": ("deit", _table(_OURS, _HEADS, ("", *TRUNKS))),
-    "timm": ("timm", _table(_TIMM, _HEAD_TIMM)),
-    "timm-distilled": ("timm", _table(_TIMM, _HEADS_TIMM)),
+    "transformers-4": ("transformers", _table(_TRANSFORMERS_4, _HEAD_ROWS, ("", *TRUNK_PREFIXES))),
+    "transformers-5": ("transformers", _table(_TRANSFORMERS_5, _HEAD_ROWS, ("", *TRUNK_PREFIXES))),
+    "deit": ("deit", _table(_CANONICAL, _HEAD_ROWS, ("", *TRUNK_PREFIXES))),
+    "timm": ("timm", _table(_TIMM, _TIMM_HEAD)),
+    "timm-distilled": ("timm", _table(_TIMM, _TIMM_DISTILLED_HEADS)),
 }
 
 
 def _inverse(table: Table) -> Mapping[str, tuple[str, ...]]:
-    """Canonical name, with {n} -> their names, without a trunk's prefix, from the top of the joined tensor to its end."""
-    found: dict[str, dict[int, str]] = {}
-    for theirs, (ours, place, _) in table.items():
-        if not theirs.startswith(TRUNKS):
-            found.setdefault(ours, {})[place] = theirs
-    return {ours: tuple(names[place] for place in sorted(names)) for ours, names in found.items()}
+    """Returns a map from canonical names, with {n}, to the other project's names without prefix, in the order of the slices."""
+    slices: dict[str, dict[int, str]] = {}
+    for name, (canonical, index, _) in table.items():
+        if not name.startswith(TRUNK_PREFIXES):
+            slices.setdefault(canonical, {})[index] = name
+    return {canonical: _in_order(names) for canonical, names in slices.items()}
 
 
-_INVERSES = {name: _inverse(table) for name, (_, table) in _TABLES.items()}
+def _in_order(names: Mapping[int, str]) -> tuple[str, ...]:
+    return tuple(names[index] for index in sorted(names))
 
 
-def locate(names: Collection[str]) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Whose names these are, and which of them make up each tensor of ours.
+_INVERSES = {layout: _inverse(table) for layout, (_, table) in _TABLES.items()}
+
+
+def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Identifies the project that tensor names come from, and maps canonical names to them.
 
     Returns:
-        ``transformers``, ``timm`` or ``deit``; and canonical name -> their names, whose tensors are to be joined along the
-        first axis in that order.
+        ``transformers``, ``timm`` or ``deit``; and canonical name -> names of the tensors to concatenate along the first axis,
+        in that order.
 
     Raises:
-        CheckpointError: a tensor that no table knows or that stands there twice, or a part of a joined one that is missing.
+        CheckpointError: unknown or duplicate tensor, or missing slice of a concatenated tensor.
     """
-    keys = {name: _key(name) for name in names}
+    keys = {name: _split_layer(name) for name in names}
     distilled = any(key == "dist_token" or key.startswith("head_dist.") for key, _ in keys.values())
-    candidates = [name for name in _TABLES if name != ("timm" if distilled else "timm-distilled")]
-    best = max(candidates, key=lambda name: sum(key in _TABLES[name][1] for key, _ in keys.values()))
-    layout, table = _TABLES[best]
-    parts: dict[str, dict[int, str]] = {}
+    candidates = [layout for layout in _TABLES if layout != ("timm" if distilled else "timm-distilled")]
+    best = max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
+    project, table = _TABLES[best]
+    slices: dict[str, dict[int, str]] = {}
     counts: dict[str, int] = {}
     for name, (key, layer) in keys.items():
         if key not in table:
             raise CheckpointError(
-                f"The checkpoint holds an unknown tensor, {shown(name)}", "it is none of a DeiT or ViT classifier"
+                f"The checkpoint has an unknown tensor, {printable(name)}", "it is not a DeiT or ViT classifier"
             )
-        pattern, place, count = table[key]
-        ours = pattern.replace("{n}", layer)
-        if place in parts.setdefault(ours, {}):
-            raise CheckpointError(f"The checkpoint holds {ours} twice, once as {name}", "remove one of the two")
-        parts[ours][place] = name
-        counts[ours] = count
-    for ours, count in counts.items():
-        if len(parts[ours]) != count:
-            raise CheckpointError(f"A part of {ours} is missing", "the checkpoint is incomplete")
-    return layout, {ours: tuple(found[place] for place in sorted(found)) for ours, found in parts.items()}
+        pattern, index, count = table[key]
+        canonical = pattern.replace("{n}", layer)
+        if index in slices.setdefault(canonical, {}):
+            raise CheckpointError(f"The checkpoint has {canonical} twice, once as {name}", "remove one of the two")
+        slices[canonical][index] = name
+        counts[canonical] = count
+    for canonical, count in counts.items():
+        if len(slices[canonical]) != count:
+            raise CheckpointError(f"A slice of {canonical} is missing", "the checkpoint is incomplete")
+    return project, {canonical: _in_order(slice_names) for canonical, slice_names in slices.items()}
 
 
 def to_layout(state: Mapping[str, Tensor], layout: str, trunk: str = "") -> dict[str, Tensor]:
-    """Canonical tensors under the names of another format.
+    """Renames canonical tensors to the names of another project.
 
     Args:
         state: canonical name -> tensor.
         layout: ``transformers-4``, ``transformers-5``, ``deit``, ``timm`` or ``timm-distilled``.
-        trunk: what stands before every name but the heads'.
+        trunk: prefix of all names except those of heads.
 
     Raises:
-        CheckpointError: a tensor that has no name in that format.
+        CheckpointError: a tensor has no name in this layout.
     """
     inverse = _INVERSES[layout]
-    heads = {ours for ours, _ in _HEADS}
-    theirs: dict[str, Tensor] = {}
+    head_rows = {canonical for canonical, _ in _HEAD_ROWS}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        key, layer = _key(name)
+        key, layer = _split_layer(name)
         if key not in inverse:
-            raise CheckpointError(f"The tensor {shown(name)} has no name in that format", "choose another format")
-        prefix = "" if re.sub(r"\.(weight|bias)$", ".{p}", key) in heads else trunk
-        names = [prefix + part.replace("{n}", layer) for part in inverse[key]]
-        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
-    return theirs
+            raise CheckpointError(f"The tensor {printable(name)} has no name in that format", "choose another format")
+        prefix = "" if re.sub(r"\.(weight|bias)$", ".{p}", key) in head_rows else trunk
+        names = [prefix + pattern.replace("{n}", layer) for pattern in inverse[key]]
+        renamed.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return renamed
 
 
-def shown(name: str) -> str:
-    """A name from a file, fit for an error message."""
+def printable(name: str) -> str:
+    """Returns a name from a file in a form that is safe in an error message."""
     short = name if len(name) <= 100 else f"{name[:97]}..."
     return short if short.isprintable() and short else repr(short)
 
 
-def _key(name: str) -> tuple[str, str]:
-    """A name without wrappers and with {n} for the layer's number; and that number."""
-    if len(name) > MAX_NAME or "{" in name:
-        return "{", ""
-    while name.startswith(WRAPPERS):
+def _split_layer(name: str) -> tuple[str, str]:
+    """Returns a name without wrapper prefixes and with {n} for the index of its layer, and that index."""
+    if len(name) > MAX_NAME_LENGTH or "{" in name:
+        return "{", ""  # in no table
+    while name.startswith(WRAPPER_PREFIXES):
         name = name.partition(".")[2]
-    match = LAYER.fullmatch(name)
+    match = _LAYER.fullmatch(name)
     return (f"{match[1]}{{n}}{match[3]}", match[2]) if match else (name, "")

@@ -1,6 +1,7 @@
-"""What is known of a model: read from its directory, and from the run that the directory is the ``best`` or ``last`` of.
+"""Reads the metadata of a model from its directory, and from the run whose ``best`` or ``last`` the directory is.
 
-Files from elsewhere may hold anything. What is no JSON or TOML is an error; a value of another kind than expected is unknown.
+The files may come from anyone. A file that is not valid JSON or TOML is an error. A value of an unexpected type counts as
+unknown.
 """
 
 from __future__ import annotations
@@ -34,19 +35,24 @@ from deit.system.files import (
 )
 from deit.variants import VARIANTS
 
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # a convnet saves them, and they are no parameters
-HEADS = ("class", "distillation", "both")
-PARTS = ("validation", "test")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of a convnet that are not parameters
+EVALUATED_HEADS = ("class", "distillation", "both")  # the last one present is the prediction of the model
+EVALUATED_SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a model; a mapping is empty where its file is not there.
+class ModelMetadata:
+    """Metadata of a model. The content of a missing file is empty.
 
     Attributes:
-        config: None for a network of timm.
-        content: of ``config.json``; ``record`` is that of ``training.json``, and the others are of the files of their names.
-        row: of the run's log, for the epoch that the weights are from.
+        config: model configuration; None for a timm model.
+        content: content of ``config.json``.
+        processor: content of ``preprocessor_config.json``.
+        record: content of ``training.json``.
+        run: content of ``run.json``.
+        recipe: content of ``recipe.toml``.
+        log_row: row of ``log.jsonl`` for the epoch of the weights.
+        evaluation: content of ``evaluation.json``; empty if it is of other weights.
         parameters: number of parameters.
     """
 
@@ -56,72 +62,73 @@ class ModelFacts:
     record: dict[str, Any]
     run: dict[str, Any]
     recipe: dict[str, Any]
-    row: dict[str, Any]
+    log_row: dict[str, Any]
     evaluation: dict[str, Any]
     parameters: int
 
     @property
     def architecture(self) -> str:
-        """The class in transformers, or timm's name of the network; empty where it is not said."""
-        names = self.content.get("architectures")
-        name = (
-            self.content.get("architecture") if self.config is None else names[0] if isinstance(names, list) and names else ""
-        )
+        """Class in transformers, or architecture in timm; empty if not stored."""
+        if self.config is None:
+            name = self.content.get("architecture")
+        else:
+            names = self.content.get("architectures")
+            name = names[0] if isinstance(names, list) and names else ""
         return name if isinstance(name, str) else ""
 
     @property
     def shape(self) -> str:
-        """The published model of this shape, or else the kind of model and its size."""
+        """Architecture in timm, or name of the model's shape; see :func:`shape_name`."""
         return self.architecture if self.config is None else shape_name(self.config)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of the logits; none for a model that is no classifier."""
+        """Class names, in the order of the logits; empty for a model that is not a classifier."""
         if self.config is not None:
             return self.config.classes if not self.architecture or "Classification" in self.architecture else ()
-        names = at(self.content, "pretrained_cfg.label_names")
+        names = get_value(self.content, "pretrained_cfg.label_names")
         return tuple(str(name) if isinstance(name, str | int) else "?" for name in names) if isinstance(names, list) else ()
 
     @property
     def distilled(self) -> bool:
-        """Whether it has two heads, one of which learned from a teacher."""
+        """Whether the model has a class head and a distillation head."""
         return self.config is not None and self.architecture.endswith("WithTeacher")
 
     @property
-    def part(self) -> str:
-        """What the evaluation was on, ``test`` or ``validation``; empty without one."""
-        return next((part for part in PARTS if self.evaluation.get("part") == part), "")
+    def split(self) -> str:
+        """Evaluated split, ``test`` or ``validation``; empty without an evaluation."""
+        return next((split for split in EVALUATED_SPLITS if self.evaluation.get("split") == split), "")
 
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """The evaluation of each head, by name; the last is the model's answer."""
-        heads = {name: at(self.evaluation, f"heads.{name}") for name in HEADS} if self.part else {}
-        return {name: head for name, head in heads.items() if isinstance(head, dict)}
+        """Metrics of each head, by name. The last head is the prediction of the model."""
+        heads = {name: get_value(self.evaluation, f"heads.{name}") for name in EVALUATED_HEADS} if self.split else {}
+        return {name: metrics for name, metrics in heads.items() if isinstance(metrics, dict)}
 
 
-def read_facts(directory: Path) -> ModelFacts:
-    """Read what a model directory, and its run if it has one, say of a model.
+def read_metadata(directory: Path) -> ModelMetadata:
+    """Reads the metadata in a model directory, and in its run if it has one.
 
     Raises:
-        CheckpointError: a file that is missing or damaged.
-        ConfigError: a model that cannot be.
+        CheckpointError: a file is missing or corrupt.
+        ConfigError: the model configuration is invalid.
     """
     directory = directory.resolve()
     content, run = read_json(directory / CONFIG_NAME), directory.parent
     in_run = directory.name in (BEST_NAME, LAST_NAME) and (run / RUN_NAME).is_file()
-    log = list(_log(run / LOG_NAME)) if in_run else []
-    row = max(log, key=_merit, default={}) if directory.name == BEST_NAME else log[-1] if log else {}
-    evaluation = _json(run / EVALUATION_NAME) if in_run else {}
-    of_best = directory.name == BEST_NAME or count(evaluation, "best_epoch") == count(row, "epoch") > 0
-    return ModelFacts(
+    log = list(_read_log(run / LOG_NAME)) if in_run else []
+    log_row = max(log, key=_selection_key, default={}) if directory.name == BEST_NAME else log[-1] if log else {}
+    evaluation = _read_json(run / EVALUATION_NAME) if in_run else {}
+    same_epoch = get_count(evaluation, "best_epoch") == get_count(log_row, "epoch") > 0
+    return ModelMetadata(
         config=None if "architecture" in content else config_from_dict(content),
         content=content,
-        processor=_json(directory / PROCESSOR_NAME),
-        record=_json(directory / RECORD_NAME),
-        run=_json(run / RUN_NAME) if in_run else {},
-        recipe=_toml(run / RECIPE_NAME) if in_run else {},
-        row=row,
-        evaluation=evaluation if of_best else {},
+        processor=_read_json(directory / PROCESSOR_NAME),
+        record=_read_json(directory / RECORD_NAME),
+        run=_read_json(run / RUN_NAME) if in_run else {},
+        recipe=_read_toml(run / RECIPE_NAME) if in_run else {},
+        log_row=log_row,
+        evaluation=evaluation if directory.name == BEST_NAME or same_epoch else {},
         parameters=sum(
             math.prod(entry.shape)
             for file in open_weights(directory)
@@ -132,83 +139,83 @@ def read_facts(directory: Path) -> ModelFacts:
 
 
 def open_weights(directory: Path) -> list[TensorFile]:
-    """A model directory's weights, in safetensors: one file, or the shards that an index names.
+    """Opens the safetensors weights of a model directory: one file, or the shards of an index.
 
     Raises:
-        CheckpointError: there are none, or they are damaged.
+        CheckpointError: the weights are missing or corrupt.
     """
     if (directory / WEIGHTS_NAME).is_file():
         return [open_safetensors(directory / WEIGHTS_NAME)]
     if (directory / INDEX_NAME).is_file():
         return open_index(directory / INDEX_NAME, open_safetensors)
-    raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
+    raise CheckpointError(f"{directory} has no {WEIGHTS_NAME}", "pass a model directory, or a run with a finished epoch")
 
 
 def shape_name(config: ViTConfig) -> str:
-    """The published model of this shape, or else the kind of model and its size."""
-    mine = _shape(config)
-    names = (name for name in VARIANTS if _shape(variant_config(name)) == mine)
+    """Returns the name of the published variant with this shape, or else a name made up of model type, width and depth."""
+    shape = _shape(config)
+    names = (name for name in VARIANTS if _shape(variant_config(name)) == shape)
     return next(names, f"{config.model_type}-width{config.hidden_size}-depth{config.num_hidden_layers}")
 
 
-def at(content: Any, place: str) -> Any:
-    """A value within mappings by its path, such as ``optimizer.lr``; None where there is none."""
-    for name in place.split("."):
+def get_value(content: Any, path: str) -> Any:
+    """Returns a value in nested mappings by a path such as ``optimizer.lr``; None if it does not exist."""
+    for name in path.split("."):
         content = content.get(name) if isinstance(content, dict) else None
     return content
 
 
-def number(content: Any, place: str) -> float | None:
-    """As :func:`at`, if it is a finite number."""
-    value = at(content, place)
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
-    return float(value) if known else None
+def get_number(content: Any, path: str) -> float | None:
+    """Returns a number in nested mappings by its path; None if it is not a finite number."""
+    value = get_value(content, path)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    return float(value) if valid else None
 
 
-def count(content: Any, place: str) -> int:
-    """As :func:`at`, if it is a whole number from 1 on; 0 otherwise."""
-    value = number(content, place)
+def get_count(content: Any, path: str) -> int:
+    """Returns a count in nested mappings by its path; 0 if it is not a positive integer."""
+    value = get_number(content, path)
     return int(value) if value is not None and value >= 1 and value == int(value) else 0
 
 
 def _shape(config: ViTConfig) -> object:
-    """What two models of the same shape have in common; heads and sides of the image are not told by the tensors' shapes."""
+    """Returns what models of the same shape share. The shapes of tensors do not determine heads and image size."""
     return trunk_shapes(config), config.num_attention_heads, config.image_hw
 
 
-def _merit(row: dict[str, Any]) -> tuple[float, float]:
-    """By which a run chooses its best epoch."""
-    top1, loss = number(row, "validation.top1"), number(row, "validation.loss")
+def _selection_key(row: dict[str, Any]) -> tuple[float, float]:
+    """Returns the key by which a run selects its best epoch."""
+    top1, loss = get_number(row, "validation.top1"), get_number(row, "validation.loss")
     return (-math.inf, 0.0) if loss is None else (0.0 if top1 is None else top1, -loss)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    text = _text(path)
+def _read_toml(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid TOML", "the file is damaged; remove it or train again") from error
+        raise CheckpointError(f"{path} is not valid TOML", "the file is corrupt; remove it or train again") from error
 
 
-def _log(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _text(path).splitlines():
+def _read_log(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _read_text(path).splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} holds no valid JSON", "the file is damaged; remove it or train again") from error
+            raise CheckpointError(f"{path} is not valid JSON", "the file is corrupt; remove it or train again") from error
         if isinstance(row, dict):
             yield row
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
         with path.open("rb") as file:
             return file.read(MAX_JSON_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read", "the file is damaged; remove it or train again") from error
+        raise CheckpointError(f"{path} cannot be read", "the file is corrupt; remove it or train again") from error

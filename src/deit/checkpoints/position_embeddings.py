@@ -1,4 +1,4 @@
-"""Position embeddings to another grid of patches (section 3, "Fixing the positional encoding across resolutions")."""
+"""Position embeddings for another grid of patches (paper, section 3, "Fixing the positional encoding across resolutions")."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resample(embeddings: Tensor, prefix: int, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resample the patches' embeddings bicubically; the tokens before them keep theirs.
+def resample_position_embeddings(
+    embeddings: Tensor, prefix_tokens: int, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Tensor:
+    """Resamples the position embeddings of patches bicubically. Those of prefix tokens stay unchanged.
 
     Args:
-        embeddings: (1, prefix + old rows x old columns, D).
-        prefix: number of tokens before the patches.
-        old: rows and columns of the grid that the embeddings were learned on.
-        new: rows and columns wanted.
+        embeddings: tensor of shape (1, prefix_tokens + old rows x old columns, D).
+        prefix_tokens: number of tokens before the patches.
+        old_grid: rows and columns of patches that the embeddings were trained on.
+        new_grid: rows and columns of patches to resample to.
 
     Returns:
-        (1, prefix + new rows x new columns, D), of the same dtype.
+        Tensor of shape (1, prefix_tokens + new rows x new columns, D), of the same dtype.
     """
-    if old == new:
+    if old_grid == new_grid:
         return embeddings
-    tokens, patches = embeddings[:, :prefix], embeddings[:, prefix:]
+    prefix, patches = embeddings[:, :prefix_tokens], embeddings[:, prefix_tokens:]
     width = embeddings.shape[-1]
-    grid = patches.reshape(1, *old, width).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False, antialias=False)
-    patches = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], width).to(embeddings.dtype)
-    return torch.cat([tokens, patches], dim=1)
+    grid = patches.reshape(1, *old_grid, width).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic", align_corners=False, antialias=False)
+    patches = grid.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], width).to(embeddings.dtype)
+    return torch.cat([prefix, patches], dim=1)

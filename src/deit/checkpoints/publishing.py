@@ -1,4 +1,4 @@
-"""A model directory -> a repository of the Hugging Face hub. Nothing leaves the machine but the model's own files."""
+"""Publishes models on the Hugging Face hub. Only the files of the model are uploaded."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from deit.system.files import (
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-CLASS_TABLES = ("id2label", "label2id")  # a class may be called /m/01g317
-NAME = r"\w(?:\w|[.-](?![.-])){0,95}\b"  # the hub's own rule, but for mixtures of . and - in a row
+CLASS_MAPS = ("id2label", "label2id")  # class names may look like paths, such as /m/01g317
+REPO_NAME = r"\w(?:\w|[.-](?![.-])){0,95}\b"  # as on the hub, except that . and - may not follow each other
 MAX_CARD_BYTES = 2**20
-MAX_REASON = 200  # characters of what the hub says
-BUSY = (408, 429)
+MAX_REASON_LENGTH = 200  # characters of an error message of the hub
+RETRY_STATUSES = (408, 429)
 
-# status -> what is wrong with the call, and what to do about it
-REFUSALS = {
+# HTTP status -> problem and remedy
+STATUS_ERRORS = {
     401: ("The hub does not accept the token", "make one at https://huggingface.co/settings/tokens and run `hf auth login`"),
-    403: ("The token may not write to {repo}", "take one with write access, of an account that may, or another OWNER/NAME"),
-    404: ("The hub has no {repo}, or hides it from the token", "check its owner, its name and the revision"),
+    403: ("The token may not write to {repo}", "use a token with write access, or another OWNER/NAME"),
+    404: ("The hub has no {repo} that the token can access", "check owner, name and revision"),
 }
 
 
 @dataclass(frozen=True)
-class Publication:
-    """What a push sends.
+class PushPlan:
+    """Files to upload to a repository.
 
     Attributes:
         repo_id: ``OWNER/NAME``.
-        files: name in the repository -> the file, or its content where it differs from what is on disk.
+        files: name in the repository -> local file, or the content to upload if it differs from the file.
     """
 
     repo_id: str
@@ -62,11 +62,11 @@ class Publication:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """Size of each file in bytes."""
         return {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()}
 
-    def lay_out(self, directory: Path) -> None:
-        """Put the files, and no others, into an empty directory; those that are sent as they are, as links."""
+    def write_to(self, directory: Path) -> None:
+        """Creates the files in an empty directory. Unmodified files become symbolic links."""
         for name, file in self.files.items():
             if isinstance(file, bytes):
                 (directory / name).write_bytes(file)
@@ -74,18 +74,18 @@ class Publication:
                 (directory / name).symlink_to(file.resolve())
 
 
-def plan_push(directory: Path, repo_id: str, license: str | None = None) -> Publication:
-    """What :func:`push_to_hub` would send, checked without the network.
+def plan_push(directory: Path, repo_id: str, license: str | None = None) -> PushPlan:
+    """Returns the files that :func:`push_to_hub` would upload, checked without network access.
 
     Args:
-        directory: a model directory, or a run's, which stands for its best model. A card in it is sent as it is, unless
-            training wrote it: then it is written again with the repository's name.
+        directory: model directory, or directory of a run, which refers to its best model. A model card in it is uploaded
+            unchanged, unless training wrote it: then it is written again for the repository.
         repo_id: ``OWNER/NAME``.
-        license: the hub's identifier of a licence, which goes into the card.
+        license: identifier of a license on the hub, which is added to the card.
 
     Raises:
-        CheckpointError: the directory holds no whole model.
-        UserError: no name of a repository, or no identifier of a licence.
+        CheckpointError: the directory does not contain a complete model.
+        UserError: invalid repository name or license identifier.
 
     Example:
         >>> plan_push(Path("runs/photos"), "me/photos").sizes  # doctest: +SKIP
@@ -95,10 +95,10 @@ def plan_push(directory: Path, repo_id: str, license: str | None = None) -> Publ
     if license is not None:
         license = license.lower()
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license):
-            raise UserError(f"{license!r} identifies no licence", "pass such as apache-2.0, mit or cc-by-4.0, or `other`")
+            raise UserError(f"{license!r} is not a license identifier", "pass one, such as apache-2.0 or mit, or `other`")
     model = model_path(directory)
     if not (model / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{model} holds no {CONFIG_NAME}", "pass a model directory, or a run with a finished epoch")
+        raise CheckpointError(f"{model} has no {CONFIG_NAME}", "pass a model directory, or a run with a finished epoch")
     files: dict[str, Path | bytes] = {CONFIG_NAME: _clean_json(model / CONFIG_NAME)}
     weights = open_weights(model)
     if not (model / WEIGHTS_NAME).is_file():
@@ -109,7 +109,7 @@ def plan_push(directory: Path, repo_id: str, license: str | None = None) -> Publ
     if (model / RECORD_NAME).is_file() and isinstance(record := _clean_json(model / RECORD_NAME), Path):
         files[RECORD_NAME] = record
     files[CARD_NAME] = _card(model, repo_id, license).encode()
-    return Publication(repo_id, files)
+    return PushPlan(repo_id, files)
 
 
 def push_to_hub(
@@ -123,47 +123,50 @@ def push_to_hub(
     create_pr: bool = False,
     license: str | None = None,
 ) -> str:
-    """Send a model to the hub; the repository is made if it is not there.
+    """Uploads a model to the hub. Creates the repository if it does not exist.
 
     Args:
-        directory: as :func:`plan_push` takes it, likewise ``repo_id`` and ``license``. It is not changed.
-        private: make the repository private; refused where it is public already.
-        token: in place of the one that ``hf auth login`` or HF_TOKEN left.
-        revision: a branch, made if it is not there.
-        create_pr: open a pull request instead of writing to the main branch.
+        directory: model directory, or directory of a run, see :func:`plan_push`. It is not modified.
+        repo_id: ``OWNER/NAME``.
+        private: create a private repository; an error if it exists and is public.
+        token: hub token; None means the one from ``hf auth login`` or the environment variable HF_TOKEN.
+        revision: branch to upload to, created if it does not exist.
+        commit_message: message of the commit.
+        create_pr: open a pull request instead of committing to the main branch.
+        license: identifier of a license on the hub, which is added to the card.
 
     Returns:
-        The address of the commit, or of the pull request.
+        The URL of the commit or the pull request.
 
     Raises:
-        UserError: anything that does not fit before or at the hub: the model, a name, the token, a permission.
+        UserError: invalid model, name or token, or missing permission.
         WorkError: the network or the hub failed.
 
     Example:
         >>> push_to_hub(Path("runs/photos"), "me/photos", private=True)  # doctest: +SKIP
         'https://huggingface.co/me/photos/commit/...'
     """
-    publication = plan_push(directory, repo_id, license)
+    plan = plan_push(directory, repo_id, license)
     if create_pr and revision is not None:
-        raise UserError("A pull request goes to the main branch", "leave out either the revision or the pull request")
+        raise UserError("A pull request goes to the main branch", "omit either the revision or the pull request")
 
     from huggingface_hub import HfApi, get_token
 
     token = token or get_token()
     if not token:
-        raise UserError("There is no token for the Hugging Face hub", "run `hf auth login`, or set HF_TOKEN")
+        raise UserError("No token for the Hugging Face hub was found", "run `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory(prefix="deit-push-") as draft, _explained(repo_id):
+    with tempfile.TemporaryDirectory(prefix="deit-push-") as draft, _hub_errors(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.model_info(repo_id).private:
-            raise UserError(f"{repo_id} is there already, and public", "make it private on the hub, or pass another name")
+            raise UserError(f"{repo_id} already exists and is public", "make it private on the hub, or pass another name")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        publication.lay_out(Path(draft))
+        plan.write_to(Path(draft))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=draft,
-            allow_patterns=list(publication.files),
+            allow_patterns=list(plan.files),
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
@@ -172,63 +175,64 @@ def push_to_hub(
 
 
 def _check_name(repo_id: str) -> None:
-    if not re.fullmatch(f"{NAME}/{NAME}(?<!\\.git)", repo_id, re.ASCII):
+    if not re.fullmatch(f"{REPO_NAME}/{REPO_NAME}(?<!\\.git)", repo_id, re.ASCII):
         remedy = "write OWNER/NAME, in letters, digits, and single - _ or . between them"
-        raise UserError(f"{repo_id!r} is no name of a repository", remedy)
+        raise UserError(f"{repo_id!r} is not a repository name", remedy)
 
 
 def _clean_json(path: Path) -> Path | bytes:
-    """A JSON file as it is, or its content without values that are paths of this machine."""
+    """Returns a JSON file, or its content without values that are local paths, if it has any."""
     _refuse_link(path)
     content = read_json(path)
     clean = _without_paths(content)
-    if clean == content:
-        return path
-    return json_text(clean).encode()
+    return path if clean == content else json_text(clean).encode()
 
 
 def _without_paths(content: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _without_paths(value) if isinstance(value, dict) and name not in CLASS_TABLES else value
+        name: _without_paths(value) if isinstance(value, dict) and name not in CLASS_MAPS else value
         for name, value in content.items()
         if not (isinstance(value, str) and (value.startswith(("/", "~", "\\")) or PureWindowsPath(value).drive))
     }
 
 
 def _card(model: Path, repo_id: str, license: str | None) -> str:
-    """The model's own card; a new one where it has none, or one that training wrote and nobody changed since."""
+    """Returns the model card: the existing one, or a new one if there is none or it is as training wrote it."""
     path = model / CARD_NAME
     _refuse_link(path)
-    own = _text(path) if path.is_file() else None
-    if own is None or own == model_card(model):
+    existing = _read_text(path) if path.is_file() else None
+    if existing is None or existing == model_card(model):
         return model_card(model, repo_id=repo_id, license=license)
-    return _licensed(own, license, path)
+    return _set_license(existing, license, path)
 
 
 def _refuse_link(path: Path) -> None:
-    """A model from elsewhere must not publish a file of this machine; weights are safe, since nothing else has their format."""
+    """Refuses a symbolic link, with which a foreign model could publish a local file.
+
+    Weights need no check, since no other file has their format.
+    """
     if path.is_symlink():
-        raise CheckpointError(f"{path} is a link to another file", "put the file itself in its place, or remove it")
+        raise CheckpointError(f"{path} is a link to another file", "replace it by the file, or remove it")
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if path.stat().st_size > MAX_CARD_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB", "shorten or remove it")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no text in UTF-8", "correct or remove it") from error
+        raise CheckpointError(f"{path} is not UTF-8 text", "correct or remove it") from error
 
 
-def _licensed(text: str, license: str | None, path: Path) -> str:
-    """A card with another licence in its metadata, which must be readable in any case."""
+def _set_license(text: str, license: str | None, path: Path) -> str:
+    """Returns a card with this license in its metadata. Even without a license, the metadata must be valid."""
     from huggingface_hub import ModelCard
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         card = ModelCard(text)
     except (YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"The metadata at the head of {path} cannot be read", "correct or remove the file") from error
+        raise CheckpointError(f"The metadata block of {path} is invalid", "correct or remove the file") from error
     if license is None:
         return text
     card.data["license"] = license
@@ -236,37 +240,37 @@ def _licensed(text: str, license: str | None, path: Path) -> str:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Errors of the hub's library as one sentence and a remedy."""
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Translates exceptions of huggingface_hub."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    # The errors of its HTTP library, which differs between its versions, and of the operating system.
-    unreachable = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    # Base classes of the HTTP library, which differs between versions of huggingface_hub, and of the operating system.
+    connection_errors = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     try:
         yield
     except DeiTError:
         raise
     except OfflineModeIsEnabled as error:
-        raise UserError("The hub is out of reach in offline mode", "unset HF_HUB_OFFLINE") from error
+        raise UserError("The hub is not available in offline mode", "unset HF_HUB_OFFLINE") from error
     except HfHubHTTPError as error:
-        raise _refusal(error, repo_id) from error
-    except unreachable as error:
-        raise WorkError(f"The hub cannot be reached ({_line(error)})", "check the network, and try again") from error
+        raise _status_error(error, repo_id) from error
+    except connection_errors as error:
+        raise WorkError(f"The hub cannot be reached ({_one_line(error)})", "check the network, and try again") from error
     except ValueError as error:
-        raise UserError(f"The hub does not take {repo_id} as it is ({_line(error)})", "correct what it names") from error
+        raise UserError(f"The hub rejects {repo_id} ({_one_line(error)})", "correct what the message names") from error
 
 
-def _refusal(error: HfHubHTTPError, repo_id: str) -> DeiTError:
+def _status_error(error: HfHubHTTPError, repo_id: str) -> DeiTError:
     status = error.response.status_code
-    if status in REFUSALS:
-        problem, remedy = REFUSALS[status]
+    if status in STATUS_ERRORS:
+        problem, remedy = STATUS_ERRORS[status]
         return UserError(problem.format(repo=repo_id), remedy)
-    reason = _line(error.server_message or f"status {status}")
-    if status >= 500 or status in BUSY:
-        return WorkError(f"The hub is busy or out of order ({reason})", "try again in a few minutes")
-    return UserError(f"The hub refuses {repo_id} ({reason})", "correct what it names")
+    reason = _one_line(error.server_message or f"status {status}")
+    if status >= 500 or status in RETRY_STATUSES:
+        return WorkError(f"The hub is temporarily unavailable ({reason})", "try again in a few minutes")
+    return UserError(f"The hub rejects {repo_id} ({reason})", "correct what the message names")
 
 
-def _line(cause: object) -> str:
-    """What another library says, on one line."""
-    return " ".join(str(cause).split())[:MAX_REASON] or type(cause).__name__
+def _one_line(cause: object) -> str:
+    """Returns a message of another library on one line."""
+    return " ".join(str(cause).split())[:MAX_REASON_LENGTH] or type(cause).__name__

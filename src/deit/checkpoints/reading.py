@@ -1,11 +1,12 @@
-"""Saved models of every published form: found by looking, known before a tensor is read, and read without running anything.
+"""Opens saved models in all published formats. Nothing that a file contains is executed.
 
-- Hugging Face directories: ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an
-  index; under the names of transformers 4 or 5, with heads or without.
-- timm's directories for the hub: a ``config.json`` with ``architecture``, and weights.
-- Files of timm and of the authors: a state dict, bare or below ``model`` or ``state_dict``, as safetensors or from torch.save.
-- Our runs: a run's directory stands for its ``best``; each of its checkpoints opens too.
-- Weights alone: the configuration is inferred from the shapes of the tensors.
+- Hugging Face directories: ``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``, in one file or in shards with
+  an index; with the tensor names of transformers 4 or 5, with or without heads.
+- Directories that timm saves for the hub: ``config.json`` with ``architecture``, and weights.
+- Files of timm and of the original DeiT code: a state dict, at the top level or under ``model`` or ``state_dict``, saved as
+  safetensors or with torch.save.
+- Training runs: the directory of a run refers to its ``best`` model. Each training checkpoint can be opened too.
+- Weights without configuration: it is inferred from the shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.key_maps import locate
+from deit.checkpoints.key_maps import identify_layout
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config
 from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
@@ -30,20 +31,23 @@ from deit.hub import WEIGHT_FILES
 from deit.system.files import BEST_NAME, BUNDLE_NAME, CONFIG_NAME, EMA_NAME, RECIPE_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
+# canonical name -> file and name in it, of each slice to concatenate
+Sources = Mapping[str, tuple[tuple[TensorFile, str], ...]]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved model, opened and checked, its tensors still on disk.
+    """Saved model, opened and checked. Its tensors are still on disk.
 
     Attributes:
-        path: the file or directory that was opened.
-        layout: whose names the tensors have there: ``transformers``, ``timm`` or ``deit``.
-        config: as stored, or inferred from the tensors.
-        architecture: the class of ours whose tensors these are, such as ``DeiTForImageClassificationWithTeacher``.
+        path: file or directory that was opened.
+        layout: project whose tensor names are used: ``transformers``, ``timm`` or ``deit``.
+        config: stored configuration, or the one inferred from the tensors.
+        architecture: model class with these tensors, such as ``DeiTForImageClassificationWithTeacher``.
         shapes: canonical name -> shape.
-        dtype: the narrowest type that holds all of the tensors' values.
-        preprocessing: of timm's ``pretrained_cfg`` what is stored of ``input_size``, ``interpolation``, ``crop_pct``,
-            ``crop_mode``, ``mean`` and ``std``; empty for the other forms.
+        dtype: narrowest dtype that represents the values of all tensors.
+        preprocessing: of timm's ``pretrained_cfg``, those of ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``,
+            ``mean`` and ``std`` that are stored; empty for other formats.
     """
 
     path: Path
@@ -53,72 +57,72 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtype: torch.dtype
     preprocessing: Mapping[str, Any]
-    _sources: Mapping[str, tuple[tuple[TensorFile, str], ...]] = field(repr=False, compare=False)
+    _sources: Sources = field(repr=False, compare=False)
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Tensors by canonical name, on the CPU, in the types they are stored in; all when ``names`` is None.
+        """Reads tensors by canonical name, on the CPU and in their stored dtypes. None means all tensors.
 
         Raises:
-            CheckpointError: the checkpoint has no tensor of such a name, or a file changed since it was opened.
+            CheckpointError: the checkpoint has no tensor of this name, or a file changed since it was opened.
         """
-        wanted = self.shapes.keys() if names is None else names
-        files: dict[int, tuple[TensorFile, list[str]]] = {}
-        for name in wanted:
+        names = self.shapes.keys() if names is None else names
+        requests: dict[Path, tuple[TensorFile, list[str]]] = {}
+        for name in names:
             if name not in self._sources:
-                raise CheckpointError(f"{self.path} holds no {name}", "it belongs to another model")
-            for file, theirs in self._sources[name]:
-                files.setdefault(id(file), (file, []))[1].append(theirs)
-        parts = {(key, name): part for key, (file, of) in files.items() for name, part in file.read(of).items()}
-        found = {name: [parts[id(file), theirs] for file, theirs in self._sources[name]] for name in wanted}
-        return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in found.items()}
+                raise CheckpointError(f"{self.path} has no {name}", "it belongs to another model")
+            for file, stored_name in self._sources[name]:
+                requests.setdefault(file.path, (file, []))[1].append(stored_name)
+        slices = {
+            (path, stored_name): tensor
+            for path, (file, stored_names) in requests.items()
+            for stored_name, tensor in file.read(stored_names).items()
+        }
+        tensors = {name: [slices[file.path, stored_name] for file, stored_name in self._sources[name]] for name in names}
+        return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in tensors.items()}
 
 
 def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Find out what a file or directory holds, and check every tensor's name and shape against its configuration.
+    """Opens a saved model and checks the name and shape of each tensor against its configuration.
 
     Args:
-        path: a file of weights, a model directory, a checkpoint of a run, or a run's directory, which stands for its best.
-        ema: take the moving average of the weights where a training checkpoint holds both.
-        fields: what the caller knows of the configuration. Where none is stored, ``num_attention_heads`` is taken from here
-            (needed where heads are not 64 wide), ``hidden_act``, ``layer_norm_eps``, and the ``image_size`` of a grid that
-            is no square. Where they name classes, the heads may be of another number of them than a stored configuration
-            says. Everything else is the caller's to change afterwards.
+        path: file of weights, model directory, training checkpoint, or directory of a run, which refers to its best model.
+        ema: read the exponential moving average of the weights, if a training checkpoint has both.
+        fields: configuration fields that the caller knows. Without a stored configuration, these are used:
+            ``num_attention_heads`` (required if attention heads are not 64 wide), ``hidden_act``, ``layer_norm_eps``, and
+            ``image_size`` if the grid of patches is not square. If they set classes, the heads may have another number of
+            classes than a stored configuration. All other fields are left to the caller.
 
     Raises:
-        CheckpointError: nothing there that can be read, or what is there does not fit together; the message says which file.
-        ConfigError: a ``config.json`` that describes no model.
+        CheckpointError: there is no readable model, or its files are inconsistent; the message names the file.
+        ConfigError: ``config.json`` does not describe a model.
     """
     fields = fields or {}
     path = model_path(path)
-    files, config_file = (_in_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _alone(path, ema)
-    # A name that is there and no file (a dangling link, a directory) is an error, not an absence.
+    files, config_file = (_open_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _open_file(path, ema)
+    # lexists: a dangling link or a directory of this name is an error, not a missing configuration.
     content = read_json(config_file) if config_file and os.path.lexists(config_file) else None
-    layout, places, shapes = _tensors(files, path)
+    layout, sources, shapes = _match_tensors(files, path)
     preprocessing: Mapping[str, Any] = {}
     if content is None or config_file is None:
-        default = {} if layout == "transformers" else {"layer_norm_eps": LAYER_NORM_EPS}
-        config = infer_config(shapes, {}, {**default, **fields}, str(path))
+        defaults = {} if layout == "transformers" else {"layer_norm_eps": LAYER_NORM_EPS}
+        config = infer_config(shapes, {}, {**defaults, **fields}, str(path))
     elif "architecture" in content and "model_type" not in content:
-        timm = read_timm_config(content, str(config_file))
-        preprocessing = timm.preprocessing
-        config = infer_config(shapes, timm.fields, fields, str(path))
+        timm_config = read_timm_config(content, str(config_file))
+        preprocessing = timm_config.preprocessing
+        config = infer_config(shapes, timm_config.fields, fields, str(path))
     else:
-        config = _stored_config(content, config_file)
+        config = _read_config(content, config_file)
     check_shapes(shapes, config, str(path), any_classes=bool({"num_labels", "id2label", "label2id"} & fields.keys()))
-    dtypes = {name: file.entries[theirs].dtype for name, of in places.items() for file, theirs in of}
-    if odd := next((name for name, dtype in dtypes.items() if not dtype.is_floating_point), None):
-        raise CheckpointError(f"{odd} in {path} is of type {dtypes[odd]}", "float16, bfloat16, float32 and float64 are read")
-    stored = (content or {}).get("architectures")
-    architecture = find_architecture(shapes, config, stored, str(path))
-    dtype = reduce(torch.promote_types, dtypes.values())
-    return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, places)
+    dtype = _common_dtype(sources, path)
+    architecture = find_architecture(shapes, config, (content or {}).get("architectures"), str(path))
+    return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, sources)
 
 
 def model_path(path: Path) -> Path:
-    """The model that a path stands for: itself, or a run's best.
+    """Returns the path of a model: for the directory of a run that of its best model, otherwise the path itself.
 
     Raises:
-        CheckpointError: it does not exist, or is a run without a finished epoch.
+        CheckpointError: the path does not exist, or is a run without a finished epoch.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "check the path of the model, checkpoint or run")
@@ -127,58 +131,67 @@ def model_path(path: Path) -> Path:
     if (path / BEST_NAME / CONFIG_NAME).is_file():
         return path / BEST_NAME
     if (path / RECIPE_NAME).is_file():
-        raise CheckpointError(f"The run {path} has no finished epoch", "go on with it: deit train --resume")
+        raise CheckpointError(f"The run {path} has no finished epoch", "resume it: deit train --resume")
     return path
 
 
-def _in_directory(path: Path, ema: bool) -> list[TensorFile]:
+def _open_directory(path: Path, ema: bool) -> list[TensorFile]:
     if ema:
         if not (path / EMA_NAME).is_file():
-            raise CheckpointError(f"{path} holds no {EMA_NAME}", "load it without ema: it holds one set of weights")
+            raise CheckpointError(f"{path} has no {EMA_NAME}", "load it without ema")
         return [open_tensors(path / EMA_NAME)]
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
     if (path / BUNDLE_NAME).is_file():
-        raise CheckpointError(f"{path} is an exported model, which only answers", "pass the model that it was made of")
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{path} is an exported model, which supports only inference", "pass the model that it was exported from"
+        )
+    present = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(
-        f"{path} holds no weights: looked for {', '.join(WEIGHT_FILES)}, found {found}",
+        f"{path} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {present}",
         "pass a model directory, a file of weights, or a run with a finished epoch",
     )
 
 
-def _alone(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
-    """A file, and the configuration beside it, which belongs to it where its name is that of a model directory's weights."""
-    beside = path.with_name(CONFIG_NAME) if path.name in (*WEIGHT_FILES, EMA_NAME) else None
+def _open_file(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
+    """Opens a file of weights. The configuration beside it belongs to it only if the file has a name of a model directory."""
+    config_file = path.with_name(CONFIG_NAME) if path.name in (*WEIGHT_FILES, EMA_NAME) else None
     if path.name in WEIGHT_FILES and path.name.endswith(".index.json"):
         if ema:
-            raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
-        return open_index(path), beside
-    return [open_tensors(path, ema)], beside
+            raise CheckpointError(f"{path} has no moving average of the weights", "load it without ema")
+        return open_index(path), config_file
+    return [open_tensors(path, ema)], config_file
 
 
-def _stored_config(content: dict[str, Any], file: Path) -> ViTConfig:
+def _read_config(content: dict[str, Any], file: Path) -> ViTConfig:
     try:
         return config_from_dict(content)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.problem}", error.remedy) from error
 
 
-def _tensors(
-    files: list[TensorFile], path: Path
-) -> tuple[str, dict[str, tuple[tuple[TensorFile, str], ...]], dict[str, tuple[int, ...]]]:
-    """Whose names the tensors have; canonical name -> where its parts are; canonical name -> shape."""
-    owner = {name: file for file in files for name in file.entries}
+def _match_tensors(files: list[TensorFile], path: Path) -> tuple[str, Sources, dict[str, tuple[int, ...]]]:
+    """Returns the layout of the tensor names, and the sources and the shape of each canonical tensor."""
+    file_of = {name: file for file in files for name in file.entries}
     try:
-        layout, names = locate(owner)
+        layout, names = identify_layout(file_of)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.problem[0].lower()}{error.problem[1:]}", error.remedy) from error
-    places = {ours: tuple((owner[name], name) for name in theirs) for ours, theirs in names.items()}
+    sources = {canonical: tuple((file_of[name], name) for name in stored_names) for canonical, stored_names in names.items()}
     shapes = {}
-    for ours, of in places.items():
-        parts = [file.entries[name].shape for file, name in of]
-        if len(set(parts)) > 1 or (len(parts) > 1 and not parts[0]):
-            raise CheckpointError(f"The parts of {ours} in {path} do not fit together", "the checkpoint is damaged")
-        shapes[ours] = parts[0] if len(parts) == 1 else (len(parts) * parts[0][0], *parts[0][1:])
-    return layout, places, shapes
+    for canonical, slices in sources.items():
+        slice_shapes = [file.entries[name].shape for file, name in slices]
+        first, count = slice_shapes[0], len(slice_shapes)
+        if len(set(slice_shapes)) > 1 or (count > 1 and not first):
+            raise CheckpointError(f"The slices of {canonical} in {path} have different shapes", "the checkpoint is corrupt")
+        shapes[canonical] = first if count == 1 else (count * first[0], *first[1:])
+    return layout, sources, shapes
+
+
+def _common_dtype(sources: Sources, path: Path) -> torch.dtype:
+    dtypes = {canonical: file.entries[name].dtype for canonical, slices in sources.items() for file, name in slices}
+    for canonical, dtype in dtypes.items():
+        if not dtype.is_floating_point:
+            raise CheckpointError(f"{canonical} in {path} has dtype {dtype}", "use float16, bfloat16, float32 or float64")
+    return reduce(torch.promote_types, dtypes.values())

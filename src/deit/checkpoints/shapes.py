@@ -1,4 +1,4 @@
-"""The shape of every tensor from a configuration, and a configuration from the shapes of tensors. No tensor is needed."""
+"""Tensor shapes from a configuration, and a configuration from tensor shapes. No tensor is read."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from deit.checkpoints.key_maps import shown
+from deit.checkpoints.key_maps import HEADS, printable
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError, ConfigError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-CLASS_HEADS = ("classifier", "cls_classifier", "distillation_classifier")
-_HEADS = {
+# suffix of the class -> heads of the model
+_CLASSES = {
     "Model": frozenset[str](),
     "ForImageClassification": frozenset({"classifier"}),
     "ForImageClassificationWithTeacher": frozenset({"cls_classifier", "distillation_classifier"}),
     "ForMaskedImageModeling": frozenset({"decoder.0"}),
 }
-_UNTOLD = {"num_attention_heads", "hidden_act", "layer_norm_eps"}
-HEAD_WIDTH = 64  # of every published DeiT, and of ViT up to large
-_WIDEST = 1024  # from ViT-huge on, heads are wider
-_HEADS_REMEDY = "give num_attention_heads (--heads of deit convert)"
-_SIZE_REMEDY = "give image_size=(height, width) (--image-size of deit convert)"
+_NOT_IN_SHAPES = {"num_attention_heads", "hidden_act", "layer_norm_eps"}  # fields that shapes do not determine
+HEAD_WIDTH = 64  # width of an attention head in every published DeiT, and in ViT up to large
+_MAX_WIDTH = 1024  # from ViT-huge on, attention heads are wider
+_HEADS_REMEDY = "pass num_attention_heads (--heads of deit convert)"
+_SIZE_REMEDY = "pass image_size=(height, width) (--image-size of deit convert)"
 
 
 def trunk_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of all that every model of this configuration has."""
-    width, inner = config.hidden_size, config.intermediate_size
+    """Returns the shapes of the tensors that every model of this configuration has, by canonical name."""
+    width, mlp_width = config.hidden_size, config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.cls_token": (1, 1, width),
         "embeddings.position_embeddings": (1, config.tokens, width),
@@ -41,22 +41,22 @@ def trunk_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
         shapes["embeddings.distillation_token"] = (1, 1, width)
     for layer in range(config.num_hidden_layers):
         heads = config.num_attention_heads - len(set(config.pruned_heads.get(layer, ())))
-        attended = heads * (width // config.num_attention_heads)
+        attention_width = heads * (width // config.num_attention_heads)
         block: dict[str, tuple[int, ...]] = {
             "layernorm_before.weight": (width,),
             "layernorm_before.bias": (width,),
-            "attention.qkv.weight": (3 * attended, width),
-            "attention.o_proj.weight": (width, attended),
+            "attention.qkv.weight": (3 * attention_width, width),
+            "attention.o_proj.weight": (width, attention_width),
             "attention.o_proj.bias": (width,),
             "layernorm_after.weight": (width,),
             "layernorm_after.bias": (width,),
-            "mlp.fc1.weight": (inner, width),
-            "mlp.fc1.bias": (inner,),
-            "mlp.fc2.weight": (width, inner),
+            "mlp.fc1.weight": (mlp_width, width),
+            "mlp.fc1.bias": (mlp_width,),
+            "mlp.fc2.weight": (width, mlp_width),
             "mlp.fc2.bias": (width,),
         }
         if config.qkv_bias:
-            block["attention.qkv.bias"] = (3 * attended,)
+            block["attention.qkv.bias"] = (3 * attention_width,)
         if config.layer_scale is not None:
             block["layer_scale"] = (2, width)
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
@@ -64,147 +64,155 @@ def trunk_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def other_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of what some models of this configuration have: heads, pooler, mask token, decoder."""
+    """Returns the shapes of the tensors that only some models of this configuration have, by canonical name.
+
+    They are heads, pooler, mask token and decoder.
+    """
     width = config.hidden_size
-    pooled, pixels = config.pooler_output_size or width, config.num_channels * config.encoder_stride**2
+    pooler_width, pixels = config.pooler_output_size or width, config.num_channels * config.encoder_stride**2
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.mask_token": (1, 1, width),
-        "pooler.dense.weight": (pooled, width),
-        "pooler.dense.bias": (pooled,),
+        "pooler.dense.weight": (pooler_width, width),
+        "pooler.dense.bias": (pooler_width,),
         "decoder.0.weight": (pixels, width, 1, 1),
         "decoder.0.bias": (pixels,),
     }
-    for head in CLASS_HEADS:
+    for head in HEADS:
         shapes |= {f"{head}.weight": (config.num_labels, width), f"{head}.bias": (config.num_labels,)}
     return shapes
 
 
-def check_shapes(found: Shapes, config: ViTConfig, where: str, any_classes: bool = False) -> None:
-    """Whether a checkpoint's tensors are those of its configuration.
+def check_shapes(shapes: Shapes, config: ViTConfig, source: str, any_classes: bool = False) -> None:
+    """Checks that a checkpoint has the tensors of its configuration.
 
     Args:
-        found: canonical name -> shape.
-        config: what they must fit.
-        where: the checkpoint, for the message.
-        any_classes: the heads may be of another number of classes than the configuration says, if all are of the same.
+        shapes: canonical name -> shape.
+        config: configuration to check against.
+        source: name of the checkpoint in error messages.
+        any_classes: accept heads with another number of classes than the configuration, as long as they agree.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape; the message names the first.
     """
     if any_classes:
-        classes = {shape[0] for head in CLASS_HEADS if (shape := found.get(f"{head}.weight"))}
+        classes = {shape[0] for head in HEADS if (shape := shapes.get(f"{head}.weight"))}
         config = config.replace(num_labels=max(classes)) if classes else config
-    trunk, others = trunk_shapes(config), other_shapes(config)
-    if missing := trunk.keys() - found.keys():
-        raise CheckpointError(f"{where} lacks {min(missing)}", "the checkpoint is incomplete, or its config.json is another's")
-    if over := found.keys() - trunk.keys() - others.keys():
+    required, optional = trunk_shapes(config), other_shapes(config)
+    if missing := required.keys() - shapes.keys():
         raise CheckpointError(
-            f"{where} holds {shown(min(over))}, which a model of its configuration does not have",
+            f"{source} lacks {min(missing)}", "the checkpoint is incomplete, or its config.json belongs to another model"
+        )
+    if unexpected := shapes.keys() - required.keys() - optional.keys():
+        raise CheckpointError(
+            f"{source} has {printable(min(unexpected))}, which a model of its configuration does not have",
             "the checkpoint and its config.json belong to different models",
         )
-    for name, shape in found.items():
-        if shape != (expected := trunk.get(name) or others[name]):
+    for name, shape in shapes.items():
+        if shape != (expected := required.get(name) or optional[name]):
             raise CheckpointError(
-                f"{name} in {where} is {shape}, and the configuration makes it {expected}",
+                f"{name} in {source} has shape {shape}, but the configuration gives {expected}",
                 "the checkpoint and its configuration belong to different models",
             )
     for first, second in (("weight", "bias"), ("bias", "weight")):
-        for name in found:
-            if name.endswith(f".{first}") and name in others and (twin := f"{name.removesuffix(first)}{second}") not in found:
-                raise CheckpointError(f"{where} lacks {twin}", "the checkpoint is incomplete")
+        for name in shapes:
+            partner = f"{name.removesuffix(first)}{second}"
+            if name.endswith(f".{first}") and name in optional and partner not in shapes:
+                raise CheckpointError(f"{source} lacks {partner}", "the checkpoint is incomplete")
 
 
-def find_architecture(found: Collection[str], config: ViTConfig, stored: object, where: str) -> str:
-    """Which of our classes these tensors are of.
+def find_architecture(names: Collection[str], config: ViTConfig, stored: object, source: str) -> str:
+    """Returns the model class that has these tensors, such as ``DeiTForImageClassification``.
 
     Args:
-        found: canonical names.
-        config: of the model.
-        stored: ``architectures`` of ``config.json``; the first is taken where it is one of ours and agrees with the heads.
-        where: the checkpoint, for the message.
+        names: canonical names of the tensors.
+        config: configuration of the model.
+        stored: ``architectures`` of ``config.json``. Its first entry decides for a classifier without classes, which has no
+            head.
+        source: name of the checkpoint in error messages.
 
     Raises:
-        CheckpointError: these heads together are of no class.
+        CheckpointError: no class has this combination of heads.
     """
     family = "DeiT" if isinstance(config, DeiTConfig) else "ViT"
-    heads = {
-        name.removesuffix(".weight") for name in found if name.startswith((*CLASS_HEADS, "decoder")) and name.endswith("weight")
-    }
+    heads = {name.removesuffix(".weight") for name in names if name.startswith((*HEADS, "decoder")) and name.endswith("weight")}
     first = stored[0] if isinstance(stored, list) and stored else None
-    classifiers = {f"{family}{suffix}" for suffix in _HEADS if "Classification" in suffix}
+    classifiers = {f"{family}{suffix}" for suffix in _CLASSES if "Classification" in suffix}
     if isinstance(first, str) and first in classifiers and not heads and config.num_labels == 0:
         return first
-    for suffix, wanted in _HEADS.items():
-        if heads == wanted and not (suffix.endswith("Teacher") and family == "ViT"):
+    for suffix, class_heads in _CLASSES.items():
+        if heads == class_heads and not (suffix.endswith("Teacher") and family == "ViT"):
             return f"{family}{suffix}"
     raise CheckpointError(
-        f"{where} has a trunk of {family} and the heads {', '.join(sorted(heads))}",
+        f"{source} has a {family} trunk and the heads {', '.join(sorted(heads))}",
         "a plain model has `classifier`, a distilled one `cls_classifier` and `distillation_classifier`",
     )
 
 
-def infer_config(found: Shapes, known: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> ViTConfig:
-    """The configuration of a model whose tensors have these shapes.
+def infer_config(shapes: Shapes, known: Mapping[str, Any], hints: Mapping[str, Any], source: str) -> ViTConfig:
+    """Infers the configuration of a model from the shapes of its tensors.
 
     Args:
-        found: canonical name -> shape.
-        known: fields that stand in a file beside the tensors.
-        hints: fields from the user. Taken are those that shapes do not tell, and ``image_size`` for a grid that is no square.
-        where: the checkpoint, for the message.
+        shapes: canonical name -> shape.
+        known: fields stored in a file beside the tensors.
+        hints: fields from the user. Only those that shapes do not determine are used, and ``image_size`` for a grid of patches
+            that is not square.
+        source: name of the checkpoint in error messages.
 
     Raises:
-        CheckpointError: the number of attention heads or the image's sides cannot be told, or no such model can be.
+        CheckpointError: the number of attention heads or the image size cannot be inferred, or the shapes are inconsistent.
     """
-    width, channels, *patch = _shape(found, "embeddings.patch_embeddings.projection.weight", 4, where)
-    _, tokens, _ = _shape(found, "embeddings.position_embeddings", 3, where)
-    inner, _ = _shape(found, "layers.0.mlp.fc1.weight", 2, where)
-    distilled = "embeddings.distillation_token" in found
+    width, channels, *patch = _shape(shapes, "embeddings.patch_embeddings.projection.weight", 4, source)
+    _, tokens, _ = _shape(shapes, "embeddings.position_embeddings", 3, source)
+    mlp_width, _ = _shape(shapes, "layers.0.mlp.fc1.weight", 2, source)
+    distilled = "embeddings.distillation_token" in shapes
     fields: dict[str, Any] = {
         "hidden_size": width,
         "num_channels": channels,
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
-        "intermediate_size": inner,
-        "num_hidden_layers": len({name.split(".")[1] for name in found if name.startswith("layers.")}),
-        "qkv_bias": "layers.0.attention.qkv.bias" in found,
-        **{name: hints[name] for name in _UNTOLD & hints.keys()},
+        "intermediate_size": mlp_width,
+        "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+        "qkv_bias": "layers.0.attention.qkv.bias" in shapes,
+        **{name: hints[name] for name in _NOT_IN_SHAPES & hints.keys()},
         **known,
     }
     if "num_attention_heads" not in fields:
-        fields["num_attention_heads"] = _heads(width, where)
+        fields["num_attention_heads"] = _attention_heads(width, source)
     if "image_size" not in fields:
-        fields["image_size"] = _image_size(tokens - 1 - distilled, patch, hints.get("image_size"), where)
+        fields["image_size"] = _image_size(tokens - 1 - distilled, patch, hints.get("image_size"), source)
     if not {"num_labels", "id2label"} & fields.keys():
-        fields["num_labels"] = next((found[name][0] for head in CLASS_HEADS if found.get(name := f"{head}.weight")), 0)
-    if (pooler := found.get("pooler.dense.weight")) and pooler[0] != width:
+        fields["num_labels"] = next((shapes[name][0] for head in HEADS if shapes.get(name := f"{head}.weight")), 0)
+    if (pooler := shapes.get("pooler.dense.weight")) and pooler[0] != width:
         fields["pooler_output_size"] = pooler[0]
-    if decoder := found.get("decoder.0.weight"):
+    if decoder := shapes.get("decoder.0.weight"):
         fields["encoder_stride"] = math.isqrt(decoder[0] // channels)
     try:
         return (DeiTConfig if distilled else ViTConfig)(**fields)
     except ConfigError as error:
         raise CheckpointError(
-            f"{where} makes no model: {error.problem}", "the checkpoint is damaged, or of another kind"
+            f"The tensors of {source} do not make up a model: {error.problem}", "the checkpoint is corrupt or of another model"
         ) from error
 
 
-def _shape(found: Shapes, name: str, dimensions: int, where: str) -> tuple[int, ...]:
-    if name not in found:
-        raise CheckpointError(f"{where} lacks {name}", "it is none of a DeiT or ViT, or incomplete")
-    if len(found[name]) != dimensions or not all(found[name]):
-        raise CheckpointError(f"{name} in {where} is {found[name]}", f"it has {dimensions} dimensions in a DeiT or ViT")
-    return found[name]
+def _shape(shapes: Shapes, name: str, dimensions: int, source: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise CheckpointError(f"{source} lacks {name}", "it is not a DeiT or ViT, or it is incomplete")
+    if len(shapes[name]) != dimensions or not all(shapes[name]):
+        raise CheckpointError(
+            f"{name} in {source} has shape {shapes[name]}", f"it has {dimensions} dimensions in a DeiT or ViT"
+        )
+    return shapes[name]
 
 
-def _image_size(patches: int, patch: list[int], hint: Any, where: str) -> Any:
+def _image_size(patches: int, patch: list[int], hint: Any, source: str) -> Any:
     side = math.isqrt(max(patches, 0))
     if side and side * side == patches:
         return side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
     if hint is None:
-        raise CheckpointError(f"{where} has {patches} patches, which make no square", _SIZE_REMEDY)
+        raise CheckpointError(f"{source} has {patches} patches, which is not a square grid", _SIZE_REMEDY)
     return hint
 
 
-def _heads(width: int, where: str) -> int:
-    if width % HEAD_WIDTH or width > _WIDEST:
-        raise CheckpointError(f"{where} does not say how many attention heads share its width of {width}", _HEADS_REMEDY)
+def _attention_heads(width: int, source: str) -> int:
+    if width % HEAD_WIDTH or width > _MAX_WIDTH:
+        raise CheckpointError(f"{source} does not store the number of attention heads for a width of {width}", _HEADS_REMEDY)
     return width // HEAD_WIDTH

@@ -1,4 +1,4 @@
-"""Files of tensors, told apart by their content and read without running anything that they hold."""
+"""Opens safetensors and torch.save files safely. The format is detected from the content, and no code in a file is executed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from deit.checkpoints.key_maps import shown
+from deit.checkpoints.key_maps import printable
 from deit.errors import CheckpointError
 from deit.hub import shard_names
 from deit.system.files import read_json
 
-MAX_HEADER = 16 * 2**20  # bytes; that of a model with 300 tensors is 30 thousand
-MAX_PICKLE = 8 * 2**20  # bytes of a torch file that are no tensor's
-MAX_OPCODES = 1_000_000  # of a pickle; each may make an object. A model with its optimizer has 20 thousand
-MAX_WEIGHT = 10_000_000  # parts of a value in a pickle, shared ones counted each time
+MAX_HEADER = 16 * 2**20  # bytes of a safetensors header; a model with 300 tensors has 30,000
+MAX_PICKLE = 8 * 2**20  # bytes of pickled objects in a torch file, without the data of tensors
+MAX_OPCODES = 1_000_000  # of a pickle; each may create an object. A model with its optimizer has 20,000
+MAX_VALUE_SIZE = 10_000_000  # nested values in a pickled value; shared ones count each time
 MAX_TENSORS = 20_000
-MAX_SIDE = 2**63 - 1  # of a tensor: torch counts no further, and an empty one may claim more
+MAX_DIMENSION = 2**63 - 1  # the limit of torch; the header of an empty tensor could claim more
 
-# What a pickle may name. numpy's scalars are not among it: their constructor takes any pickled object with the type "O".
-ALLOWED: list[Any] = [argparse.Namespace]
-_NUMBERS = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
-_STORAGES = ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
-_NAMED = {
+# Globals that a pickle may reference. NumPy scalars are excluded: with dtype "O", their constructor unpickles any object.
+SAFE_GLOBALS: list[Any] = [argparse.Namespace]
+_DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+_STORAGE_NAMES = ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
+_ALLOWED_GLOBALS = {
     "argparse Namespace",
     "collections OrderedDict",
     "torch Size",
@@ -41,13 +41,13 @@ _NAMED = {
     "torch._utils _rebuild_tensor",
     "torch._utils _rebuild_tensor_v2",
     "torch.storage UntypedStorage",
-    *(f"torch {name}" for name in _NUMBERS),
-    *(f"torch {name}Storage" for name in _STORAGES),
+    *(f"torch {name}" for name in _DTYPE_NAMES),
+    *(f"torch {name}Storage" for name in _STORAGE_NAMES),
 }
-_LOADING = threading.Lock()
+_LOAD_LOCK = threading.Lock()
 MODEL_KEYS = ("model", "state_dict")
-AVERAGE_KEYS = ("model_ema", "state_dict_ema")
-_DTYPES = {
+EMA_KEYS = ("model_ema", "state_dict_ema")
+_DTYPES = {  # name in a safetensors header -> dtype
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
@@ -62,7 +62,7 @@ _DTYPES = {
 
 
 class Entry(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -70,11 +70,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """One file of dense tensors of floats, whole numbers or truths, on the CPU.
+    """File of dense floating-point, integer or boolean tensors.
 
     Attributes:
-        entries: name in the file -> shape and type.
-        loaded: the tensors themselves where opening the file gave them: those of a torch file, mapped from disk.
+        path: the file.
+        entries: name in the file -> shape and dtype.
+        loaded: tensors of a torch file, which are memory-mapped when it is opened; None for a safetensors file.
     """
 
     path: Path
@@ -82,7 +83,7 @@ class TensorFile:
     loaded: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names.
+        """Reads the tensors of these names, on the CPU.
 
         Raises:
             CheckpointError: the file changed since it was opened.
@@ -93,99 +94,101 @@ class TensorFile:
             with safetensors.safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in names}
         except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} cannot be read any more ({error})", "load the model again") from error
+            raise CheckpointError(f"{self.path} can no longer be read ({error})", "load the model again") from error
         if any((tuple(tensor.shape), tensor.dtype) != self.entries[name] for name, tensor in tensors.items()):
             raise CheckpointError(f"{self.path} changed while it was read", "load the model again")
         return tensors
 
 
-def open_tensors(path: Path, average: bool = False) -> TensorFile:
-    """Open a file, whatever its name ends in: safetensors, or what ``torch.save`` wrote, new or old.
+def open_tensors(path: Path, ema: bool = False) -> TensorFile:
+    """Opens a file of safetensors or of ``torch.save``, in its current or legacy format. The file extension is irrelevant.
 
     Args:
         path: the file.
-        average: of a training checkpoint, take the moving average of the weights.
+        ema: of a training checkpoint, read the exponential moving average of the weights.
 
     Raises:
-        CheckpointError: missing, neither of these, damaged, too large for what it says, no average in it, or it holds objects
-            that only running code could bring back.
+        CheckpointError: the file is missing, of another format, corrupt, or inconsistent with its size; it has no moving
+            average; or it has objects that could only be loaded by executing code.
     """
     head, size = _head(path), path.stat().st_size
     if head[8:9] == b"{":
-        if average:
-            raise CheckpointError(f"{path} holds one set of weights and no average", "load it without ema")
-        found = open_safetensors(path)
-        _check_count(path, found.entries)
-        return found
+        if ema:
+            raise CheckpointError(f"{path} has no moving average of the weights", "load it without ema")
+        file = open_safetensors(path)
+        _check_count(path, file.entries)
+        return file
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)
-        return _open_torch(path, size, average, mapped=True)
+        return _open_torch(path, size, ema, mmap=True)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         with path.open("rb") as stream:
-            for _ in range(5):  # marks, contents, and which values follow
+            for _ in range(5):  # magic number, protocol, system, content, and keys of the storages
                 _check_pickle(path, stream)
-        return _open_torch(path, size, average, mapped=False)
+        return _open_torch(path, size, ema, mmap=False)
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a pointer of git-lfs and not the file itself", "run: git lfs pull")
+        raise CheckpointError(f"{path} is a git-lfs pointer instead of the file", "run: git lfs pull")
     raise CheckpointError(
-        f"{path} is neither a safetensors file nor one of torch.save", "check that it was copied or downloaded whole"
+        f"{path} is neither a safetensors nor a torch.save file", "check that it was copied or downloaded completely"
     )
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """As :func:`open_tensors`, where nothing else will do. There may be no tensors, as before an optimizer's first step.
+    """Opens a safetensors file. It may be empty, as for an optimizer before its first step.
 
     Raises:
-        CheckpointError: missing, or no valid safetensors file.
+        CheckpointError: the file is missing, or is not a valid safetensors file.
     """
     head = _head(path)
-    header = int.from_bytes(head[:8], "little")
+    header_size = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{":
-        raise CheckpointError(f"{path} is no valid safetensors file (it has no header)", "copy or save it again")
-    if header > MAX_HEADER:
-        raise CheckpointError(
-            f"{path} has a header of {header} bytes", f"at most {MAX_HEADER} are read; no model needs as many"
-        )
+        raise CheckpointError(f"{path} is not a valid safetensors file (it has no header)", "copy or save it again")
+    if header_size > MAX_HEADER:
+        raise CheckpointError(f"{path} has a header of {header_size} bytes", f"the limit is {MAX_HEADER}; no model needs more")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            header = {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()}
     except (safetensors.SafetensorError, OSError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no valid safetensors file ({error})", "copy or save it again") from error
-    if any(side > MAX_SIDE for shape, _ in found.values() for side in shape):
-        raise CheckpointError(f"{path} is no valid safetensors file (no tensor is as large)", "copy or save it again")
+        raise CheckpointError(f"{path} is not a valid safetensors file ({error})", "copy or save it again") from error
+    if any(dimension > MAX_DIMENSION for shape, _ in header.values() for dimension in shape):
+        raise CheckpointError(f"{path} is not a valid safetensors file (a tensor is too large)", "copy or save it again")
     return TensorFile(
-        path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in found.items()}
+        path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in header.items()}
     )
 
 
 def open_index(path: Path, open_file: Callable[[Path], TensorFile] = open_tensors) -> list[TensorFile]:
-    """The shards of an index such as ``model.safetensors.index.json``.
+    """Opens the shards of an index such as ``model.safetensors.index.json``.
 
     Args:
         path: the index.
-        open_file: by which each shard is opened.
+        open_file: function that opens a shard.
 
     Raises:
-        CheckpointError: as from ``open_file``; or the index names a file outside its directory, or shards and index do
-            not name the same tensors.
+        CheckpointError: a shard cannot be opened, the index names a file outside its directory, or the tensors in the shards
+            are not those of the index.
     """
-    shards, places = shard_names(path), read_json(path)["weight_map"]
-    _check_count(path, places)
+    shards, weight_map = shard_names(path), read_json(path)["weight_map"]
+    _check_count(path, weight_map)
     files = []
     for shard in shards:
         if not (path.parent / shard).is_file():
             raise CheckpointError(f"{path.name} names {shard}, which is missing in {path.parent}", "copy or download it too")
-        files.append(open_file(path.parent / shard))
-        wanted = {name for name, place in places.items() if place == shard}
-        if odd := wanted ^ files[-1].entries.keys():
-            state = "lacks" if min(odd) in wanted else "holds, and its index does not name,"
-            raise CheckpointError(f"{files[-1].path} {state} {shown(min(odd))}", "index and shards belong to different models")
+        file = open_file(path.parent / shard)
+        expected = {name for name, file_name in weight_map.items() if file_name == shard}
+        if differences := expected ^ file.entries.keys():
+            name = min(differences)
+            problem = (
+                f"lacks {printable(name)}" if name in expected else f"has {printable(name)}, which its index does not name"
+            )
+            raise CheckpointError(f"{file.path} {problem}", "index and shards belong to different models")
+        files.append(file)
     return files
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file, which tell what it is."""
+    """Reads the first bytes of a file, which identify its format."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", "check the path")
     try:
@@ -196,7 +199,7 @@ def _head(path: Path) -> bytes:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Refuse an archive that would grow on reading. torch.save compresses nothing."""
+    """Refuses an archive that is larger when read. torch.save does not compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -208,57 +211,55 @@ def _check_zip(path: Path, size: int) -> None:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is a damaged zip archive ({error})", "copy or save it again") from error
+        raise CheckpointError(f"{path} is a corrupt zip archive ({error})", "copy or save it again") from error
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], size: int) -> None:
     if any(Path(member.filename).name == "constants.pkl" for member in members):
-        raise CheckpointError(
-            f"{path} is a TorchScript program", "save the weights alone: torch.save(model.state_dict(), path)"
-        )
+        raise CheckpointError(f"{path} is a TorchScript program", "save only the weights: torch.save(model.state_dict(), path)")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError(
-            f"{path} holds compressed members, which torch.save never writes", "save it again with torch.save"
-        )
+        raise CheckpointError(f"{path} has compressed members, which torch.save never writes", "save it again with torch.save")
     if sum(member.file_size for member in members) > size:
-        raise CheckpointError(f"{path} claims to hold more bytes than it has", "copy or save it again")
+        raise CheckpointError(f"{path} claims more bytes than it has", "copy or save it again")
 
 
 def _check_pickle(path: Path, file: IO[bytes]) -> None:
-    """Walk over one pickle without loading it. Refused is what is large, or names anything but tensors and plain containers.
+    """Scans a pickle without loading it. Refuses large content and globals other than tensors and plain containers.
 
-    torch's own list of what may be unpickled is longer: with it a few bytes can ask for any amount of memory. And a few tuples
-    within each other, each twice, can ask for any amount of time, once as a key they are hashed: so each value is weighed.
+    The safe globals of torch include more, with which a few bytes can allocate any amount of memory. Nested tuples that each
+    contain another one twice can take any amount of time, because they are hashed as keys. The size of each value is therefore
+    limited.
     """
-    scales = _Scales()
+    sizes = _ValueSizes()
     try:
-        for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
-            if count > MAX_OPCODES or (place or 0) > MAX_PICKLE:
-                raise CheckpointError(f"{path} holds more besides tensors than a checkpoint does", "save the weights alone")
-            if opcode.name == "GLOBAL" and argument not in _NAMED:
-                raise _foreign(path, str(argument).replace(" ", "."))
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
+            if count > MAX_OPCODES or (position or 0) > MAX_PICKLE:
+                raise CheckpointError(f"{path} has more content besides tensors than a checkpoint", "save only the weights")
+            if opcode.name == "GLOBAL" and argument not in _ALLOWED_GLOBALS:
+                raise _unsafe(path, str(argument).replace(" ", "."))
             if opcode.name == "STACK_GLOBAL":
-                raise CheckpointError(
-                    f"{path} is in a newer pickle protocol than torch.save's", "save it with torch.save alone"
-                )
-            if scales.weigh(opcode, argument) > MAX_WEIGHT:
-                raise CheckpointError(f"{path} holds values nested beyond measure", "save the weights alone")
+                raise CheckpointError(f"{path} uses a newer pickle protocol than torch.save", "save it with torch.save only")
+            if sizes.update(opcode, argument) > MAX_VALUE_SIZE:
+                raise CheckpointError(f"{path} has values that are nested too deeply", "save only the weights")
     except CheckpointError:
         raise
     except Exception as error:
-        raise _damaged(path, str(error)) from error
+        raise _corrupt(path, str(error)) from error
 
 
-class _Scales:
-    """The stack and the memo of a pickle, with each value's number of parts in place of the value."""
+class _ValueSizes:
+    """Simulates the stack and the memo of a pickle machine with the size of each value in its place.
+
+    The size of a value is the number of values nested in it. Shared values count each time.
+    """
 
     def __init__(self) -> None:
         self.stack: list[int] = []
         self.marks: list[int] = []
         self.memo: dict[int, int] = {}
 
-    def weigh(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
-        """Follow one opcode -> the parts of what it made, with those that are shared counted each time."""
+    def update(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
+        """Executes an opcode and returns the size of the value on top of the stack."""
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[int(argument)] = self.stack[-1]
         elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
@@ -266,90 +267,92 @@ class _Scales:
         elif opcode.name == "MARK":
             self.marks.append(len(self.stack))
         else:
-            taken = len(opcode.stack_before)
+            popped = len(opcode.stack_before)
             if pickletools.markobject in opcode.stack_before:
-                taken = len(self.stack) - self.marks.pop() + opcode.stack_before.index(pickletools.markobject)
-            parts = self.stack[len(self.stack) - taken :]
-            del self.stack[len(self.stack) - taken :]
-            self.stack += [1 + sum(parts)] * len(opcode.stack_after)
+                popped = len(self.stack) - self.marks.pop() + opcode.stack_before.index(pickletools.markobject)
+            operands = self.stack[len(self.stack) - popped :]
+            del self.stack[len(self.stack) - popped :]
+            self.stack += [1 + sum(operands)] * len(opcode.stack_after)
         return self.stack[-1] if self.stack else 0
 
 
-def _open_torch(path: Path, size: int, average: bool, mapped: bool) -> TensorFile:
+def _open_torch(path: Path, size: int, ema: bool, mmap: bool) -> TensorFile:
     try:
-        content = _load(path, mapped)
+        content = _load(path, mmap)
     except Exception as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise (_foreign(path, refused[1]) if refused else _damaged(path, str(error))) from error
-    state = _find_state(path, content, average)
+        raise (_unsafe(path, refused[1]) if refused else _corrupt(path, str(error))) from error
+    state = _find_state(path, content, ema)
     _check_count(path, state)
     loaded, total = {}, 0
     for name, value in state.items():
-        tensor = _plain_tensor(path, name, value)
+        tensor = _dense_tensor(path, name, value)
         total += tensor.nbytes
         loaded[str(name)] = tensor
-    if total > size:  # a stride of 0 lets a few bytes pose as any number of values
-        raise CheckpointError(f"{path} claims to hold more values than it has bytes", "save it again with torch.save")
+    if total > size:  # with a stride of 0, a few bytes could stand for any number of values
+        raise CheckpointError(f"{path} claims more values than it has bytes", "save it again with torch.save")
     return TensorFile(path, {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}, loaded)
 
 
-def _load(path: Path, mapped: bool) -> Any:
+def _load(path: Path, mmap: bool) -> Any:
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    with _LOADING:  # torch's list of what may be unpickled is one for the whole process
-        missing = [kind for kind in ALLOWED if kind not in torch.serialization.get_safe_globals()]
+    with _LOAD_LOCK:  # the safe globals of torch are shared by the whole process
+        missing = [kind for kind in SAFE_GLOBALS if kind not in torch.serialization.get_safe_globals()]
         with torch.serialization.safe_globals(missing):
-            if path.name.endswith(".safetensors"):  # given this name, torch looks at nothing else
+            if path.name.endswith(".safetensors"):  # torch goes by this extension, whatever the content
                 with path.open("rb") as file:
                     return torch.load(file, **options)
-            return torch.load(path, mmap=mapped, **options)
+            return torch.load(path, mmap=mmap, **options)
 
 
-def _foreign(path: Path, kind: str) -> CheckpointError:
+def _unsafe(path: Path, kind: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} holds an object of type {shown(kind)}, which is no tensor and may run code when it is loaded",
-        "where you trust it, load it where it was made and keep the weights alone: torch.save({'model': state_dict}, path)",
+        f"{path} has an object of type {printable(kind)}, which is not a tensor and may execute code when it is loaded",
+        "if you trust it, load it where it was saved and save only the weights: torch.save({'model': state_dict}, path)",
     )
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    first = reason.strip().splitlines()[0][:200] if reason.strip() else "it ends too early"
-    return CheckpointError(f"{path} is damaged ({first})", "copy or save it again")
+def _corrupt(path: Path, reason: str) -> CheckpointError:
+    first_line = reason.strip().splitlines()[0][:200] if reason.strip() else "it ends too early"
+    return CheckpointError(f"{path} is corrupt ({first_line})", "copy or save it again")
 
 
-def _find_state(path: Path, content: object, average: bool) -> Mapping[Any, Any]:
-    """The state dict in what a file holds: that of a training checkpoint, or the whole."""
+def _find_state(path: Path, content: object, ema: bool) -> Mapping[Any, Any]:
+    """Returns the state dict in the content of a file: the one of a training checkpoint, or the whole content."""
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}", "a state dict, or one under 'model', is read")
-    for key in AVERAGE_KEYS if average else MODEL_KEYS:
+        raise CheckpointError(f"{path} has a {type(content).__name__}", "save a state dict, or a dict with one under 'model'")
+    for key in EMA_KEYS if ema else MODEL_KEYS:
         if isinstance(content.get(key), dict) and content[key]:
             return content[key]  # type: ignore[no-any-return]
-    if average:
-        raise CheckpointError(f"{path} holds no average of the weights (no 'model_ema')", "load it without ema")
+    if ema:
+        raise CheckpointError(f"{path} has no moving average of the weights ('model_ema')", "load it without ema")
     if any(isinstance(value, Tensor) for value in content.values()):
         return content
-    keys = ", ".join(shown(str(key)) for key in list(content)[:8])
-    raise CheckpointError(f"{path} holds no weights, only: {keys or 'nothing'}", "a state dict, or one under 'model', is read")
+    keys = ", ".join(printable(str(key)) for key in list(content)[:8])
+    raise CheckpointError(
+        f"{path} has no weights, only: {keys or 'nothing'}", "save a state dict, or a dict with one under 'model'"
+    )
 
 
-def _plain_tensor(path: Path, name: object, value: object) -> Tensor:
+def _dense_tensor(path: Path, name: object, value: object) -> Tensor:
     if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
         raise CheckpointError(
-            f"{path} holds an object of type {type(value).__name__} as {shown(str(name))}", "a state dict holds tensors alone"
+            f"{path} has an object of type {type(value).__name__} as {printable(str(name))}", "a state dict has only tensors"
         )
     assert isinstance(value, Tensor)
     if value.layout != torch.strided or value.device.type != "cpu":
-        raise CheckpointError(f"{shown(name)} in {path} is no dense tensor with values", "save it as one")
+        raise CheckpointError(f"{printable(name)} in {path} is not a dense tensor on the CPU", "save it as one")
     _dtype(path, name, value.dtype)
     return value.detach()
 
 
 def _dtype(path: Path, name: str, dtype: object) -> torch.dtype:
     if dtype not in _DTYPES.values():
-        raise CheckpointError(f"{shown(name)} in {path} is of type {dtype}", f"known are {', '.join(_DTYPES)}")
+        raise CheckpointError(f"{printable(name)} in {path} has dtype {dtype}", f"use one of {', '.join(_DTYPES)}")
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def _check_count(path: Path, names: Collection[object]) -> None:
     if not 0 < len(names) <= MAX_TENSORS:
-        raise CheckpointError(f"{path} holds {len(names)} tensors", f"1 to {MAX_TENSORS} are read")
+        raise CheckpointError(f"{path} has {len(names)} tensors", f"the limits are 1 and {MAX_TENSORS}")

@@ -1,4 +1,4 @@
-"""Tensors to a safetensors file and back, and into a model. Nothing is ever unpickled."""
+"""Writes tensors to safetensors files, reads them back, and loads them into a module. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_safetensors
 from deit.errors import CheckpointError
-from deit.system.files import WEIGHTS_NAME as WEIGHTS_NAME
 from deit.system.files import write_bytes
+from deit.system.progress import plural
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, in one step. Tensors may live on any device; shared memory is written out for each."""
-    write_bytes(path, tensors_bytes(tensors))
+    """Writes a safetensors file atomically.
+
+    Args:
+        path: file to write.
+        tensors: tensors on any device. Those that share memory are written separately.
+    """
+    write_bytes(path, serialize_tensors(tensors))
 
 
-def tensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file."""
+def serialize_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the content of a safetensors file."""
     return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Reads all tensors of a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: missing, or no valid safetensors file.
+        CheckpointError: the file is missing, or is not a valid safetensors file.
     """
     file = open_safetensors(path)
     return file.read(file.entries)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy every tensor into the model.
+    """Copies every tensor of a state dict into a module.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape; the message names the first.
+        CheckpointError: a tensor is missing, unexpected, or of another shape; the message names the first.
     """
     own = model.state_dict()
-    for what, names in (("lacks", own.keys() - state.keys()), ("has no place for", state.keys() - own.keys())):
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    for names, problem in ((missing, "the checkpoint lacks"), (unexpected, "the model does not have")):
         if names:
             raise CheckpointError(
-                f"{len(names)} tensors do not fit: the {'checkpoint' if what == 'lacks' else 'model'} {what} {min(names)}",
+                f"Checkpoint and model differ in {plural(len(names), 'tensor')}: {problem} {min(names)}",
                 "the checkpoint belongs to another model",
             )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(
-                f"{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(tensor.shape)} in the model",
+                f"{name} has shape {tuple(state[name].shape)} in the checkpoint and {tuple(tensor.shape)} in the model",
                 "the checkpoint belongs to another model",
             )
     model.load_state_dict(dict(state))

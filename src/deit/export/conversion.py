@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deit.checkpoints.adapting import Distilled, LoadReport
+from deit.checkpoints.adapting import DistillationChange, LoadReport
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm
 from deit.errors import UserError, WorkError
@@ -94,7 +94,7 @@ def convert(
     to: Format | None = None,
     *,
     ema: bool = False,
-    distillation: Distilled | None = None,
+    distillation: DistillationChange | None = None,
     overwrite: bool = False,
     **arguments: Any,
 ) -> Conversion:

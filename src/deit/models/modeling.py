@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deit.checkpoints.adapting import Distilled
-from deit.checkpoints.position_embeddings import resample
+from deit.checkpoints.adapting import DistillationChange
+from deit.checkpoints.position_embeddings import resample_position_embeddings
 from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError, UserError
@@ -115,7 +115,7 @@ class Embeddings(nn.Module):
         grid = height // config.patch_hw[0], width // config.patch_hw[1]
         if not all(grid):
             raise UserError(f"The images are {height} x {width}, smaller than one patch", "enlarge them")
-        return resample(self.position_embeddings, config.PREFIX_TOKENS, config.grid, grid)
+        return resample_position_embeddings(self.position_embeddings, config.PREFIX_TOKENS, config.grid, grid)
 
 
 class Attention(nn.Module):
@@ -634,7 +634,7 @@ def load_model(
     *,
     config: ViTConfig | None = None,
     ema: bool = False,
-    distillation: Distilled | None = None,
+    distillation: DistillationChange | None = None,
     dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     attn_implementation: AttentionName = "sdpa",
@@ -671,7 +671,7 @@ def load_model(
 
 
 def classifier_of(
-    checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: Distilled | None = None, **choices: Any
+    checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: DistillationChange | None = None, **choices: Any
 ) -> TransformerClassifier:
     """As :func:`load_model`, of a checkpoint that is open.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.checkpoints import publishing
-from deit.checkpoints.adapting import Distilled, LoadReport, fit
+from deit.checkpoints.adapting import DistillationChange, LoadReport, adapt_checkpoint
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.writing import write_transformers
 from deit.config import ViTConfig
@@ -334,7 +334,7 @@ class PreTrainedModel(nn.Module):
         *,
         config: ViTConfig | None = None,
         ema: bool = False,
-        distillation: Distilled | None = None,
+        distillation: DistillationChange | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         attn_implementation: AttentionName = "sdpa",
@@ -399,7 +399,7 @@ class PreTrainedModel(nn.Module):
         fields: Mapping[str, Any],
         *,
         config: ViTConfig | None = None,
-        distillation: Distilled | None = None,
+        distillation: DistillationChange | None = None,
         dtype: torch.dtype | str | None = None,
         attn_implementation: AttentionName = "sdpa",
         ignore_mismatched_sizes: bool = True,
@@ -424,7 +424,7 @@ class PreTrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls(target, **options)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
-        plan = fit(checkpoint, target, wanted, distillation)
+        plan = adapt_checkpoint(checkpoint, target, wanted, distillation)
         if not ignore_mismatched_sizes and plan.report.mismatched:
             raise UserError(f"Heads of another size: {plan.report}", "pass ignore_mismatched_sizes=True for new ones")
         tensors = plan.tensors(kept)

@@ -1,4 +1,4 @@
-"""Model and run directories as training leaves them, in a few small files."""
+"""Small model and run directories as training writes them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def head(top1: float) -> dict[str, float]:
 
 def evaluation() -> dict[str, Any]:
     return {
-        "part": "test",
+        "split": "test",
         "best_epoch": 1,
         "images": 40,
         "heads": {"class": head(0.7), "distillation": head(0.725), "both": head(0.75)},
         "per_class": {"red": 0.5, "green": 1.0, "blue": 0.75},
-        "data": {"images": {"train": 120, "validation": 40, "test": 40}, "origin": "the folder's own parts: train, val, test"},
+        "data": {"images": {"train": 120, "validation": 40, "test": 40}, "origin": "the folder's own splits: train, val, test"},
         "teacher": {"heads": {"class": head(0.8)}},
     }
 
@@ -51,12 +51,12 @@ def recipe() -> Recipe:
 
 
 def log() -> list[dict[str, Any]]:
-    shares = ((1, 0.9), (2, 0.6))
-    return [{"epoch": epoch, "validation": {"top1": share, "loss": 0.25}} for epoch, share in shares]
+    accuracies = ((1, 0.9), (2, 0.6))
+    return [{"epoch": epoch, "validation": {"top1": top1, "loss": 0.25}} for epoch, top1 in accuracies]
 
 
 def make_model(directory: Path, classes: tuple[str, ...] = CLASSES, **fields: Any) -> Path:
-    """A model directory; its weights are 30 numbers in two tensors."""
+    """Writes a model directory whose weights are two tensors with 30 parameters."""
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", {**CONFIG, "id2label": dict(enumerate(classes)), **fields})
     write_json(directory / "preprocessor_config.json", PROCESSOR)
@@ -67,7 +67,7 @@ def make_model(directory: Path, classes: tuple[str, ...] = CLASSES, **fields: An
 
 
 def make_run(directory: Path, data: str = "/home/alice/holiday photos", classes: tuple[str, ...] = CLASSES) -> Path:
-    """A finished run; its best epoch was the first of two."""
+    """Writes a finished run of two epochs, of which the first is the best."""
     for name in ("best", "last"):
         make_model(directory / name, classes)
     teacher = "/home/alice/runs/a teacher"
@@ -80,8 +80,8 @@ def make_run(directory: Path, data: str = "/home/alice/holiday photos", classes:
     return directory
 
 
-def make_network(directory: Path) -> Path:
-    """A network of timm."""
+def make_timm_model(directory: Path) -> Path:
+    """Writes a model directory of timm."""
     directory.mkdir(parents=True)
     settings = {"input_size": [3, 32, 32], "label_names": list(CLASSES)}
     write_json(directory / "config.json", {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": settings})

@@ -1,4 +1,4 @@
-"""Shapes from a configuration and back: what does not fit is named before a tensor is read."""
+"""Tensor shapes from a configuration and back, and the checks of a checkpoint's shapes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deit.checkpoints.key_maps import locate
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config, other_shapes, trunk_shapes
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
 from tests.helpers import tiny_deit, tiny_vit
-from tests.unit.checkpoints.samples import WITH_TEACHER, canonical_state, shapes_of
+from tests.unit.checkpoints.samples import WITH_TEACHER, canonical_state, shapes_of, to_canonical
 
 sizes = st.fixed_dictionaries(
     {
@@ -31,40 +30,41 @@ sizes = st.fixed_dictionaries(
 )
 
 
-def some(config: ViTConfig, *heads: str) -> dict[str, tuple[int, ...]]:
-    wanted = tuple(f"{head}." for head in heads)
-    return trunk_shapes(config) | {n: s for n, s in other_shapes(config).items() if f"{n}.".startswith(wanted)}
+def shapes_with(config: ViTConfig, *modules: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a trunk and of the named modules beside it."""
+    prefixes = tuple(f"{module}." for module in modules)
+    return trunk_shapes(config) | {n: s for n, s in other_shapes(config).items() if f"{n}.".startswith(prefixes)}
 
 
 @given(sizes, st.sampled_from([DeiTConfig, ViTConfig]))
-def test_a_configuration_is_inferred_from_its_shapes(fields: dict[str, Any], kind: type[ViTConfig]) -> None:
-    config = kind(**fields, num_attention_heads=fields["hidden_size"] // 64)
+def test_configuration_is_inferred_from_shapes(fields: dict[str, Any], config_class: type[ViTConfig]) -> None:
+    config = config_class(**fields, num_attention_heads=fields["hidden_size"] // 64)
     if config.grid[0] != config.grid[1]:
         with pytest.raises(
-            CheckpointError, match=r"make no square: give image_size=\(height, width\) \(--image-size of deit convert\)"
+            CheckpointError, match=r"not a square grid: pass image_size=\(height, width\) \(--image-size of deit convert\)"
         ):
-            infer_config(some(config), {}, {}, "it")
-    heads = WITH_TEACHER if kind is DeiTConfig else ("classifier",)
-    hints = {"image_size": config.image_size, "num_labels": 3, "hidden_size": 7}  # of these only the size may be taken
-    assert infer_config(some(config, *heads), {}, hints, "it") == config
+            infer_config(shapes_with(config), {}, {}, "it")
+    heads = WITH_TEACHER if config_class is DeiTConfig else ("classifier",)
+    hints = {"image_size": config.image_size, "num_labels": 3, "hidden_size": 7}  # only the image size may be used
+    assert infer_config(shapes_with(config, *heads), {}, hints, "it") == config
 
 
-def test_a_square_grid_stays_one_whatever_size_is_wanted() -> None:
-    assert infer_config(some(tiny_vit()), {}, {"image_size": (16, 64), "num_attention_heads": 3}, "it").image_size == 32
+def test_image_size_hint_is_ignored_for_a_square_grid() -> None:
+    assert infer_config(shapes_with(tiny_vit()), {}, {"image_size": (16, 64), "num_attention_heads": 3}, "it").image_size == 32
 
 
-def test_the_pooler_and_the_decoder_tell_their_fields() -> None:
+def test_fields_of_pooler_and_decoder_are_inferred() -> None:
     config = tiny_vit(pooler_output_size=7, encoder_stride=4, num_labels=0)
-    found = some(config, "pooler.dense", "decoder.0", "embeddings.mask_token")
-    assert infer_config(found, {"layer_norm_eps": 1e-12}, {"num_attention_heads": 3}, "it") == config
+    shapes = shapes_with(config, "pooler.dense", "decoder.0", "embeddings.mask_token")
+    assert infer_config(shapes, {"layer_norm_eps": 1e-12}, {"num_attention_heads": 3}, "it") == config
 
 
 @pytest.mark.parametrize("width", [24, 100, 1280])
-def test_a_width_that_does_not_tell_its_heads_asks_for_them(width: int) -> None:
+def test_unknown_number_of_attention_heads_is_requested(width: int) -> None:
     config = tiny_vit(hidden_size=width, num_attention_heads=4)
-    with pytest.raises(CheckpointError, match=rf"width of {width}: give num_attention_heads \(--heads of deit convert\)"):
-        infer_config(some(config), {}, {}, "it")
-    assert infer_config(some(config), {}, {"num_attention_heads": 4, "hidden_act": "relu"}, "it").hidden_act == "relu"
+    with pytest.raises(CheckpointError, match=rf"width of {width}: pass num_attention_heads \(--heads of deit convert\)"):
+        infer_config(shapes_with(config), {}, {}, "it")
+    assert infer_config(shapes_with(config), {}, {"num_attention_heads": 4, "hidden_act": "relu"}, "it").hidden_act == "relu"
 
 
 @pytest.mark.parametrize(
@@ -75,21 +75,21 @@ def test_a_width_that_does_not_tell_its_heads_asks_for_them(width: int) -> None:
         ("embeddings.patch_embeddings.projection.weight", (24, 192), "has 4 dimensions"),
         ("embeddings.patch_embeddings.projection.weight", (24, 0, 8, 8), "has 4 dimensions"),
         ("embeddings.patch_embeddings.projection.weight", (), "has 4 dimensions"),
-        ("embeddings.patch_embeddings.projection.weight", (2**40, 3, 8, 8), "makes no model: .*hidden_size"),
-        ("embeddings.position_embeddings", (1, 1, 24), "0 patches, which make no square"),
-        ("embeddings.position_embeddings", (1, 10**12 + 1, 24), "makes no model"),
+        ("embeddings.patch_embeddings.projection.weight", (2**40, 3, 8, 8), "do not make up a model: .*hidden_size"),
+        ("embeddings.position_embeddings", (1, 1, 24), "0 patches, which is not a square grid"),
+        ("embeddings.position_embeddings", (1, 10**12 + 1, 24), "do not make up a model"),
     ],
 )
-def test_shapes_that_make_no_model_are_named(name: str, shape: tuple[int, ...] | None, problem: str) -> None:
-    found = some(tiny_vit())
-    del found[name]
+def test_inconsistent_shapes_are_reported(name: str, shape: tuple[int, ...] | None, problem: str) -> None:
+    shapes = shapes_with(tiny_vit())
+    del shapes[name]
     if shape is not None:
-        found[name] = shape
+        shapes[name] = shape
     with pytest.raises(CheckpointError, match=problem):
-        infer_config(found, {}, {"num_attention_heads": 3}, "it")
+        infer_config(shapes, {}, {"num_attention_heads": 3}, "it")
 
 
-def test_pruned_heads_are_those_of_transformers_older_models() -> None:
+def test_pruned_heads_narrow_the_attention() -> None:
     config = tiny_vit(pruned_heads={1: [0, 2]})
     shapes = trunk_shapes(config)
     assert shapes["layers.0.attention.qkv.weight"] == (72, 24)
@@ -98,35 +98,33 @@ def test_pruned_heads_are_those_of_transformers_older_models() -> None:
     assert shapes["layers.1.attention.o_proj.weight"] == (24, 8)
 
 
-def test_the_shapes_of_a_published_size_are_those_of_transformers() -> None:
+def test_shapes_match_transformers() -> None:
     with torch.device("meta"):
         model = transformers.DeiTModel(transformers.DeiTConfig())
-    state = model.state_dict()
-    found = {ours: torch.cat([state[name] for name in of]).shape for ours, of in locate(state)[1].items()}
-    assert {name: tuple(shape) for name, shape in found.items()} == some(DeiTConfig(), "pooler.dense")
+    assert shapes_of(to_canonical(model.state_dict())) == shapes_with(DeiTConfig(), "pooler.dense")
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_first_mismatch_is_reported() -> None:
     config = tiny_deit()
-    good = shapes_of(canonical_state(config))
-    check_shapes(good, config, "it")
-    for found, problem in [
-        ({name: shape for name, shape in good.items() if name != "layernorm.bias"}, "it lacks layernorm.bias"),
-        ({name: s for name, s in good.items() if name != "cls_classifier.bias"}, "it lacks cls_classifier.bias"),
-        ({name: s for name, s in good.items() if name != "cls_classifier.weight"}, "it lacks cls_classifier.weight"),
-        ({**good, "layers.2.mlp.fc1.bias": (40,)}, "it holds layers.2.mlp.fc1.bias, which a model of its configuration"),
-        ({**good, "layernorm.bias": (23,)}, r"layernorm.bias in it is \(23,\), and the configuration makes it \(24,\)"),
-        ({**good, "layernorm.bias": ()}, r"is \(\)"),
-        ({**good, "layernorm.bias": (24, 1)}, r"is \(24, 1\)"),
-        ({**good, "cls_classifier.bias": (6,)}, r"is \(6,\)"),
+    valid = shapes_of(canonical_state(config))
+    check_shapes(valid, config, "it")
+    for shapes, problem in [
+        ({name: shape for name, shape in valid.items() if name != "layernorm.bias"}, "it lacks layernorm.bias"),
+        ({name: s for name, s in valid.items() if name != "cls_classifier.bias"}, "it lacks cls_classifier.bias"),
+        ({name: s for name, s in valid.items() if name != "cls_classifier.weight"}, "it lacks cls_classifier.weight"),
+        ({**valid, "layers.2.mlp.fc1.bias": (40,)}, "it has layers.2.mlp.fc1.bias, which a model of its configuration"),
+        ({**valid, "layernorm.bias": (23,)}, r"layernorm.bias in it has shape \(23,\), but the configuration gives \(24,\)"),
+        ({**valid, "layernorm.bias": ()}, r"shape \(\)"),
+        ({**valid, "layernorm.bias": (24, 1)}, r"shape \(24, 1\)"),
+        ({**valid, "cls_classifier.bias": (6,)}, r"shape \(6,\)"),
     ]:
         with pytest.raises(CheckpointError, match=problem):
-            check_shapes(found, config, "it")
+            check_shapes(shapes, config, "it")
 
 
-def test_heads_of_another_number_of_classes_are_let_in_on_demand_if_they_agree() -> None:
+def test_heads_with_other_classes_are_accepted_if_they_agree() -> None:
     config, stored = tiny_deit(num_labels=3), shapes_of(canonical_state(tiny_deit()))
-    with pytest.raises(CheckpointError, match=r"cls_classifier.weight in it is \(5, 24\), and the configuration makes it \(3"):
+    with pytest.raises(CheckpointError, match=r"cls_classifier.weight in it has shape \(5, 24\), but .* gives \(3"):
         check_shapes(stored, config, "it")
     check_shapes(stored, config, "it", any_classes=True)
     mixed = {**stored, "cls_classifier.weight": (7, 24), "cls_classifier.bias": (7,)}
@@ -147,15 +145,15 @@ def test_heads_of_another_number_of_classes_are_let_in_on_demand_if_they_agree()
         (("decoder.0", "embeddings.mask_token"), [], "DeiTForMaskedImageModeling"),
     ],
 )
-def test_the_class_is_that_of_the_heads(heads: tuple[str, ...], stored: object, expected: str) -> None:
-    assert find_architecture(some(tiny_deit(), *heads), tiny_deit(), stored, "it") == expected
+def test_heads_determine_the_class(heads: tuple[str, ...], stored: object, expected: str) -> None:
+    assert find_architecture(shapes_with(tiny_deit(), *heads), tiny_deit(), stored, "it") == expected
 
 
-def test_a_classifier_without_classes_keeps_its_class() -> None:
+def test_classifier_without_classes_keeps_its_class() -> None:
     config = tiny_vit(num_labels=0)
-    assert find_architecture(some(config), config, ["ViTForImageClassification"], "it") == "ViTForImageClassification"
-    assert find_architecture(some(config), config, ["DeiTForImageClassification"], "it") == "ViTModel"
-    assert find_architecture(some(tiny_vit()), tiny_vit(), ["ViTForImageClassification"], "it") == "ViTModel"
+    assert find_architecture(shapes_with(config), config, ["ViTForImageClassification"], "it") == "ViTForImageClassification"
+    assert find_architecture(shapes_with(config), config, ["DeiTForImageClassification"], "it") == "ViTModel"
+    assert find_architecture(shapes_with(tiny_vit()), tiny_vit(), ["ViTForImageClassification"], "it") == "ViTModel"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +165,6 @@ def test_a_classifier_without_classes_keeps_its_class() -> None:
         (tiny_deit(), ("classifier", "decoder.0")),
     ],
 )
-def test_heads_of_no_class_are_an_error(config: ViTConfig, heads: tuple[str, ...]) -> None:
-    with pytest.raises(CheckpointError, match=f"a trunk of .* and the heads {', '.join(sorted(heads))}"):
-        find_architecture(some(config, *heads), config, None, "it")
+def test_other_combination_of_heads_is_refused(config: ViTConfig, heads: tuple[str, ...]) -> None:
+    with pytest.raises(CheckpointError, match=f"has a .* trunk and the heads {', '.join(sorted(heads))}"):
+        find_architecture(shapes_with(config, *heads), config, None, "it")

@@ -1,4 +1,4 @@
-"""timm's config.json: what would change the function is mapped or refused, never overlooked."""
+"""Configurations of timm: every argument that affects the function is translated or refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(**content: Any) -> dict[str, Any]:
     return read_timm_config({"architecture": NAME, "pretrained_cfg": {}, **content}, "c.json").fields
 
 
-def test_names_of_plain_models_tell_their_heads_and_no_others_pass() -> None:
+def test_supported_architectures_are_plain_and_have_the_expected_heads() -> None:
     for name in timm.list_models("deit_*") + timm.list_models("vit_*"):
         if not is_transformer(name):
             continue
@@ -32,7 +32,7 @@ def test_names_of_plain_models_tell_their_heads_and_no_others_pass() -> None:
         assert type(model.norm_pre).__name__ == "Identity", name
 
 
-def test_the_published_names_pass() -> None:
+def test_published_names_are_supported() -> None:
     names = [f"{name}.fb_in1k" for name in timm.list_models("deit_*")] + [
         "vit_base_patch16_224.augreg_in21k",
         "vit_tiny_patch16_384",
@@ -56,17 +56,17 @@ def test_the_published_names_pass() -> None:
         "x" * 10_000,
     ],
 )
-def test_other_architectures_are_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"c\.json names timm's .*only plain DeiT and ViT") as caught:
+def test_unsupported_architecture_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"c\.json names the timm architecture .*only plain DeiT and ViT") as caught:
         read(architecture=name)
     assert len(str(caught.value)) < 300
 
 
-def test_every_activation_goes_to_timm_and_comes_back_as_the_same_function() -> None:
+def test_activations_round_trip() -> None:
     assert set(TO_TIMM) == set(get_args(ViTConfig.model_fields["hidden_act"].annotation))
     values = torch.linspace(-3, 3, 50)
-    for ours, theirs in TO_TIMM.items():
-        assert torch.equal(ACTIVATIONS[FROM_TIMM[theirs]](values), ACTIVATIONS[ours](values)), ours
+    for name, timm_name in TO_TIMM.items():
+        assert torch.equal(ACTIVATIONS[FROM_TIMM[timm_name]](values), ACTIVATIONS[name](values)), name
     assert (FROM_TIMM["gelu_tanh"], FROM_TIMM["silu"], TO_TIMM["swish"]) == ("gelu_pytorch_tanh", "silu", "silu")
 
 
@@ -129,17 +129,17 @@ def test_arguments_become_fields() -> None:
         ("something_new", 1),
     ],
 )
-def test_arguments_that_our_models_do_not_have_are_refused(argument: str, value: object) -> None:
-    with pytest.raises(CheckpointError, match=r"c\.json (gives timm's model|names the activation)"):
+def test_unsupported_argument_is_refused(argument: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"c\.json has the (model argument|activation)"):
         read(model_args={argument: value})
 
 
-def test_pooling_is_refused_at_the_top_too() -> None:
+def test_unsupported_pooling_at_the_top_level_is_refused() -> None:
     with pytest.raises(CheckpointError, match="global_pool = avg"):
         read(global_pool="avg")
 
 
-def test_the_size_of_images_is_taken_where_it_is_fixed() -> None:
+def test_fixed_input_size_is_the_image_size() -> None:
     def size(**settings: Any) -> Any:
         return read(pretrained_cfg={"input_size": [3, 32, 48], **settings}).get("image_size")
 
@@ -151,11 +151,11 @@ def test_the_size_of_images_is_taken_where_it_is_fixed() -> None:
         size(fixed_input_size=True, input_size=[3, 32])
 
 
-def test_older_files_hold_all_on_one_level() -> None:
+def test_older_files_with_a_single_level() -> None:
     content = {"architecture": NAME, "num_classes": 2, "mean": [0.5, 0.5, 0.5], "crop_pct": 0.9, "input_size": [3, 224, 224]}
-    found = read_timm_config(content, "c.json")
-    assert found.preprocessing == {"mean": [0.5, 0.5, 0.5], "crop_pct": 0.9, "input_size": [3, 224, 224]}
-    assert found.fields == {"num_attention_heads": 6, "layer_norm_eps": 1e-6, "num_labels": 2}
+    config = read_timm_config(content, "c.json")
+    assert config.preprocessing == {"mean": [0.5, 0.5, 0.5], "crop_pct": 0.9, "input_size": [3, 224, 224]}
+    assert config.fields == {"num_attention_heads": 6, "layer_norm_eps": 1e-6, "num_labels": 2}
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_older_files_hold_all_on_one_level() -> None:
         {"mean": [0.5] * 2000},
     ],
 )
-def test_garbled_preprocessing_is_refused(settings: dict[str, Any]) -> None:
+def test_invalid_preprocessing_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=rf"{next(iter(settings))} in c\.json is"):
         read(pretrained_cfg=settings)
 
 
 @pytest.mark.parametrize("content", [{"model_args": [1]}, {"pretrained_cfg": "x"}, {"pretrained_cfg": None}])
-def test_parts_that_are_no_objects_are_refused(content: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"in c\.json is no object"):
+def test_sections_must_be_objects(content: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"in c\.json is not an object"):
         read(**content)

@@ -1,4 +1,4 @@
-"""Files of tensors that we wrote, and models that take them: what is damaged, missing or of another shape is named."""
+"""Writing, reading and loading of tensors; corrupt files and mismatches are reported."""
 
 from __future__ import annotations
 
@@ -14,75 +14,75 @@ from deit.errors import CheckpointError
 from tests.helpers import noise, randomized
 
 
-def test_tensors_come_back_with_their_types(tmp_path: Path) -> None:
+def test_tensors_round_trip(tmp_path: Path) -> None:
     tensors = {
         "float": noise(3, 4),
         "half": noise(2).half(),
-        "brain": noise(2).bfloat16(),
+        "bfloat16": noise(2).bfloat16(),
         "count": torch.tensor(7),
         "empty": torch.zeros(0, 3),
-        "turned": noise(3, 4).T,
+        "transposed": noise(3, 4).T,
         "отлично": torch.ones(1),
     }
     write_tensors(tmp_path / "new" / "a.safetensors", tensors)
-    back = read_tensors(tmp_path / "new" / "a.safetensors")
-    assert back.keys() == tensors.keys()
+    restored = read_tensors(tmp_path / "new" / "a.safetensors")
+    assert restored.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert back[name].dtype == tensor.dtype
-        assert torch.equal(back[name], tensor), name
+        assert restored[name].dtype == tensor.dtype
+        assert torch.equal(restored[name], tensor), name
 
 
-def test_tensors_that_share_memory_are_written_out_for_each(tmp_path: Path) -> None:
-    whole = noise(6)
-    write_tensors(tmp_path / "a", {"one": whole, "same": whole, "part": whole[:3]})
-    back = read_tensors(tmp_path / "a")
-    assert torch.equal(back["one"], whole)
-    assert torch.equal(back["same"], whole)
-    assert torch.equal(back["part"], whole[:3])
+def test_tensors_that_share_memory_are_written_separately(tmp_path: Path) -> None:
+    tensor = noise(6)
+    write_tensors(tmp_path / "a", {"first": tensor, "same": tensor, "slice": tensor[:3]})
+    restored = read_tensors(tmp_path / "a")
+    assert torch.equal(restored["first"], tensor)
+    assert torch.equal(restored["same"], tensor)
+    assert torch.equal(restored["slice"], tensor[:3])
 
 
-def test_the_file_says_that_torch_wrote_it(tmp_path: Path) -> None:
+def test_metadata_of_the_file_names_torch(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", {"x": torch.ones(1)})
-    with safe_open(tmp_path / "a", "pt") as file:  # transformers refuses a file without this
+    with safe_open(tmp_path / "a", "pt") as file:  # transformers requires it
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
+def test_missing_or_corrupt_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
         read_tensors(tmp_path / "none.safetensors")
     path = tmp_path / "cut.safetensors"
     write_tensors(path, {"x": torch.ones(100)})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"cut\.safetensors is no valid safetensors file"):
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a valid safetensors file"):
         read_tensors(path)
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+def test_pickle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     torch.save({"x": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="no valid safetensors file"):
+    with pytest.raises(CheckpointError, match="not a valid safetensors file"):
         read_tensors(path)
 
 
-def test_no_tensors_are_tensors_too(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "optimizer.safetensors", {})  # as an optimizer is saved before its first step
+def test_file_without_tensors(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "optimizer.safetensors", {})  # as for an optimizer before its first step
     assert read_tensors(tmp_path / "optimizer.safetensors") == {}
 
 
-def test_what_does_not_fit_is_counted_and_the_first_is_named() -> None:
+def test_mismatches_are_counted_and_the_first_is_named() -> None:
     model = nn.Linear(2, 3)
     state = dict(model.state_dict())
-    with pytest.raises(CheckpointError, match="1 tensors do not fit: the checkpoint lacks bias"):
+    with pytest.raises(CheckpointError, match="model differ in 1 tensor: the checkpoint lacks bias"):
         load_into(model, {"weight": state["weight"]})
-    with pytest.raises(CheckpointError, match="2 tensors do not fit: the model has no place for a"):
+    with pytest.raises(CheckpointError, match="model differ in 2 tensors: the model does not have a"):
         load_into(model, {**state, "b": torch.ones(1), "a": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"weight is \(3, 1\) in the checkpoint and \(3, 2\) in the model"):
+    with pytest.raises(CheckpointError, match=r"weight has shape \(3, 1\) in the checkpoint and \(3, 2\) in the model"):
         load_into(model, {**state, "weight": torch.ones(3, 1)})
 
 
-def test_a_refused_checkpoint_leaves_the_model_as_it_was() -> None:
+def test_refused_checkpoint_leaves_the_model_unchanged() -> None:
     model = randomized(nn.Linear(2, 3))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    previous = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError):
         load_into(model, {"bias": torch.zeros(3), "weight": torch.zeros(9, 9)})
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, previous[name]) for name, tensor in model.state_dict().items())

@@ -221,7 +221,7 @@ def test_a_bundle_is_evaluated_as_the_model_is(model: Path, onnx_bundle: Exporte
 
 
 def test_a_bundle_is_no_model_to_go_on_with(openvino_bundle: Exported, torch_bundle: Exported) -> None:
-    with pytest.raises(CheckpointError, match="is an exported model, which only answers"):
+    with pytest.raises(CheckpointError, match="is an exported model, which supports only inference"):
         load_model(openvino_bundle.bundle.path)
     assert load_model(torch_bundle.bundle.path).num_labels == len(CLASSES)
 

@@ -117,10 +117,10 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
 def test_a_directory_that_is_missing_or_holds_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         load_classifier(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"holds no weights: looked for model\.safetensors, .*, found nothing"):
+    with pytest.raises(CheckpointError, match=r"has no weights: looked for model\.safetensors, .*, found nothing"):
         load_classifier(tmp_path)
     (tmp_path / "recipe.toml").touch()
-    with pytest.raises(CheckpointError, match="no finished epoch: go on with it: deit train --resume"):
+    with pytest.raises(CheckpointError, match="no finished epoch: resume it: deit train --resume"):
         load_classifier(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_a_garbled_configuration_is_named(saved: Path, changes: dict[str, Any]) 
 
 
 def test_weights_of_another_network_are_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"fc\.weight is \(3, 16\) in the checkpoint and \(4, 16\) in the model"):
+    with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(3, 16\) in the checkpoint and \(4, 16\) in the model"):
         load_classifier(edited(saved, label_names=["a", "b", "c", "d"]))
     with pytest.raises(TeacherError, match="no architecture 'hf-hub:evil/model'"):
         load_classifier(edited(saved, architecture="hf-hub:evil/model"))

@@ -282,7 +282,7 @@ def test_a_configuration_of_other_classes_than_the_file_is_refused(tmp_path: Pat
     content = json.loads((tmp_path / "config.json").read_text())
     content["id2label"] = {"0": "a", "1": "b"}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"cls_classifier\.\w+ in .* is \(5,.*\), and the configuration makes it \(2,"):
+    with pytest.raises(CheckpointError, match=r"cls_classifier\.\w+ in .* has shape \(5,.*\), but the configuration gives \(2"):
         load_model(tmp_path)
 
 

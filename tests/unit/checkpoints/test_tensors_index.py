@@ -1,4 +1,4 @@
-"""Indices of shards: one model out of many files, all of them beside the index; and the arguments of a download."""
+"""Indices of sharded checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from deit import hub
 from deit.checkpoints.tensors import open_index
 from deit.errors import CheckpointError
-from deit.hub import hub_arguments, shard_names
 from tests.helpers import noise
 from tests.unit.checkpoints.samples import assert_equal
 
@@ -26,22 +25,24 @@ def sample() -> dict[str, Tensor]:
     return {"a.weight": noise(3, 4), "b": noise(2).half(), "c": noise(2).bfloat16(), "d": noise(1, 2, 2).double()}
 
 
-def sharded(folder: Path, parts: dict[str, dict[str, Tensor]], index: str = "model.safetensors.index.json") -> Path:
-    for name, part in parts.items():
-        if name.endswith("safetensors"):
-            save_file(part, folder / name)
+def save_shards(folder: Path, shards: dict[str, dict[str, Tensor]]) -> Path:
+    """Saves shards and returns their index."""
+    for file_name, shard in shards.items():
+        if file_name.endswith("safetensors"):
+            save_file(shard, folder / file_name)
         else:
-            torch.save(part, folder / name)
-    places = {tensor: name for name, part in parts.items() for tensor in part}
-    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
-    return folder / index
+            torch.save(shard, folder / file_name)
+    weight_map = {name: file_name for file_name, shard in shards.items() for name in shard}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_shards_make_one_model(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("extension", ["safetensors", "bin"])
+def test_shards_make_up_one_model(tmp_path: Path, extension: str) -> None:
     state = sample()
-    parts = {f"model-{place}-of-00004.{ending}": {name: tensor} for place, (name, tensor) in enumerate(state.items())}
-    files = open_index(sharded(tmp_path, parts))
+    shards = {f"model-{index}-of-00004.{extension}": {name: tensor} for index, (name, tensor) in enumerate(state.items())}
+    files = open_index(save_shards(tmp_path, shards))
     assert_equal({name: tensor for file in files for name, tensor in file.read(file.entries).items()}, state)
 
 
@@ -65,7 +66,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_shard_outside_its_directory_is_refused(tmp_path: Path, name: object) -> None:
+def test_shard_outside_its_directory_is_refused(tmp_path: Path, name: object) -> None:
     save_file(sample(), tmp_path / "x.safetensors")
     folder = tmp_path / "model"
     folder.mkdir()
@@ -77,16 +78,16 @@ def test_a_shard_outside_its_directory_is_refused(tmp_path: Path, name: object) 
 @pytest.mark.parametrize(
     "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": 3}', "[]", "{", "[" * 10**5]
 )
-def test_an_index_of_another_form_is_refused(tmp_path: Path, content: str) -> None:
+def test_malformed_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "i.index.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"i\.index\.json"):
         open_index(tmp_path / "i.index.json")
 
 
-def test_shards_and_index_name_the_same_tensors(tmp_path: Path) -> None:
-    index = sharded(tmp_path, {"a.safetensors": {"x": torch.ones(1)}, "b.safetensors": {"y": torch.ones(1)}})
+def test_shards_must_match_the_index(tmp_path: Path) -> None:
+    index = save_shards(tmp_path, {"a.safetensors": {"x": torch.ones(1)}, "b.safetensors": {"y": torch.ones(1)}})
     save_file({"x": torch.ones(1), "z": torch.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors holds, and its index does not name, z"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has z, which its index does not name"):
         open_index(index)
     save_file({"y": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"a\.safetensors lacks x"):
@@ -97,9 +98,9 @@ def test_shards_and_index_name_the_same_tensors(tmp_path: Path) -> None:
 
 
 def test_too_many_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = sharded(tmp_path, {f"{n}.safetensors": {f"x{n}": torch.ones(1)} for n in range(3)})
+    index = save_shards(tmp_path, {f"{n}.safetensors": {f"x{n}": torch.ones(1)} for n in range(3)})
     monkeypatch.setattr(hub, "MAX_SHARDS", 2)
-    with pytest.raises(CheckpointError, match="names 3 files: at most 2 are read"):
+    with pytest.raises(CheckpointError, match="names 3 files: the limit is 2"):
         open_index(index)
 
 
@@ -112,17 +113,7 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=8), json_values, max_size=4) | json_values)
 @fuzz
-def test_any_index_is_shards_or_a_clear_error(tmp_path: Path, places: object) -> None:
-    (tmp_path / "any.index.json").write_text(json.dumps({"weight_map": places}))
+def test_any_index_is_shards_or_a_checkpoint_error(tmp_path: Path, weight_map: object) -> None:
+    (tmp_path / "any.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=r"any\.index\.json"):
         open_index(tmp_path / "any.index.json")
-
-
-def test_the_shards_of_an_index(tmp_path: Path) -> None:
-    (tmp_path / "i.json").write_text('{"weight_map": {"x": "b.bin", "y": "a.bin", "z": "b.bin"}}')
-    assert shard_names(tmp_path / "i.json") == ["a.bin", "b.bin"]
-
-
-def test_arguments_are_told_apart() -> None:
-    given_ = {"revision": "v1", "num_labels": 3, "token": None, "image_size": 4}
-    assert hub_arguments(given_) == ({"revision": "v1", "token": None}, {"num_labels": 3, "image_size": 4})
