@@ -1,4 +1,4 @@
-"""Adapts a checkpoint to a model with other heads, another input size, or without or with a distillation token.
+"""Adapts a checkpoint to another model: other heads, another input size, with or without a distillation token.
 
 What is loaded, newly initialized, resampled or ignored is decided from shapes, before any tensor is read. All tensors of the
 transformer must be present, and none may be left over. Heads may be newly initialized or ignored, but only as a whole. A change

@@ -88,13 +88,13 @@ class TensorSlice(NamedTuple):
 
     Attributes:
         canonical: name of the canonical tensor, with {n} for the index of a layer.
-        index: index of the slice along the first axis.
-        count: number of equal slices of the canonical tensor.
+        position: position of the slice along the first axis.
+        total: number of equal slices of the canonical tensor.
     """
 
     canonical: str
-    index: int
-    count: int
+    position: int
+    total: int
 
 
 Table = Mapping[str, TensorSlice]
@@ -108,9 +108,9 @@ def _table(trunk: Rows, heads: Rows, prefixes: Iterable[str] = ("",)) -> Table:
     for canonical, other, prefix in rows:
         names = other.split("|")
         for parameter in ("weight", "bias") if "{p}" in canonical else ("",):
-            for index, name in enumerate(names):
+            for position, name in enumerate(names):
                 key = (prefix + name).replace("{p}", parameter)
-                table[key] = TensorSlice(canonical.replace("{p}", parameter), index, len(names))
+                table[key] = TensorSlice(canonical.replace("{p}", parameter), position, len(names))
     return table
 
 
@@ -127,14 +127,14 @@ _TABLES: Mapping[str, tuple[str, Table]] = {
 def _inverse(table: Table) -> Mapping[str, tuple[str, ...]]:
     """Returns a map from canonical names, with {n}, to the other project's names without prefix, in the order of the slices."""
     slices: dict[str, dict[int, str]] = {}
-    for name, (canonical, index, _) in table.items():
+    for name, (canonical, position, _) in table.items():
         if not name.startswith(TRUNK_PREFIXES):
-            slices.setdefault(canonical, {})[index] = name
+            slices.setdefault(canonical, {})[position] = name
     return {canonical: _in_order(names) for canonical, names in slices.items()}
 
 
 def _in_order(names: Mapping[int, str]) -> tuple[str, ...]:
-    return tuple(names[index] for index in sorted(names))
+    return tuple(names[position] for position in sorted(names))
 
 
 _INVERSES = {layout: _inverse(table) for layout, (_, table) in _TABLES.items()}
@@ -156,20 +156,20 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
     best = max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
     project, table = _TABLES[best]
     slices: dict[str, dict[int, str]] = {}
-    counts: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for name, (key, layer) in keys.items():
         if key not in table:
             raise CheckpointError(
                 f"The checkpoint has an unknown tensor, {printable(name)}", "it is not a DeiT or ViT classifier"
             )
-        pattern, index, count = table[key]
+        pattern, position, total = table[key]
         canonical = pattern.replace("{n}", layer)
-        if index in slices.setdefault(canonical, {}):
+        if position in slices.setdefault(canonical, {}):
             raise CheckpointError(f"The checkpoint has {canonical} twice, once as {name}", "remove one of the two")
-        slices[canonical][index] = name
-        counts[canonical] = count
-    for canonical, count in counts.items():
-        if len(slices[canonical]) != count:
+        slices[canonical][position] = name
+        totals[canonical] = total
+    for canonical, total in totals.items():
+        if len(slices[canonical]) != total:
             raise CheckpointError(f"A slice of {canonical} is missing", "the checkpoint is incomplete")
     return project, {canonical: _in_order(slice_names) for canonical, slice_names in slices.items()}
 
