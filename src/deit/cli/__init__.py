@@ -1,1 +1,1 @@
-"""The command line: one thin file a verb. Heavy libraries are imported inside the verbs."""
+"""Command line: one thin module per command. Heavy libraries are imported inside the commands."""

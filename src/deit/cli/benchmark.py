@@ -22,33 +22,33 @@ def benchmark(
     model: ModelOrBundleArgument,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Image files to measure with; made photographs of 500 x 375 by default."),
+        typer.Option(metavar="FOLDER", help="Image files to measure with. Default: synthetic photos of 500 x 375 pixels."),
     ] = None,
     runtime: RuntimeOption = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each figure.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 2.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast a model answers here, and remember it: `deit predict` takes the fastest runtime."""
+    """Measure latency, throughput and memory; `deit predict` then uses the fastest runtime."""
     from deit.inference.benchmark import benchmark as run
     from deit.inference.runtime_selection import describe_machine
 
     files = [] if images is None else image_files(images)
-    figures = run(model, device, [runtime] if runtime else [], files, seconds)
+    results = run(model, device, [runtime] if runtime else [], files, seconds)
     machine = describe_machine()
     if as_json:
-        print_json({"machine": machine, "runtimes": [row.to_dict() for row in figures]})
+        print_json({"machine": machine, "runtimes": [row.to_dict() for row in results]})
         return
     typer.echo(f"{machine['processor']}, {machine['cores']} cores; median of repeated measurements")
     rows = [
-        ["ms an image (p50, p99)", *("{:.1f}, {:.1f}".format(*row.latency_ms) for row in figures)],
-        ["ms a file (p50, p99)", *("{:.1f}, {:.1f}".format(*row.file_latency_ms) for row in figures)],
-        ["images/s", *(f"{row.best[1].median:,.0f}" for row in figures)],
-        ["  quartiles", *(f"{row.best[1].low:,.0f} to {row.best[1].high:,.0f}" for row in figures)],
-        ["  images a call", *(f"{row.best[0]}" for row in figures)],
-        ["  of a matrix product's rate", *("" if row.share_of_peak is None else f"{row.share_of_peak:.0%}" for row in figures)],
-        ["files/s", *(f"{row.files_per_second.median:,.0f}" for row in figures)],
-        ["seconds to the first answer", *(f"{row.load_seconds:.1f}" for row in figures)],
-        ["MiB (steady, at most)", *(f"{row.steady_mib:,.0f}, {row.peak_mib:,.0f}" for row in figures)],
+        ["ms per image (p50, p99)", *("{:.1f}, {:.1f}".format(*row.latency_ms) for row in results)],
+        ["ms per file (p50, p99)", *("{:.1f}, {:.1f}".format(*row.file_latency_ms) for row in results)],
+        ["images/s", *(f"{row.best[1].median:,.0f}" for row in results)],
+        ["  quartiles", *(f"{row.best[1].low:,.0f} to {row.best[1].high:,.0f}" for row in results)],
+        ["  batch size", *(f"{row.best[0]}" for row in results)],
+        ["  share of matmul peak", *("" if row.share_of_peak is None else f"{row.share_of_peak:.0%}" for row in results)],
+        ["files/s", *(f"{row.files_per_second.median:,.0f}" for row in results)],
+        ["seconds to first prediction", *(f"{row.load_seconds:.1f}" for row in results)],
+        ["MiB (steady, peak)", *(f"{row.steady_mib:,.0f}, {row.peak_mib:,.0f}" for row in results)],
     ]
-    print_table(["", *(f"{row.runtime} {row.precision}, {row.device}" for row in figures)], rows)
+    print_table(["", *(f"{row.runtime} {row.precision}, {row.device}" for row in results)], rows)

@@ -1,12 +1,15 @@
-"""What the verbs share: their options, and how results are printed."""
+"""Options and output shared by the commands."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -14,96 +17,205 @@ from deit.errors import UserError
 from deit.system.files import BEST_NAME
 
 if TYPE_CHECKING:
-    from deit.evaluation.evaluate import Evaluation
-    from deit.training.run import TrainResult
+    from deit.evaluation.metrics import Evaluation
+    from deit.training.finishing import TrainResult
 
-DATA_HELP = "A folder of images, a manifest, hf:OWNER/NAME, or a name of `deit data list`."
+DATA_HELP = "Folder of images, manifest file, hf:OWNER/NAME, or a name from `deit data list`."
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
-RunDataArgument = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)]
-RecipeOption = Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")]
-ModelOption = Annotated[str | None, typer.Option(help="A name of `deit model list`.")]
-TeacherWeightsOption = Annotated[str | None, typer.Option(help="A file with the weights of a timm teacher.")]
-OutOption = Annotated[Path | None, typer.Option(help="The run's directory; a new one below runs/ by default.")]
-ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Go on in this run's directory.")]
-InitOption = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Start from this checkpoint: a run, a model of any format, a hub name.")
+TrainDataArgument = Annotated[
+    str | None, typer.Argument(metavar="DATA", help=f"{DATA_HELP} Not needed with --resume.", show_default=False)
 ]
-ImageSizeOption = Annotated[
-    str | None, typer.Option(metavar="PIXELS", help="Of the model's input: 384, or height x width as 256x192.")
-]
-EpochsOption = Annotated[int | None, typer.Option(help="Passes over the data.")]
-MinutesOption = Annotated[float | None, typer.Option(help="Time for the training: epochs and open sizes are chosen to fit it.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images in an optimization step.")]
-SeedOption = Annotated[int | None, typer.Option(help="Of every random draw.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any value of the recipe.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that make batches; by the cores by default.")]
-SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave unreadable images out and count them.")]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run, a model directory or file of any format, a hub name, or a variant.")
+    str, typer.Argument(metavar="MODEL", help="Run, model directory or file of any format, hub name, or variant name.")
 ]
 ModelOrBundleArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A bundle of `deit export`, or a model as `deit train` and the hub have it.")
+    str, typer.Argument(metavar="MODEL", help="Bundle from `deit export`, run, model of any format, hub name, or variant name.")
 ]
+
+VariantOption = Annotated[str | None, typer.Option(help="Model variant from `deit model list`.")]
+TeacherWeightsOption = Annotated[str | None, typer.Option(help="Weights file of a timm teacher.")]
+InitOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Checkpoint to start from: a run, a model of any format, or a hub name.")
+]
+RecipeOption = Annotated[str | None, typer.Option(help="Name from `deit recipe list`, or a TOML file.")]
+ImageSizeOption = Annotated[
+    str | None, typer.Option(metavar="PIXELS", help="Size of the model's input: 384, or height x width such as 256x192.")
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Number of epochs.")]
+MinutesOption = Annotated[
+    float | None, typer.Option(help="Training time; epochs and model sizes that are not set are chosen to fit.")
+]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images per optimizer step.")]
+SeedOption = Annotated[int | None, typer.Option(help="Random seed.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set any value of the recipe. May be repeated.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Directory of the run. Default: a new one in runs/.")]
+ResumeOption = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this directory.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes of the data loader. Default: by the number of cores.")
+]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out unreadable images and count them.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
-EmaOption = Annotated[bool, typer.Option("--ema", help="Take the average of the weights of a training checkpoint.")]
+EmaOption = Annotated[
+    bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
+]
+CropOption = Annotated[
+    Literal["keep", "squash", "pad"] | None,
+    typer.Option(help="keep: center crop; squash: ignore the aspect ratio; pad: the whole image. Default: the model's own."),
+]
 RuntimeOption = Annotated[
     Literal["openvino", "onnxruntime", "torch", "torch-compiled"] | None,
-    typer.Option(help="What runs the model; what `deit info` names by default."),
+    typer.Option(help="Runtime that runs the model. Default: see `deit info`."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that the training commands share; see :func:`with_run_options`."""
+
+    init: InitOption = None
+    recipe: RecipeOption = None
+    image_size: ImageSizeOption = None
+    epochs: EpochsOption = None
+    minutes: MinutesOption = None
+    batch_size: BatchSizeOption = None
+    seed: SeedOption = None
+    assignments: SetOption = None
+    out: OutOption = None
+    resume: ResumeOption = None
+    device: DeviceOption = "auto"
+    workers: WorkersOption = None
+    skip_unreadable: SkipOption = False
+    as_json: JsonOption = False
+
+    def settings(self, own: Mapping[str, object]) -> dict[str, str]:
+        """Returns the recipe values to change, as :meth:`Recipe.with_settings` takes them.
+
+        Args:
+            own: recipe key -> value of the command's own option; None if it is not given.
+        """
+        shared = {
+            "model.image_size": self.image_size,
+            "epochs": self.epochs,
+            "minutes": self.minutes,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        return recipe_settings(self.assignments, {**own, **shared})
+
+    def check_resume(self, *other_settings: object) -> None:
+        """Checks that a run is resumed without other settings.
+
+        Raises:
+            UserError: another setting is given beside ``--resume``.
+        """
+        if self.resume is not None and any((*other_settings, self.recipe, self.init, self.out)):
+            raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
+
+    def run_arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments that all training functions take."""
+        return {
+            "init": self.init,
+            "device": self.device,
+            "workers": self.workers,
+            "skip_unreadable": self.skip_unreadable,
+        }
+
+
+def with_run_options(*excluded: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the fields of :class:`RunOptions` to a command's signature, after its own parameters.
+
+    The command takes them as a single keyword argument ``options``.
+
+    Args:
+        excluded: names of fields that the command does not offer; they keep their defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own_types = get_type_hints(command, include_extras=True)
+        shared_types = get_type_hints(RunOptions, include_extras=True)
+        own = [
+            parameter.replace(annotation=own_types[name], kind=parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "options"
+        ]
+        shared = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=shared_types[field.name]
+            )
+            for field in fields(RunOptions)
+            if field.name not in excluded
+        ]
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            options = RunOptions(**{parameter.name: arguments.pop(parameter.name) for parameter in shared})
+            command(**arguments, options=options)
+
+        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+        return run
+
+    return decorate
 
 
 def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
-    """The recipe for a user who names none."""
+    """Returns the name of the recipe to use if none is given."""
     stem = "finetune-small-data" if init else "digits" if data == "digits" else "small-data"
     return f"{stem}-distilled" if distilled else stem
 
 
-def check_resume(resume: Path | None, *others: object) -> None:
-    """Refuse to change a run that is gone on with.
+def parse_image_size(text: str) -> int | list[int]:
+    """Parses ``384`` to 384 and ``256x192`` to height and width.
 
     Raises:
-        UserError: there is another setting.
-    """
-    if resume is not None and any(others):
-        raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
-
-
-def image_sides(text: str) -> int | list[int]:
-    """``384`` -> one side for both, ``256x192`` -> height and width.
-
-    Raises:
-        UserError: neither.
+        UserError: the text has neither form.
     """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and len(side) <= 5 for side in sides):
-        raise UserError(f"--image-size {text!r} is no size", "write 384, or height x width as 256x192")
+        raise UserError(f"--image-size {text!r} is not a size", "write 384, or height x width as 256x192")
     return int(sides[0]) if len(sides) == 1 else [int(side) for side in sides]
 
 
-def recipe_settings(assignments: Sequence[str] | None, shortcuts: Mapping[str, object]) -> dict[str, str]:
-    """``--set`` values and the options that stand for one, as :meth:`Recipe.with_settings` takes them.
+def recipe_settings(assignments: Sequence[str] | None, options: Mapping[str, object]) -> dict[str, str]:
+    """Returns recipe values to change, as :meth:`Recipe.with_settings` takes them.
+
+    Args:
+        assignments: values of ``--set``, which take precedence.
+        options: recipe key -> value of the option that sets it; None if it is not given.
 
     Raises:
         UserError: an assignment without ``=``.
     """
-    settings = {name: str(value) for name, value in shortcuts.items() if value is not None}
+    settings = {name: str(value) for name, value in options.items() if value is not None}
     if (size := settings.get("model.image_size")) is not None:
-        settings["model.image_size"] = str(image_sides(size))
+        settings["model.image_size"] = str(parse_image_size(size))
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set {assignment!r} assigns nothing", "write NAME=VALUE, such as optimizer.lr=1e-3")
+            raise UserError(f"--set {assignment!r} has no value", "write NAME=VALUE, such as optimizer.lr=1e-3")
         settings[name.strip()] = value.strip()
     return settings
 
 
-def image_files(path: Path) -> list[Path]:
-    """A file itself, or the images below a folder, in order.
+def check_init_shape(init: str | None, shape: str | None, option: str = "--model") -> None:
+    """Checks that no shape is given beside a checkpoint, which has its own.
 
     Raises:
-        UserError: there is no such path, or no image below it.
+        UserError: both are given.
+    """
+    if init is not None and shape is not None:
+        raise UserError(f"--init and {option} both set the shape of the model", "leave one of them out")
+
+
+def image_files(path: Path) -> list[Path]:
+    """Returns a file itself, or the image files below a folder, sorted.
+
+    Raises:
+        UserError: the path does not exist, or the folder contains no images.
     """
     from deit.images.decoding import is_image_name
 
@@ -111,71 +223,66 @@ def image_files(path: Path) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path} does not exist", "check the path")
         return [path]
-    found = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
-    found = [file for file in found if is_image_name(file)]
-    if not found:
-        raise UserError(f"{path} holds no images", "pass a folder with image files")
-    return found
-
-
-def refuse_two_shapes(init: str | None, shape: str | None, option: str = "--model") -> None:
-    """A checkpoint brings its own shape.
-
-    Raises:
-        UserError: another shape is asked for beside it.
-    """
-    if init is not None and shape is not None:
-        raise UserError(f"--init brings the model's shape and {option} names another", "leave one of them out")
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    images = [file for file in files if is_image_name(file)]
+    if not images:
+        raise UserError(f"{path} contains no images", "pass a folder with image files")
+    return images
 
 
 def print_json(content: Any) -> None:
-    """One JSON document on standard output."""
+    """Prints one JSON document to standard output."""
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on standard output; all columns but the first are aligned to the right."""
+    """Prints a table to standard output; all columns but the first are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))  # Text: a class's name is no markup
+        table.add_row(*(Text(_printable(cell)) for cell in row))  # Text: class names are not markup
     Console().print(table)
 
 
 def _printable(text: str) -> str:
-    """Without what would steer the terminal: names come from files."""
+    """Replaces control characters, which class and file names may contain."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def print_heads(evaluation: Evaluation, part: str, teacher: Evaluation | None = None) -> None:
-    """How each head did, the teacher first."""
-    results = {} if teacher is None else {"teacher": teacher.answer}
-    results |= evaluation.heads
+def print_heads(evaluation: Evaluation, name: str, teacher: Evaluation | None = None) -> None:
+    """Prints the metrics of the teacher, if any, and of each head, under the name of the data set or split."""
+    metrics = {} if teacher is None else {"teacher": teacher.main}
+    metrics |= evaluation.heads
     rows = [
-        [name, f"{head.top1:.2%}", f"{head.top5:.2%}", f"{head.loss:.4f}", f"{head.calibration_error:.2%}"]
-        for name, head in results.items()
+        [head, f"{row.top1:.2%}", f"{row.top5:.2%}", f"{row.loss:.4f}", f"{row.calibration_error:.2%}"]
+        for head, row in metrics.items()
     ]
-    title = f"{part}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
+    title = f"{name}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
     print_table(["head", "top-1", "top-5", "loss", "calibration error"], rows, title)
 
 
-def print_result(result: TrainResult, as_json: bool, *closing: str) -> None:
-    """A finished run: JSON for a program, or how each head did and what to do next."""
+def print_result(result: TrainResult, as_json: bool, *next_steps: str) -> None:
+    """Prints a finished run: JSON, or the metrics of each head and what to do next."""
     if as_json:
-        print_json(result_dict(result.directory, result.part, result.evaluation, result.teacher))
+        print_json(result_dict(result))
         return
-    print_heads(result.evaluation, result.part, result.teacher)
+    print_heads(result.evaluation, result.split, result.teacher)
     typer.echo()
-    for line in closing:
+    for line in next_steps:
         typer.echo(line)
 
 
-def result_dict(directory: Path, part: str, evaluation: Evaluation, teacher: Evaluation | None) -> dict[str, Any]:
-    """A finished run, for a program."""
-    content = {"run": str(directory), "model": str(directory / BEST_NAME), "part": part, **evaluation.to_dict()}
-    return content if teacher is None else {**content, "teacher": teacher.to_dict()}
+def result_dict(result: TrainResult) -> dict[str, Any]:
+    """Returns a finished run as JSON values."""
+    content = {
+        "run": str(result.directory),
+        "model": str(result.directory / BEST_NAME),
+        "split": result.split,
+        **result.evaluation.to_dict(),
+    }
+    return content if result.teacher is None else {**content, "teacher": result.teacher.to_dict()}

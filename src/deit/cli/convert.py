@@ -13,7 +13,7 @@ from deit.cli.common import (
     JsonOption,
     ModelArgument,
     RevisionOption,
-    image_sides,
+    parse_image_size,
     print_json,
     print_table,
 )
@@ -21,29 +21,30 @@ from deit.cli.common import (
 
 def convert(
     model: ModelArgument,
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A directory; for the authors' format a .pth file.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory, or a .pth file for the authors' format.")],
     to: Annotated[
         Literal["transformers", "timm", "authors"] | None,
-        typer.Option(help="The format to write; by DST's ending when left out: .pth is the authors', else transformers'."),
+        typer.Option(help="Output format. Default: authors for a .pth file, transformers for a directory."),
     ] = None,
     ema: EmaOption = False,
     distillation: Annotated[
         Literal["drop", "new"] | None,
-        typer.Option(help="drop: a plain model of a distilled one. new: a distilled model of a plain one, to be trained."),
+        typer.Option(help="drop: remove the distillation token and head. new: add newly initialized ones, to be trained."),
     ] = None,
     image_size: ImageSizeOption = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads, where weights alone do not tell and they are not 64 wide.")
+        int | None,
+        typer.Option(min=1, help="Number of attention heads, for weights without a configuration if heads are not 64 wide."),
     ] = None,
     revision: RevisionOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model at DST.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model in another project's format, once that project's program gives the same logits with it."""
+    """Convert a model to another library's format and verify its logits with that library."""
     arguments: dict[str, Any] = {} if heads is None else {"num_attention_heads": heads}
     if image_size is not None:
-        sides = image_sides(image_size)
-        arguments["image_size"] = tuple(sides) if isinstance(sides, list) else sides
+        size = parse_image_size(image_size)
+        arguments["image_size"] = tuple(size) if isinstance(size, list) else size
     if revision is not None:
         arguments["revision"] = revision
 
@@ -54,8 +55,8 @@ def convert(
         print_json(result.to_dict())
         return
     typer.echo(f"{result.source} ({result.layout}) -> {result.destination} ({result.format}), {result.architecture}")
-    rows = [[name, f"{difference:.2e}", f"{result.largest:.3g}"] for name, difference in result.differences.items()]
+    rows = [[name, f"{difference:.2e}", f"{result.largest_logit:.3g}"] for name, difference in result.differences.items()]
     if result.epsilon_shift:
         shift = f"{result.epsilon_shift:.1e}"
-        typer.echo(f"layer_norm_eps is 1e-6 in that format and was 1e-12: this alone moves logits by {shift}.")
-    print_table(["read back by", "largest difference of logits", "largest logit"], rows)
+        typer.echo(f"The format implies layer_norm_eps 1e-6; the source has 1e-12. This changes logits by up to {shift}.")
+    print_table(["read by", "largest logit difference", "largest logit"], rows)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from deit.cli.common import (
+    CropOption,
     DataArgument,
     DeviceOption,
     EmaOption,
@@ -20,29 +21,25 @@ from deit.cli.common import (
     print_table,
 )
 
-CONFUSIONS_SHOWN = 5
+MAX_CONFUSED_PAIRS = 5
 
 
 def evaluate(
     model: ModelOrBundleArgument,
     data: DataArgument,
-    part: Annotated[
+    split: Annotated[
         Literal["auto", "all", "train", "validation", "test"],
-        typer.Option(help="Which images; auto takes those that training never saw, where that is known."),
+        typer.Option(help="Split to evaluate on; auto takes images that the model was not trained on, if known."),
     ] = "auto",
     combine: Annotated[
-        Literal["mean", "softmax"], typer.Option(help="How two heads answer: mean of logits, or sum of softmaxes.")
+        Literal["mean", "softmax"], typer.Option(help="How two heads are combined: mean of logits, or sum of softmaxes.")
     ] = "mean",
     classes: Annotated[
         Literal["auto", "all", "data"],
-        typer.Option(
-            help="What the model may answer: all of its classes, or those of the data; auto: data for ImageNet-A and -R."
-        ),
+        typer.Option(help="Classes to predict: all of the model's, or only the data's. auto: data for ImageNet-A and -R."),
     ] = "auto",
-    crop: Annotated[
-        Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    crop: CropOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     ema: EmaOption = False,
     revision: RevisionOption = None,
     device: DeviceOption = "auto",
@@ -50,13 +47,13 @@ def evaluate(
     skip_unreadable: SkipOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model: top-1 and top-5 of each head, per class, confusion, calibration, throughput."""
+    """Evaluate a model: accuracy per head and per class, confusion, calibration, throughput."""
     from deit.evaluation.evaluate import evaluate as run
 
     result = run(
         model,
         data,
-        part=part,
+        split=split,
         device=device,
         batch_size=batch_size,
         workers=workers,
@@ -71,15 +68,19 @@ def evaluate(
         print_json(result.to_dict())
         return
     print_heads(result, data)
-    if result.among is not None:
-        typer.echo(f"Answers were taken among the {result.among} classes of the data, of the model's {len(result.classes)}.")
+    if result.num_classes_evaluated is not None:
+        typer.echo(
+            f"Predictions were restricted to {result.num_classes_evaluated} of the model's {len(result.classes)} classes."
+        )
     typer.echo()
     totals = result.confusion.sum(axis=1)
     rows = [[name, f"{share:.2%}", f"{totals[result.classes.index(name)]}"] for name, share in result.per_class.items()]
-    print_table(["class", "right", "images"], rows)
-    wrong = result.most_confused(CONFUSIONS_SHOWN)
-    if wrong:
+    print_table(["class", "accuracy", "images"], rows)
+    pairs = result.most_confused(MAX_CONFUSED_PAIRS)
+    if pairs:
         typer.echo()
-        print_table(["true", "taken for", "times"], [[true, taken, str(count)] for true, taken, count in wrong])
+        print_table(
+            ["true class", "predicted as", "images"], [[true, predicted, str(count)] for true, predicted, count in pairs]
+        )
     if result.skipped:
         typer.echo(f"\n{result.skipped} unreadable images were left out.")

@@ -7,36 +7,31 @@ from typing import Annotated, Literal
 
 import typer
 
-from deit.cli.common import EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
+from deit.cli.common import CropOption, EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
 
 
 def export(
     model: ModelArgument,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The bundle's directory; by default below exports/, with a name of its own."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the bundle. Default: exports/NAME-FORMAT-PRECISION.")] = None,
     to: Annotated[
         Literal["openvino", "onnx", "torch"] | None,
-        typer.Option(help="Whose graph to write; the first of these that is installed by default."),
+        typer.Option(help="Graph format. Default: the first of these whose libraries are installed."),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16", "int8"], typer.Option(help="Of the matrix products; int8 needs --calibrate.")
+        Literal["fp32", "bf16", "int8"], typer.Option(help="Precision of the matrix products; int8 needs --calibrate.")
     ] = "fp32",
     calibrate: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images like those to be answered, labeled or not; what the bundle is checked on."),
+        typer.Option(metavar="DATA", help="Images, labeled or not, to calibrate int8 on and to compare predictions on."),
     ] = None,
-    images: Annotated[int, typer.Option(min=16, help="How many images to compare on, at most.")] = 500,
-    crop: Annotated[
-        Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
-    ] = None,
+    images: Annotated[int, typer.Option(min=16, help="Maximum number of images to compare predictions on.")] = 500,
+    crop: CropOption = None,
     ema: EmaOption = False,
     revision: RevisionOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model for fast answers, once they are the model's own on real images; `deit predict` takes the bundle."""
+    """Export a model for fast inference; the bundle is kept only if its predictions match the model's."""
     from deit.export.export import export as run
 
     result = run(
@@ -55,17 +50,15 @@ def export(
         print_json(result.to_dict())
         return
 
-    def mib(which: str) -> str:
-        return f"{result.bundle.facts.report['bytes'][which] / 2**20:,.1f}"
-
     facts = result.bundle.facts
+    size_before, size_after = (f"{facts.report['bytes'][key] / 2**20:,.1f}" for key in ("before", "after"))
     rows = [
-        [f"{name} {precision}", f"{parity.agreement:.2%}", f"{parity.error:.2g}", f"{result.speeds[name]:,.0f}", mib("after")]
+        [f"{name} {precision}", f"{parity.agreement:.2%}", f"{parity.error:.2g}", f"{result.speeds[name]:,.0f}", size_after]
         for name, parity in result.parities.items()
     ]
     typer.echo(f"Compared on {facts.report['compared_on']}:")
-    before = ["torch fp32, before", "", "", f"{result.speeds['before']:,.0f}", mib("before")]
-    print_table(["", "same answer", "difference of logits", "images/s", "MiB"], [before, *rows])
+    original = ["torch fp32, original", "", "", f"{result.speeds['before']:,.0f}", size_before]
+    print_table(["", "same prediction", "logit error", "images/s", "MiB"], [original, *rows])
     if facts.kept:
-        typer.echo(f"\nLeft in higher precision: {', '.join(facts.kept)}")
+        typer.echo(f"\nKept in higher precision: {', '.join(facts.kept)}")
     typer.echo(f"\nBundle: {result.bundle.path}")

@@ -11,11 +11,11 @@ from deit.cli.common import JsonOption, print_json, print_table
 
 def info(
     bundle: Annotated[
-        str | None, typer.Argument(metavar="BUNDLE", help="An exported model: which runtime it gets here.")
+        str | None, typer.Argument(metavar="BUNDLE", help="Exported model whose runtime to show.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what this machine has to answer with, and which runtime is taken and why."""
+    """Show hardware, installed runtimes, and which runtime is used and why."""
     from deit.inference.runtime_selection import describe_machine
 
     content = describe_machine(bundle)
@@ -29,4 +29,4 @@ def info(
     print_table(["runtime", "version", "runs"], rows)
     typer.echo()
     rows = [[row["what"], row["runtime"] or "none", row["reason"]] for row in content["choices"]]
-    print_table(["for", "taken", "why"], rows)
+    print_table(["model", "runtime", "reason"], rows)

@@ -1,4 +1,7 @@
-"""``deit``: the program. A user's mistake is one sentence and exit code 2, failed work exit code 1."""
+"""The ``deit`` program.
+
+Exit codes: 0 success, 1 the work failed, 2 wrong use, 130 interrupted. An error is one line on standard error.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from deit.errors import DeiTError
 
 app = typer.Typer(
     name="deit",
-    help="From a folder of images to a distilled vision transformer.",
+    help="Train, distill, evaluate and export small vision transformers (DeiT) on your own images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,19 +49,19 @@ app.add_typer(model.app, name="model")
 
 
 def run() -> None:
-    """The entry point."""
+    """Runs the program: the entry point of ``deit``."""
     try:
         app()
     except DeiTError as error:
         print(f"deit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has exited
             sys.stderr.close()
             sys.exit(0)
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"deit: {place}{error.strerror or error}.", file=sys.stderr)
+        prefix = f"{error.filename}: " if error.filename else ""
+        print(f"deit: {prefix}{error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("deit: stopped.", file=sys.stderr)
+        print("deit: interrupted.", file=sys.stderr)
         sys.exit(130)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deit.cli.common import (
+    CropOption,
     DeviceOption,
     EmaOption,
     JsonOption,
@@ -25,31 +26,29 @@ if TYPE_CHECKING:
     from deit.inference.runtimes import Work
 
 STANDARD_INPUT = "-"
-FEW = 16  # images, for which it is not worth while to start for many
+MIN_THROUGHPUT_IMAGES = 16  # with fewer, the start-up cost of a runtime that is tuned for throughput does not pay
 
 
 def predict(
     model: ModelOrBundleArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, or - for standard input.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
-    crop: Annotated[
-        Literal["keep", "squash", "pad"] | None, typer.Option(help="How an image fits the input; the model's own by default.")
-    ] = None,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or - for standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print.")] = 3,
+    crop: CropOption = None,
     runtime: RuntimeOption = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Read files to the last bit as evaluation does; slower, rarely another answer.")
+        bool, typer.Option("--exact", help="Decode images bit for bit as in evaluation. Slower; predictions rarely differ.")
     ] = False,
     ema: EmaOption = False,
     revision: RevisionOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Name what is in images. Unreadable ones get an error in their place, and the exit code is 1."""
-    items, names = _inputs(images)
+    """Classify images. Unreadable images are reported in their row, and the exit code is 1."""
+    items, names = read_inputs(images)
 
     from deit.inference.predictor import Predictor
 
-    work: Work = "latency" if len(items) < FEW else "throughput"
+    work: Work = "latency" if len(items) < MIN_THROUGHPUT_IMAGES else "throughput"
     predictor = Predictor.from_pretrained(
         model, device, crop, runtime=runtime, work=work, exact=exact, ema=ema, revision=revision
     )
@@ -59,34 +58,33 @@ def predict(
     else:
         rows = []
         for prediction in predictions:
-            answers = zip(prediction.labels, prediction.probabilities, strict=True)
-            text = ", ".join(f"{name} {share:.1%}" for name, share in answers)
+            pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+            text = ", ".join(f"{name} {probability:.1%}" for name, probability in pairs)
             rows.append([prediction.image, text or prediction.error])
-        print_table(["image", "answer"], rows)
+        print_table(["image", "prediction"], rows)
     if any(prediction.error for prediction in predictions):
         raise typer.Exit(1)
 
 
-def _inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
-    """Files, the images below folders, and standard input, with what to call each.
+def read_inputs(images: list[str]) -> tuple[list[bytes | Path], list[str]]:
+    """Returns files, the image files below folders and the bytes of standard input, and a name for each.
 
     Raises:
-        UserError: a path that does not exist, a folder without images, or no bytes on standard input.
+        UserError: a path does not exist, a folder contains no images, or standard input is empty.
     """
     from deit.images.decoding import MAX_FILE_BYTES
 
     items: list[bytes | Path] = []
     names: list[str] = []
     for image in images:
-        path = Path(image)
         if image == STANDARD_INPUT:
             content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
             if not content:
-                raise UserError("Standard input holds no bytes", "pipe an image file into it")
+                raise UserError("Standard input is empty", "pipe an image file into it")
             items.append(content)
             names.append("standard input")
             continue
-        found = image_files(path)
-        items += found
-        names += [str(file) for file in found]
+        files = image_files(Path(image))
+        items += files
+        names += [str(file) for file in files]
     return items, names

@@ -7,72 +7,34 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.common import (
-    BatchSizeOption,
-    DeviceOption,
-    EpochsOption,
-    ImageSizeOption,
-    InitOption,
-    JsonOption,
-    OutOption,
-    ResumeOption,
-    SeedOption,
-    SetOption,
-    SkipOption,
-    WorkersOption,
-    print_json,
-    recipe_settings,
-    refuse_two_shapes,
-)
-from deit.errors import UserError
+from deit.cli.common import RunOptions, check_init_shape, print_json, with_run_options
+
+DATA_HELP = "Folder of images; labels are not needed. Not needed with --resume."
 
 
+@with_run_options("minutes")
 def pretrain(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images; no labels are needed.")] = None,
-    init: InitOption = None,
-    recipe: Annotated[str | None, typer.Option(help="A name of `deit recipe list`, or a TOML file.")] = None,
-    model: Annotated[str | None, typer.Option(help="A distilled name of `deit model list`.")] = None,
-    image_size: ImageSizeOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    seed: SeedOption = None,
-    assignments: SetOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    skip_unreadable: SkipOption = False,
-    as_json: JsonOption = False,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP, show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Distilled model variant from `deit model list`.")] = None,
+    *,
+    options: RunOptions,
 ) -> None:
-    """Let a model fill in hidden patches of images without labels; then `deit train --init` on what comes of it."""
+    """Pretrain with masked image modeling, without labels; continue with `deit train --init`."""
     from deit.training.run import pretrain as run
 
-    shortcuts = {
-        "model.variant": model,
-        "model.image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    settings = recipe_settings(assignments, shortcuts)
-    refuse_two_shapes(init, model)
-    if resume is not None and (settings or recipe or init or out):
-        raise UserError("A resumed run keeps its own recipe", "pass --resume without other settings")
+    settings = options.settings({"model.variant": model})
+    check_init_shape(options.init, model)
+    options.check_resume(settings)
     result = run(
         data,
-        recipe or "pretrain-mim",
-        out=out,
-        resume=resume,
-        init=init,
+        options.recipe or "pretrain-mim",
+        out=options.out,
+        resume=options.resume,
         settings=settings,
-        device=device,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
+        **options.run_arguments(),
     )
-    if as_json:
+    if options.as_json:
         print_json({**asdict(result), "directory": str(result.directory)})
         return
-    typer.echo(
-        f"Hidden pixels of the validation part: {result.loss:.4f} off on average (normalized), after epoch {result.epoch}"
-    )
+    typer.echo(f"Best epoch: {result.epoch}, validation loss {result.loss:.4f} (mean absolute error of masked pixels)")
     typer.echo(f'\nNext: deit train DATA --init "{result.directory}"')

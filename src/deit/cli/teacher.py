@@ -8,143 +8,88 @@ from typing import Annotated
 import typer
 
 from deit.cli.common import (
-    BatchSizeOption,
     DataArgument,
-    DeviceOption,
-    EpochsOption,
-    ImageSizeOption,
-    InitOption,
-    JsonOption,
-    MinutesOption,
-    ModelOption,
-    OutOption,
-    RecipeOption,
-    ResumeOption,
-    RunDataArgument,
-    SeedOption,
-    SetOption,
-    SkipOption,
+    RunOptions,
     TeacherWeightsOption,
-    WorkersOption,
-    check_resume,
+    TrainDataArgument,
+    VariantOption,
+    check_init_shape,
     default_recipe,
     print_json,
     print_result,
     print_table,
-    recipe_settings,
-    refuse_two_shapes,
+    with_run_options,
 )
 
-app = typer.Typer(help="Teachers: convolutional networks that a transformer learns from.", no_args_is_help=True)
+app = typer.Typer(help="Train a teacher for distillation, or cache its logits.", no_args_is_help=True)
 
 
 @app.callback()
 def teacher() -> None:
-    """Teachers: convolutional networks that a transformer learns from."""
+    """Train a teacher for distillation, or cache its logits."""
 
 
 @app.command("train")
+@with_run_options()
 def train(
-    data: RunDataArgument = None,
-    arch: Annotated[str | None, typer.Option(help="An architecture of timm, such as regnety_004.")] = None,
-    init: InitOption = None,
-    recipe: RecipeOption = None,
-    image_size: ImageSizeOption = None,
-    epochs: EpochsOption = None,
-    minutes: MinutesOption = None,
-    batch_size: BatchSizeOption = None,
-    seed: SeedOption = None,
-    assignments: SetOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    skip_unreadable: SkipOption = False,
-    as_json: JsonOption = False,
+    data: TrainDataArgument = None,
+    arch: Annotated[str | None, typer.Option(help="timm architecture, such as regnety_004.")] = None,
+    *,
+    options: RunOptions,
 ) -> None:
-    """Train a convolutional teacher on a folder of images; pass its directory to `deit train --teacher`."""
+    """Train a convolutional teacher; pass its run directory to `deit train --teacher`."""
     from deit.training.run import train as run
 
-    shortcuts = {
-        "model.architecture": arch,
-        "model.image_size": image_size,
-        "epochs": epochs,
-        "minutes": minutes,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    settings = recipe_settings(assignments, shortcuts)
-    refuse_two_shapes(init, arch, "--arch")
-    check_resume(resume, settings, recipe, init, out)
+    settings = options.settings({"model.architecture": arch})
+    check_init_shape(options.init, arch, "--arch")
+    options.check_resume(settings)
     result = run(
         data,
-        recipe or ("digits-convnet" if data == "digits" else "convnet"),
-        out=out,
-        resume=resume,
-        init=init,
+        options.recipe or ("digits-convnet" if data == "digits" else "convnet"),
+        out=options.out,
+        resume=options.resume,
         settings=settings,
-        device=device,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
+        **options.run_arguments(),
     )
-    print_result(result, as_json, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')
+    print_result(result, options.as_json, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')
 
 
-@app.command("store")
-def store(
+@app.command("cache")
+@with_run_options("minutes", "out", "resume")
+def cache(
     data: DataArgument,
-    teacher: Annotated[str, typer.Option(help="A classifier's directory or hub name, or a timm name.")],
-    out: Annotated[Path, typer.Option(help="The store's directory; one that is there is gone on with.")],
+    teacher: Annotated[str, typer.Option(help="Directory or hub name of a classifier, or a timm name.")],
+    out: Annotated[Path, typer.Option(help="Directory of the cache; an unfinished cache is resumed.")],
     views: Annotated[
-        int | None, typer.Option(min=1, help="Of each sample: the draws of so many epochs; one an epoch by default.")
+        int | None, typer.Option(min=1, help="Number of views (augmented passes over the data). Default: one per epoch.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Keep the probabilities of so many classes, for soft distillation.")
+        int | None, typer.Option(min=1, help="Number of class probabilities to keep per image, for soft distillation.")
     ] = None,
     teacher_weights: TeacherWeightsOption = None,
-    init: InitOption = None,
-    recipe: RecipeOption = None,
-    model: ModelOption = None,
-    image_size: ImageSizeOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    seed: SeedOption = None,
-    assignments: SetOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    skip_unreadable: SkipOption = False,
-    as_json: JsonOption = False,
+    model: VariantOption = None,
+    *,
+    options: RunOptions,
 ) -> None:
-    """Keep a teacher's answers to all that training will show; then train with the same recipe and --teacher STORE."""
-    from deit.distillation.build_cache import store as run
+    """Cache a teacher's logits; train with the same recipe and --teacher CACHE."""
+    from deit.distillation.build_cache import build_cache as run
     from deit.system.progress import duration
 
-    shortcuts = {
-        "model.variant": model,
-        "model.image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
     result = run(
         data,
-        recipe or default_recipe(data, distilled=True, init=init is not None),
+        options.recipe or default_recipe(data, distilled=True, init=options.init is not None),
         teacher=teacher,
         out=out,
-        init=init,
         views=views,
         top_k=top_k,
         teacher_weights=teacher_weights,
-        settings=recipe_settings(assignments, shortcuts),
-        device=device,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
+        settings=options.settings({"model.variant": model}),
+        **options.run_arguments(),
     )
-    if as_json:
+    if options.as_json:
         print_json(result.to_dict())
         return
-    row = [f"{result.images:,}", f"{result.views}", f"{result.bytes:,}", f"{result.bytes_per_sample}"]
-    rate = f"{result.images_per_second:,.0f}"
-    columns = ["store", "samples", "views", "bytes", "bytes a sample and view", "time", "images/s"]
-    print_table(columns, [[str(out), *row, duration(result.seconds), rate]])
+    columns = ["cache", "images", "views", "bytes", "bytes per image and view", "time", "images/s"]
+    sizes = [f"{result.images:,}", f"{result.views}", f"{result.bytes:,}", f"{result.bytes_per_sample}"]
+    print_table(columns, [[str(out), *sizes, duration(result.seconds), f"{result.images_per_second:,.0f}"]])
     typer.echo(f'\nNext, with the same recipe and settings: deit train "{data}" --teacher "{out}"')

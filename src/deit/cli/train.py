@@ -7,78 +7,43 @@ from typing import Annotated
 import typer
 
 from deit.cli.common import (
-    BatchSizeOption,
-    DeviceOption,
-    EpochsOption,
-    ImageSizeOption,
-    InitOption,
-    JsonOption,
-    MinutesOption,
-    ModelOption,
-    OutOption,
-    RecipeOption,
-    ResumeOption,
-    RunDataArgument,
-    SeedOption,
-    SetOption,
-    SkipOption,
+    RunOptions,
     TeacherWeightsOption,
-    WorkersOption,
-    check_resume,
+    TrainDataArgument,
+    VariantOption,
+    check_init_shape,
     default_recipe,
     print_result,
-    recipe_settings,
-    refuse_two_shapes,
+    with_run_options,
 )
 
-TEACHER_HELP = "A directory of `deit teacher train` or `store`, any classifier's directory or hub name, or a timm name."
+TEACHER_HELP = "Output of `deit teacher train` or `deit teacher cache`, a classifier's directory or hub name, or a timm name."
 
 
+@with_run_options()
 def train(
-    data: RunDataArgument = None,
-    init: InitOption = None,
+    data: TrainDataArgument = None,
     teacher: Annotated[str | None, typer.Option(help=TEACHER_HELP)] = None,
     teacher_weights: TeacherWeightsOption = None,
-    recipe: RecipeOption = None,
-    model: ModelOption = None,
-    image_size: ImageSizeOption = None,
-    epochs: EpochsOption = None,
-    minutes: MinutesOption = None,
-    batch_size: BatchSizeOption = None,
-    seed: SeedOption = None,
-    assignments: SetOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    skip_unreadable: SkipOption = False,
-    as_json: JsonOption = False,
+    model: VariantOption = None,
+    *,
+    options: RunOptions,
 ) -> None:
-    """Train a classifier on a folder of images: with --teacher a distilled one, else from the labels alone."""
+    """Train an image classifier; with --teacher, by distillation."""
     from deit.training.run import train as run
 
-    shortcuts = {
-        "model.variant": model,
-        "model.image_size": image_size,
-        "epochs": epochs,
-        "minutes": minutes,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    settings = recipe_settings(assignments, shortcuts)
-    refuse_two_shapes(init, model)
-    check_resume(resume, settings, recipe, init, teacher, teacher_weights, out)
+    settings = options.settings({"model.variant": model})
+    check_init_shape(options.init, model)
+    options.check_resume(settings, teacher, teacher_weights)
     result = run(
         data,
-        recipe or default_recipe(data, distilled=teacher is not None, init=init is not None),
-        out=out,
-        resume=resume,
-        init=init,
+        options.recipe or default_recipe(data, distilled=teacher is not None, init=options.init is not None),
+        out=options.out,
+        resume=options.resume,
         teacher=teacher,
         teacher_weights=teacher_weights,
         settings=settings,
-        device=device,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
+        **options.run_arguments(),
     )
-    print_result(result, as_json, f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}")
+    model_line, report_line = f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}"
+    print_result(result, options.as_json, model_line, report_line)

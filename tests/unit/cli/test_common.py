@@ -1,29 +1,153 @@
-"""What the verbs share."""
+"""Options and output shared by the commands."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from deit.cli.common import print_json, print_table, recipe_settings
+from deit.cli.common import (
+    RunOptions,
+    check_init_shape,
+    default_recipe,
+    image_files,
+    parse_image_size,
+    print_heads,
+    print_json,
+    print_table,
+    recipe_settings,
+    with_run_options,
+)
 from deit.errors import UserError
+from tests.unit.evaluation.test_metrics import evaluation
 
 
-def test_an_assignment_wins_over_the_option_that_stands_for_it() -> None:
-    shortcuts = {"epochs": 3, "seed": None, "model.variant": "x"}
-    assert recipe_settings(["epochs = 5", "a.b=c=d"], shortcuts) == {"epochs": "5", "model.variant": "x", "a.b": "c=d"}
+def test_set_takes_precedence_over_the_option() -> None:
+    options = {"epochs": 3, "seed": None, "model.variant": "x"}
+    assert recipe_settings(["epochs = 5", "a.b=c=d"], options) == {"epochs": "5", "model.variant": "x", "a.b": "c=d"}
     with pytest.raises(UserError, match="NAME=VALUE"):
         recipe_settings(["epochs"], {})
 
 
-def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_options_become_recipe_settings() -> None:
+    options = RunOptions(image_size="48x64", epochs=2, assignments=["seed=7"])
+    assert options.settings({"model.variant": "x", "model.architecture": None}) == {
+        "model.variant": "x",
+        "model.image_size": "[48, 64]",
+        "epochs": "2",
+        "seed": "7",
+    }
+
+
+@pytest.mark.parametrize("other", [{"recipe": "digits"}, {"init": "a model"}, {"out": Path("here")}])
+def test_resume_takes_no_other_settings(other: dict[str, Any]) -> None:
+    RunOptions(resume=Path("run")).check_resume({}, None)
+    RunOptions(**other).check_resume({"epochs": "1"}, "a teacher")
+    with pytest.raises(UserError, match="pass --resume without other settings"):
+        RunOptions(resume=Path("run"), **other).check_resume({}, None)
+    with pytest.raises(UserError, match="pass --resume without other settings"):
+        RunOptions(resume=Path("run")).check_resume({"epochs": "1"})
+
+
+def run_command(*arguments: str, excluded: tuple[str, ...] = ()) -> tuple[dict[str, Any], str, int]:
+    """Runs a command with the shared options and returns its arguments, its output and its exit code."""
+    seen: dict[str, Any] = {}
+    app = typer.Typer()
+
+    @app.command()
+    @with_run_options(*excluded)
+    def command(data: str, arch: str | None = None, *, options: RunOptions) -> None:
+        """Do something."""
+        seen.update(data=data, arch=arch, options=options)
+
+    result = CliRunner().invoke(app, list(arguments))
+    return seen, result.output, result.exit_code
+
+
+def test_run_options_are_added_to_a_command() -> None:
+    seen, _, code = run_command("photos", "--epochs", "3", "--set", "a=1", "--set", "b=2", "--json", "--arch", "resnet18")
+    assert code == 0
+    assert (seen["data"], seen["arch"]) == ("photos", "resnet18")
+    assert seen["options"] == RunOptions(epochs=3, assignments=["a=1", "b=2"], as_json=True)
+    assert seen["options"].run_arguments() == {"init": None, "device": "auto", "workers": None, "skip_unreadable": False}
+
+
+def test_run_options_can_be_excluded() -> None:
+    assert run_command("photos", "--minutes", "3")[0]["options"].minutes == 3
+    seen, output, code = run_command("photos", "--minutes", "3", excluded=("minutes",))
+    assert (seen, code) == ({}, 2)
+    assert "--minutes" in output
+    assert run_command("photos", excluded=("minutes",))[0]["options"].minutes is None
+
+
+@pytest.mark.parametrize(
+    ("data", "distilled", "init", "expected"),
+    [
+        ("photos", False, False, "small-data"),
+        ("photos", True, False, "small-data-distilled"),
+        ("digits", True, False, "digits-distilled"),
+        ("digits", False, True, "finetune-small-data"),
+        (None, True, True, "finetune-small-data-distilled"),
+    ],
+)
+def test_default_recipe(data: str | None, distilled: bool, init: bool, expected: str) -> None:
+    assert default_recipe(data, distilled, init) == expected
+
+
+def test_parse_image_size() -> None:
+    assert parse_image_size("384") == 384
+    assert parse_image_size("256X192") == [256, 192]
+    for text in ("", "large", "1x2x3", "-1", "100000"):
+        with pytest.raises(UserError, match="is not a size"):
+            parse_image_size(text)
+
+
+def test_init_and_a_shape_exclude_each_other() -> None:
+    check_init_shape("a model", None)
+    check_init_shape(None, "resnet18", "--arch")
+    with pytest.raises(UserError, match="--init and --arch both set the shape of the model: leave one of them out"):
+        check_init_shape("a model", "resnet18", "--arch")
+
+
+def test_image_files(tmp_path: Path) -> None:
+    for name in ("b.png", "a/c.JPG", "a/notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert image_files(tmp_path) == [tmp_path / "a" / "c.JPG", tmp_path / "b.png"]
+    assert image_files(tmp_path / "a" / "notes.txt") == [tmp_path / "a" / "notes.txt"]
+    with pytest.raises(UserError, match="does not exist"):
+        image_files(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="contains no images"):
+        image_files(tmp_path / "empty")
+
+
+def test_table_cells_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["class", "n"], [["[bold]кошка[/bold]", "1"]])
     assert "[bold]кошка[/bold]" in capsys.readouterr().out
 
 
-def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["class"], [["cat\x1b[2J"]])
+    assert "cat\N{REPLACEMENT CHARACTER}[2J" in capsys.readouterr().out
+
+
+def test_json_keeps_non_latin_letters(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"鳥": 1})
     out = capsys.readouterr().out
     assert "鳥" in out
     assert json.loads(out) == {"鳥": 1}
+
+
+def test_heads_are_printed_after_the_teacher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    print_heads(evaluation([[8, 0], [2, 0]]), "test", evaluation([[9, 0], [1, 0]]))
+    title, _, teacher, head = capsys.readouterr().out.splitlines()
+    assert title.startswith("test, 10 images")
+    assert teacher.split() == ["teacher", "90.00%", "100.00%", "0.5000", "10.00%"]
+    assert head.split()[:2] == ["class", "80.00%"]

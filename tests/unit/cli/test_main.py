@@ -1,4 +1,4 @@
-"""The program's verbs and flags: what is public does not change unnoticed, and starting it loads nothing heavy."""
+"""The program: its commands and options are pinned, errors are one line, and starting it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import sys
 import pytest
 import typer
 
+from deit.cli import main
 from deit.cli.main import app
+from deit.errors import UserError, WorkError
 
-VERBS = {
+RUN_OPTIONS = (
+    "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
+    "--skip-unreadable --json"
+)
+COMMANDS = {
     "quickstart": "--out --fresh --device --workers --json",
-    "train": "--init --teacher --teacher-weights --recipe --model --image-size --epochs --minutes --batch-size --seed --set "
-    "--out --resume --device --workers --skip-unreadable --json",
-    "pretrain": "--init --recipe --model --image-size --epochs --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --json",
-    "evaluate": "--part --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
+    "train": f"--teacher --teacher-weights --model {RUN_OPTIONS}",
+    "pretrain": f"--model {RUN_OPTIONS}".replace(" --minutes", ""),
+    "evaluate": "--split --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable --json",
     "predict": "--top --crop --runtime --exact --ema --revision --device --json",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --json",
     "benchmark": "--images --runtime --seconds --device --json",
     "info": "--json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
-    "teacher train": "--arch --init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume "
-    "--device --workers --skip-unreadable --json",
-    "teacher store": "--teacher --out --views --top-k --teacher-weights --init --recipe --model --image-size --epochs "
+    "teacher train": f"--arch {RUN_OPTIONS}",
+    "teacher cache": "--teacher --out --views --top-k --teacher-weights --model --init --recipe --image-size --epochs "
     "--batch-size --seed --set --device --workers --skip-unreadable --json",
     "data list": "--json",
     "data check": "--json",
@@ -36,18 +39,41 @@ VERBS = {
 }
 
 
-def test_the_verbs_and_their_flags_are_these() -> None:
+def test_commands_and_options() -> None:
     found = {}
     group = typer.main.get_command(app)
     for name, command in group.commands.items():  # type: ignore[attr-defined]
-        for verb, leaf in getattr(command, "commands", {"": command}).items():
-            flags = [parameter.opts[-1] for parameter in leaf.params if parameter.param_type_name == "option"]
-            found[f"{name} {verb}".strip()] = " ".join(flag for flag in flags if flag != "--help")
-    assert found == VERBS
+        for subname, subcommand in getattr(command, "commands", {"": command}).items():
+            options = [parameter.opts[-1] for parameter in subcommand.params if parameter.param_type_name == "option"]
+            found[f"{name} {subname}".strip()] = " ".join(option for option in options if option != "--help")
+    assert found == COMMANDS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model", "list"]])
-def test_starting_the_program_loads_no_torch(arguments: list[str]) -> None:
+def test_start_does_not_load_torch(arguments: list[str]) -> None:
     code = f"import sys; sys.argv[1:] = {arguments}\nfrom deit.cli.main import run\ntry:\n  run()\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'timm', 'sklearn', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("A is wrong", "do B"), 2, "deit: A is wrong: do B.\n"),
+        (WorkError("A failed", "do B"), 1, "deit: A failed: do B.\n"),
+        (OSError(28, "No space left on device", "a file"), 1, "deit: a file: No space left on device.\n"),
+        (OSError("the disk is on fire"), 1, "deit: the disk is on fire.\n"),
+        (KeyboardInterrupt(), 130, "deit: interrupted.\n"),
+    ],
+)
+def test_errors_are_one_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as exit_info:
+        main.run()
+    assert exit_info.value.code == code
+    assert capsys.readouterr() == ("", line)
