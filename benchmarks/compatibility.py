@@ -163,7 +163,7 @@ def cases(size: str, pixels: int, distilled: bool) -> Iterator[tuple[Any, Writer
         plain = transformers.ViTConfig(**given)
         yield transformers.ViTForImageClassification(plain), TRANSFORMERS
     yield timm.create_model(name.replace("-", "_"), img_size=pixels), TIMM
-    yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, average": _run_average}
+    yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, EMA": _run_average}
 
 
 @torch.inference_mode()
@@ -204,7 +204,7 @@ def measure(sizes: tuple[str, ...]) -> dict[str, Any]:
                 for network, writers in cases(size, pixels, distilled):
                     randomized(network)
                     for name, write in writers.items():
-                        kind, largest = difference(network, write, pixels, ema=name.endswith("average"))
+                        kind, largest = difference(network, write, pixels, ema=name.endswith("EMA"))
                         found.setdefault(name, {}).setdefault(kind, {})[f"{size} {pixels}"] = largest
                         print_status(f"{size} {pixels}: {name} -> {kind}: {largest:.1e}")
     inner = {
