@@ -40,7 +40,7 @@ def _photos(root: Path, *counts: int) -> Path:
         (("train", "--resume", "good"), "no run directory"),
         (("train", "good", "--out", "good"), "exists already"),
         (("teacher", "train", "good", "--arch", "resnet5O"), "did you mean resnet50"),
-        (("evaluate", "no such model", "good"), "no organization/name of the hub: check the path"),
+        (("evaluate", "no such model", "good"), "an organization/name on the hub: check the path"),
         (("evaluate", "good", "good"), "good has no weights: looked for model.safetensors"),
         (("predict", "good", "no such image.jpg"), "does not exist"),
         (("predict", "runs/no such model", "good"), "is not a path"),
