@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-deps --require-hashes
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+UPGRADE ?= --upgrade
 
 .PHONY: quickstart test check lock clean
 
@@ -32,13 +34,12 @@ $(VENV)/%.done: requirements/%.txt pyproject.toml | $(VENV)/pip.done
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# New pins: test.txt holds everything, quickstart.txt the part of it that running needs.
+# Renews the pins: test.txt holds everything, quickstart.txt the subset that running needs.
+# `make lock UPGRADE=` keeps the present pins and only adds what is missing.
 lock: | $(VENV)/pip.done
 	$(PIP) install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--no-header --extra report --extra test --extra dev pyproject.toml -o requirements/test.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-header --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
+	$(COMPILE) $(UPGRADE) --extra report --extra test --extra docs --extra dev pyproject.toml -o requirements/test.txt
+	$(COMPILE) --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
 
 clean:
 	rm -rf $(VENV)
