@@ -15,7 +15,7 @@ from PIL import Image
 
 from deit.config import variant_config
 from deit.export import formats, quantization
-from deit.export.calibration import CutOuts
+from deit.export.calibration import SampleCrops
 from deit.images.processor import DeiTImageProcessor
 from deit.inference import libraries
 from deit.inference.bundle import Format, Precision, write_bundle
@@ -125,7 +125,7 @@ def prepare(size: str, folder: Path, entrants: dict[str, Job]) -> None:
     """Write the graphs that the entrants read. Ours are written without the gate: random weights would not pass it."""
     ours = classifier(size)
     graph = Graph(ours)
-    images = [ours.processor.pixels(CutOuts().load(number)) for number in range(CALIBRATED)]
+    images = [ours.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATED)]
     pixels = np.stack([np.moveaxis(image, -1, 0) for image in images])
     names = [name.removeprefix(OURS) for name in entrants if name.startswith(OURS) and "torch" not in name]
     network = formats.onnx_model(graph) if names else None

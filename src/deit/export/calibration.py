@@ -1,4 +1,4 @@
-"""Real images for an export: to find int8's ranges on, and to compare answers on."""
+"""Real images for an export: to calibrate int8 on, and to compare predictions on."""
 
 from __future__ import annotations
 
@@ -16,63 +16,77 @@ from deit.data.splits import VALIDATION_FRACTION, DataRecord
 from deit.errors import DataError, ImageError
 from deit.system.threads import thread_map
 
-FEWEST = 8  # with fewer, neither ranges nor agreement mean anything
-CUTS = 500
-CUT_SIDES = (120, 420)
+MIN_IMAGES = 8  # with fewer, neither activation ranges nor agreement are meaningful
+NUM_CROPS = 500
+CROP_SIDES = (120, 420)  # pixels, smallest and largest
 
 
 @dataclass(frozen=True)
-class RealImages:
-    """Some images, and what to call them in a report."""
+class CalibrationImages:
+    """Images, and how a report describes them."""
 
     source: ImageSource
     description: str
 
     def pixels(self, prepare: Callable[[Image.Image], np.ndarray], count: int) -> np.ndarray:
-        """As many of the images as there are, at most ``count``, evenly spread, as a model takes them: (n, C, height, width).
+        """Returns evenly spaced images, prepared for a model.
+
+        Args:
+            prepare: turns an image into an array (C, height, width).
+            count: maximum number of images.
+
+        Returns:
+            (n, C, height, width).
 
         Raises:
-            DataError: too few of them are readable.
+            DataError: too few images are readable.
         """
         total = len(self.source.labels)
-        places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+        indices = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
 
-        def one(place: int) -> np.ndarray | None:
+        def load(index: int) -> np.ndarray | None:
             try:
-                return prepare(self.source.load(place))
+                return prepare(self.source.load(index))
             except ImageError:
                 return None
 
-        readable = [image for image in thread_map(one, places) if image is not None]
-        if len(readable) < FEWEST:
-            raise DataError(f"Of {self.description} {len(readable)} are readable", f"pass a data set with {FEWEST} or more")
+        readable = [image for image in thread_map(load, indices) if image is not None]
+        if len(readable) < MIN_IMAGES:
+            raise DataError(
+                f"Too few images are readable: {len(readable)} {self.description}",
+                f"pass a data set with at least {MIN_IMAGES}",
+            )
         return np.stack(readable)
 
 
-def real_images(data: str | Path | None, record: DataRecord | None) -> tuple[RealImages, RealImages]:
-    """The training part of a data set, and what is set aside from it; cut-outs of two photographs where there is none.
+def calibration_images(data: str | Path | None, record: DataRecord | None) -> tuple[CalibrationImages, CalibrationImages]:
+    """Returns images to calibrate on and images to compare on: the train and validation splits of a data set.
 
     Args:
-        data: with labels or without, as :func:`deit.data.opening.open_unlabeled` takes it.
-        record: of the data that the model was trained on, where that is known: then it is cut as it was for training.
+        data: a data set with labels or without, as :func:`deit.data.opening.open_unlabeled` takes it; None takes crops of two
+            photographs for both.
+        record: of the data that the model was trained on, if known: a data set without splits is then split as for training.
 
     Raises:
-        DataError: no usable data.
+        DataError: the data set is unusable.
     """
     if data is None:
-        photographs = RealImages(CutOuts(), "cut-outs of scikit-learn's two photographs")
-        return photographs, photographs
+        crops = CalibrationImages(SampleCrops(), "crops of scikit-learn's two sample photographs")
+        return crops, crops
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
     splits = open_unlabeled(data, seed, fraction)
     name = title(data)
-    return RealImages(splits.train, f"images of {name}"), RealImages(splits.validation, f"images of {name}, set aside")
+    return (
+        CalibrationImages(splits.train, f"images of {name}"),
+        CalibrationImages(splits.validation, f"held-out images of {name}"),
+    )
 
 
-class CutOuts:
-    """Squares of many sizes from all over two photographs that come with a library we have."""
+class SampleCrops:
+    """Square crops of many sizes from scikit-learn's two sample photographs; an image source."""
 
     classes = UNLABELED
-    labels = np.zeros(CUTS, np.int64)
+    labels = np.zeros(NUM_CROPS, np.int64)
 
     @cached_property
     def _photographs(self) -> list[np.ndarray]:
@@ -81,13 +95,13 @@ class CutOuts:
         return list(load_sample_images().images)
 
     def load(self, index: int) -> Image.Image:
-        """The same square each time."""
+        """Returns a crop, which depends on the index only."""
         rng = np.random.default_rng(index)
         photograph = self._photographs[index % 2]
-        side = int(rng.integers(*CUT_SIDES))
+        side = int(rng.integers(*CROP_SIDES))
         top, left = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
         return Image.fromarray(photograph[top : top + side, left : left + side])
 
     def name(self, index: int) -> str:
-        """For an error."""
-        return f"cut-out {index}"
+        """Returns the name of a crop for error messages."""
+        return f"crop {index}"

@@ -1,4 +1,7 @@
-"""A checkpoint in one project's format -> the same model in another's, let out only once both give the same logits."""
+"""Converts checkpoints between the formats of transformers, timm and the authors.
+
+The result is written only after it gives the same logits in the library that the format belongs to.
+"""
 
 from __future__ import annotations
 
@@ -37,28 +40,30 @@ from deit.system.files import (
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
-TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; another program may order its sums otherwise
-# What a model directory holds; one that holds anything else is not ours to replace.
-OWN_FILES = frozenset(
+TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; libraries differ in the order of their sums
+# A directory with any other file is not replaced.
+MODEL_FILES = frozenset(
     {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME, NESTED_PROCESSOR_NAME, RECORD_NAME, CARD_NAME, ".gitattributes"}
 )
-IMAGES = 2
+NUM_IMAGES = 2
 HUGGING_FACE_EPS = 1e-12
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What became of a checkpoint.
+class ConversionResult:
+    """A finished conversion.
 
     Attributes:
-        source: what was read, and in which ``layout``.
-        destination: what was written, and in which ``format``.
-        architecture: the class of ours that both hold.
-        report: what was new, resized or ignored on the way in.
-        differences: program that read the result back -> largest difference of its logits from ours on a fixed input.
-        largest: the largest logit there, by its size.
-        epsilon_shift: how far the logits moved because the format knows one layer norm epsilon only: the published Hugging
-            Face files say 1e-12, timm and the authors 1e-6. 0 where it stayed.
+        source: path of the checkpoint that was read.
+        layout: its format.
+        destination: path that was written.
+        format: its format.
+        architecture: name of the model class.
+        report: tensors that were newly initialized, resized or ignored when loading.
+        differences: library that read the result -> largest difference of its logits from ours on a fixed input.
+        largest_logit: largest absolute logit on that input.
+        epsilon_shift: largest change of the logits due to the layer norm epsilon: 1e-12 in the published Hugging Face files,
+            but always 1e-6 in the formats of timm and the authors. 0 if it stayed the same.
     """
 
     source: Path
@@ -68,11 +73,11 @@ class Conversion:
     architecture: str
     report: LoadReport
     differences: Mapping[str, float]
-    largest: float
+    largest_logit: float
     epsilon_shift: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For a program."""
+        """Returns the result as JSON values."""
         return {
             "source": str(self.source),
             "layout": self.layout,
@@ -83,7 +88,7 @@ class Conversion:
             "resized": list(self.report.resized),
             "ignored": list(self.report.ignored),
             "differences": dict(self.differences),
-            "largest_logit": self.largest,
+            "largest_logit": self.largest_logit,
             "epsilon_shift": self.epsilon_shift,
         }
 
@@ -97,65 +102,83 @@ def convert(
     distillation: DistillationChange | None = None,
     overwrite: bool = False,
     **arguments: Any,
-) -> Conversion:
-    """Write a checkpoint in another format.
+) -> ConversionResult:
+    """Converts a checkpoint to another format.
 
     Args:
-        source: anything that :func:`deit.load_model` reads; the arguments not listed here are its.
-        destination: a directory; for the authors' format a file.
-        to: ``transformers``, ``timm`` or ``authors``; by the destination's ending when None: ``.pth`` and ``.pt`` are the
-            authors', a directory is transformers'.
-        overwrite: replace what is there.
+        source: anything that :func:`deit.load_model` reads.
+        destination: a directory, or a file for the authors' format.
+        to: ``transformers``, ``timm`` or ``authors``; None infers it from the destination: ``authors`` for ``.pth`` and
+            ``.pt``, ``transformers`` for a directory.
+        ema: load the exponential moving average of the weights from a training checkpoint.
+        distillation: ``drop`` removes the distillation token and head, ``new`` adds newly initialized ones.
+        overwrite: replace an existing model.
+        arguments: further arguments of :func:`deit.load_model`.
 
     Raises:
-        UserError: no such format, the destination is there already, or the source cannot be read or written so.
-        WorkError: what was written gives other logits; then nothing is left at the destination.
+        UserError: unknown format, existing destination, or a source that is not readable or not expressible in the format.
+        WorkError: the result gives other logits; then nothing is written to the destination.
     """
     path = Path(destination)
-    path = path.resolve() if path.is_symlink() else path  # what the link leads to is replaced, not the link
-    form = to or ("authors" if path.suffix in (".pth", ".pt") else "transformers")
-    _check_destination(path, form, overwrite)
+    path = path.resolve() if path.is_symlink() else path  # replace the target of a symbolic link, not the link
+    output_format = to or ("authors" if path.suffix in (".pth", ".pt") else "transformers")
+    _check_destination(path, output_format, overwrite)
     options, fields = hub_arguments(arguments)
     checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields)
-    _check_apart(checkpoint.path, path)
+    _check_separate(checkpoint.path, path)
     model = classifier_of(checkpoint, fields, distillation=distillation).without_layer_scale()
     processor = processor_beside(checkpoint, model.config)
-    shift = _take_epsilon(model) if form != "transformers" else 0.0
+    shift = _set_timm_epsilon(model) if output_format != "transformers" else 0.0
     expected = logits_on_fixed_input(model, model)
+    largest = expected.abs().max().item()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
-        _write(draft, form, model, processor)
+        _write(draft, output_format, model, processor)
         _copy_record(checkpoint.path, draft)
-        differences = {name: (read(draft, model) - expected).abs().max().item() for name, read in _readers(form, model).items()}
-        largest = expected.abs().max().item()
+        differences = {}
+        for name, read in _readers(output_format, model).items():
+            differences[name] = (read(draft, model) - expected).abs().max().item()
         for name, difference in differences.items():
-            if not difference <= TOLERANCE * largest:
+            if not difference <= TOLERANCE * largest:  # NaN fails
                 raise WorkError(
-                    f"{name} answers the written model with logits up to {difference:.2e} from ours, of {largest:.3g} at most",
-                    "nothing was kept; please report this with the source's format",
+                    f"The logits of the result in {name} differ by up to {difference:.2e}; the largest logit is {largest:.3g}",
+                    "nothing was written; please report this with the format of the source",
                 )
         _publish(draft, path)
-    kind, report = type(model).__name__, model.load_report
-    return Conversion(checkpoint.path, checkpoint.layout, path, form, kind, report, differences, largest, shift)
+    return ConversionResult(
+        checkpoint.path,
+        checkpoint.layout,
+        path,
+        output_format,
+        type(model).__name__,
+        model.load_report,
+        differences,
+        largest,
+        shift,
+    )
 
 
 def logits_on_fixed_input(network: Callable[[Tensor], Any], model: TransformerClassifier) -> Tensor:
-    """What a network, ours or another's of the same input, answers two images of noise, in float64.
+    """Returns the logits of two noise images.
+
+    Args:
+        network: our model, or the same model in another library.
+        model: our model, for the shape of the input.
 
     Returns:
-        (2, K).
+        (2, K), float64.
     """
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, config.num_channels, *config.image_hw, generator=generator)
+    images = torch.randn(NUM_IMAGES, config.num_channels, *config.image_hw, generator=generator)
     with torch.inference_mode():
-        answer = network(images)
-    return (answer if isinstance(answer, Tensor) else answer[0]).double()
+        output = network(images)
+    return (output if isinstance(output, Tensor) else output[0]).double()
 
 
-def _take_epsilon(model: TransformerClassifier) -> float:
-    """Give the layer norms timm's epsilon where they have the one of the Hugging Face files -> how far the logits moved."""
+def _set_timm_epsilon(model: TransformerClassifier) -> float:
+    """Replaces the layer norm epsilon of the Hugging Face files by timm's and returns how much that changes the logits."""
     if model.config.layer_norm_eps != HUGGING_FACE_EPS:
         return 0.0
     before = logits_on_fixed_input(model, model)
@@ -166,44 +189,46 @@ def _take_epsilon(model: TransformerClassifier) -> float:
     return (logits_on_fixed_input(model, model) - before).abs().max().item()
 
 
-def _check_destination(path: Path, form: str, overwrite: bool) -> None:
-    if form not in get_args(Format):
-        raise UserError(f"There is no format {form!r}", f"known are {', '.join(get_args(Format))}")
-    if form == "authors" and path.suffix not in (".pth", ".pt"):
-        raise UserError(f"{path} has no ending of the authors' files", "give it .pth")
-    if form != "authors" and path.suffix in (".pth", ".pt", ".safetensors", ".bin"):
+def _check_destination(path: Path, output_format: str, overwrite: bool) -> None:
+    if output_format not in get_args(Format):
+        raise UserError(f"There is no format {output_format!r}", f"choose from {', '.join(get_args(Format))}")
+    if output_format == "authors" and path.suffix not in (".pth", ".pt"):
+        raise UserError(f"{path} does not end like a file of the authors' format", "name it .pth")
+    if output_format != "authors" and path.suffix in (".pth", ".pt", ".safetensors", ".bin"):
         raise UserError(
-            f"{path} looks like a file, and the {form} format is a directory", "name a directory, or pass --to authors"
+            f"{path} looks like a file, but the {output_format} format is a directory", "name a directory, or pass --to authors"
         )
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already", "choose another destination, or pass --overwrite")
-    if path.exists() and path.is_dir() != (form != "authors"):
-        raise UserError(f"{path} is {'a directory' if path.is_dir() else 'a file'}", f"the {form} format is the other")
+        raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
+    if path.exists() and path.is_dir() and output_format == "authors":
+        raise UserError(f"{path} is a directory, but the authors format is a file", "choose another destination")
+    if path.exists() and not path.is_dir() and output_format != "authors":
+        raise UserError(f"{path} is a file, but the {output_format} format is a directory", "choose another destination")
     if path.is_dir():
-        foreign = sorted(file.name for file in path.iterdir() if file.name not in OWN_FILES)
-        if foreign:
-            raise UserError(f"{path} holds {foreign[0]}, which is no part of a model", "choose another destination")
+        other_files = sorted(file.name for file in path.iterdir() if file.name not in MODEL_FILES)
+        if other_files:
+            raise UserError(f"{path} contains {other_files[0]}, which is not part of a model", "choose another destination")
 
 
-def _check_apart(source: Path, destination: Path) -> None:
-    one, other = source.resolve(), destination.resolve()
-    if one == other or one in other.parents or other in one.parents:
-        raise UserError(f"{destination} and the source {source} hold each other", "choose another destination")
+def _check_separate(source: Path, destination: Path) -> None:
+    first, second = source.resolve(), destination.resolve()
+    if first == second or first in second.parents or second in first.parents:
+        raise UserError(f"{destination} and the source {source} contain each other", "choose another destination")
 
 
 def _copy_record(source: Path, draft: Path) -> None:
-    """The record of the training data goes along, so that an evaluation still knows which images were learned from."""
+    """Copies the record of the training data, so that an evaluation can still leave out the training images."""
     record = (source if source.is_dir() else source.parent) / RECORD_NAME
     if draft.is_dir() and record.is_file():
         write_json(draft / RECORD_NAME, read_json(record))
 
 
-def _write(draft: Path, form: str, model: TransformerClassifier, processor: DeiTImageProcessor) -> None:
-    if form == "authors":
+def _write(draft: Path, output_format: str, model: TransformerClassifier, processor: DeiTImageProcessor) -> None:
+    if output_format == "authors":
         write_authors(draft, model.config, model.canonical_state())
         return
     draft.mkdir()
-    if form == "timm":
+    if output_format == "timm":
         settings = timm_preprocessing(processor)
         write_timm(draft, model.config, model.canonical_state(), settings)
     else:
@@ -214,23 +239,23 @@ def _write(draft: Path, form: str, model: TransformerClassifier, processor: DeiT
 Reader = Callable[[Path, TransformerClassifier], Tensor]
 
 
-def _readers(form: str, model: TransformerClassifier) -> dict[str, Reader]:
-    """The programs that must agree: this one, and the one whose format it is, where it is installed."""
-    readers: dict[str, Reader] = {"deit": _read_ourselves}
-    if form == "transformers":
+def _readers(output_format: str, model: TransformerClassifier) -> dict[str, Reader]:
+    """Returns the libraries to compare: this one, and the one that the format belongs to if it is installed."""
+    readers: dict[str, Reader] = {"deit": _read_with_deit}
+    if output_format == "transformers":
         if importlib.util.find_spec("transformers") and not model.config.pruned_heads:
-            readers[f"transformers {importlib.metadata.version('transformers')}"] = _read_by_transformers
+            readers[f"transformers {importlib.metadata.version('transformers')}"] = _read_with_transformers
     else:
-        readers[f"timm {timm.__version__}"] = _read_by_timm
+        readers[f"timm {timm.__version__}"] = _read_with_timm
     return readers
 
 
-def _read_ourselves(draft: Path, model: TransformerClassifier) -> Tensor:
-    told = {name: getattr(model.config, name) for name in ("num_attention_heads", "image_size", "layer_norm_eps")}
-    return logits_on_fixed_input(load_model(draft, **told), model)
+def _read_with_deit(draft: Path, model: TransformerClassifier) -> Tensor:
+    fields = {name: getattr(model.config, name) for name in ("num_attention_heads", "image_size", "layer_norm_eps")}
+    return logits_on_fixed_input(load_model(draft, **fields), model)
 
 
-def _read_by_timm(draft: Path, model: TransformerClassifier) -> Tensor:
+def _read_with_timm(draft: Path, model: TransformerClassifier) -> Tensor:
     try:
         if draft.is_dir():
             network = timm.create_model(f"local-dir:{draft}", pretrained=True)
@@ -238,32 +263,32 @@ def _read_by_timm(draft: Path, model: TransformerClassifier) -> Tensor:
             architecture, arguments = timm_architecture(model.config)
             network = timm.create_model(architecture, checkpoint_path=str(draft), num_classes=model.num_labels, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise WorkError(f"timm does not open what was written ({error})", "please report this") from error
+        raise WorkError(f"timm cannot load the result ({error})", "please report this") from error
     return logits_on_fixed_input(network.eval(), model)
 
 
-def _read_by_transformers(draft: Path, model: TransformerClassifier) -> Tensor:
+def _read_with_transformers(draft: Path, model: TransformerClassifier) -> Tensor:
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    show_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         network, info = AutoModelForImageClassification.from_pretrained(draft, output_loading_info=True)
     finally:
-        if shown:
+        if show_progress:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    if odd := [name for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[part]]:
-        raise WorkError(f"transformers does not take {odd[0]} as it was written", "please report this")
-    network.config.return_dict = True  # it cannot be asked at all where its file says otherwise
+    if problems := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]:
+        raise WorkError(f"transformers does not load {problems[0]} from the result", "please report this")
+    network.config.return_dict = True  # transformers' forward fails if the configuration says False
     return logits_on_fixed_input(network.eval(), model)
 
 
 def _publish(draft: Path, path: Path) -> None:
-    """Put what was checked in its place; what stood there goes only then."""
+    """Moves the checked result to its destination; an existing model there is replaced only then."""
     if draft.is_file():
         draft.replace(path)
         return
-    with new_directory(path) as place:
+    with new_directory(path) as directory:
         for file in draft.iterdir():
-            file.replace(place / file.name)
+            file.replace(directory / file.name)

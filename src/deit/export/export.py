@@ -1,4 +1,4 @@
-"""A model -> a bundle that other runtimes answer with, let out only once its answers are the model's."""
+"""Exports a model as a bundle for other runtimes. The bundle is written only after the parity check passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from deit.data.splits import read_record
 from deit.errors import MissingExtraError, UserError
 from deit.export import formats, quantization
-from deit.export.calibration import real_images
-from deit.export.parity import Parity, answers, check, compare, parts
+from deit.export.calibration import calibration_images
+from deit.export.parity import Parity, batches, check_parity, compare_logits, main_logits
 from deit.images.processor import Crop
 from deit.inference import libraries
 from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
@@ -32,12 +32,12 @@ from deit.system.files import BEST_NAME, BUNDLE_NAME, LAST_NAME, PROCESSOR_NAME,
 from deit.system.hardware import cores, cpu_name
 from deit.system.progress import Progress, print_status
 
-IMAGES = 500  # to compare on, at most
+COMPARED_IMAGES = 500
 CALIBRATION_IMAGES = 300
-REFERENCE_BATCH = 16
-OWN_FILES = frozenset({BUNDLE_NAME, PROCESSOR_NAME, *(name for names in GRAPH_FILES.values() for name in names)})
-# What it takes to write each format and to ask it, the one to take by default first.
-NEEDED: dict[Format, tuple[str, ...]] = {
+REFERENCE_BATCH_SIZE = 16
+BUNDLE_FILES = frozenset({BUNDLE_NAME, PROCESSOR_NAME, *(name for names in GRAPH_FILES.values() for name in names)})
+# The libraries that each format needs, in the order of preference of the formats.
+REQUIRED_LIBRARIES: dict[Format, tuple[str, ...]] = {
     "openvino": ("openvino", "onnx", "onnxscript"),
     "onnx": ("onnxruntime", "onnx", "onnxscript"),
     "torch": (),
@@ -45,14 +45,14 @@ NEEDED: dict[Format, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What became of a model.
+class ExportResult:
+    """A finished export.
 
     Attributes:
-        source: what was read.
-        bundle: what was written.
-        parities: runtime -> how its answers compare with the fp32 model's.
-        speeds: runtime -> images per second, with all its calls at work; and of the model as it was, as ``before``.
+        source: path of the original model; None for a newly initialized variant.
+        bundle: the exported model.
+        parities: runtime -> comparison of its logits with those of the fp32 model.
+        speeds: runtime -> images per second at full load; ``before`` is the original model in torch.
     """
 
     source: Path | None
@@ -61,7 +61,7 @@ class Exported:
     speeds: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a program."""
+        """Returns the result as JSON values."""
         facts = self.bundle.facts
         return {
             "source": None if self.source is None else str(self.source),
@@ -81,55 +81,55 @@ def export(
     precision: Precision = "fp32",
     *,
     calibrate: str | Path | None = None,
-    images: int = IMAGES,
+    images: int = COMPARED_IMAGES,
     crop: Crop | None = None,
     ema: bool = False,
     revision: str | None = None,
     overwrite: bool = False,
-) -> Exported:
-    """Write a model as a bundle, once its answers to real images are those of the model.
+) -> ExportResult:
+    """Exports a model as a bundle, if its logits for real images match those of the model.
 
     Args:
         source: a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
-        destination: a directory; one below ``exports/``, named by model, format and precision, when None.
-        to: ``openvino``, ``onnx`` or ``torch``; the first of these whose libraries are installed when None.
+        destination: a directory; None takes one in ``exports/`` that is named by model, format and precision.
+        to: ``openvino``, ``onnx`` or ``torch``; None takes the first of these whose libraries are installed.
         precision: of the matrix products; ``int8`` needs ``calibrate``.
-        calibrate: a data set, with labels or without. int8's ranges are found on its training part, and all bundles are
-            compared with the model on the part that is set aside from training. Without, they are compared on crops of two
-            photographs.
-        images: how many to compare on, at most.
-        crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
-        ema: take the average of the weights of a training checkpoint.
-        overwrite: replace a bundle that is there.
+        calibrate: a data set, with labels or without. int8 is calibrated on its train split, and every bundle is compared with
+            the model on its validation split. None compares on crops of two photographs.
+        images: maximum number of images to compare on.
+        crop: ``keep``, ``squash`` or ``pad``, see :meth:`DeiTImageProcessor.for_size`; None takes the model's own.
+        ema: load the exponential moving average of the weights from a training checkpoint.
+        revision: branch, tag or commit on the hub.
+        overwrite: replace an existing bundle.
 
     Raises:
-        UserError: no such format or precision, something else stands at the destination, or no data to calibrate on.
-        CheckpointError: no readable model.
-        DataError: too few readable images.
+        UserError: unknown format or precision, an existing destination, or no data to calibrate on.
+        CheckpointError: the model is not readable.
+        DataError: too few images are readable.
         MissingExtraError: a library that the format needs is not installed.
-        WorkError: the answers are too far from the model's; then nothing is left at the destination.
+        WorkError: the parity check fails; then nothing is written to the destination.
     """
-    form = to or default_format()
-    path = Path(destination) if destination else default_destination(source, form, precision)
-    _check_request(path, form, precision, calibrate, overwrite)
+    graph_format = to or default_format()
+    path = Path(destination) if destination else default_destination(source, graph_format, precision)
+    _check_request(path, graph_format, precision, calibrate, overwrite)
     classifier = load_classifier(source, ema=ema, revision=revision)
-    if form == "torch" and not isinstance(classifier.model, TransformerClassifier):
+    if graph_format == "torch" and not isinstance(classifier.model, TransformerClassifier):
         kind = type(classifier.model).__name__
-        raise UserError(f"A torch bundle holds a DeiT or ViT, and this is a {kind}", "pass --to onnx")
+        raise UserError(f"A torch bundle holds a DeiT or ViT, not a {kind}", "pass --to onnx")
     if crop is not None:
         classifier.processor = classifier.processor.with_crop(crop)
     graph = Graph(classifier)
     record = read_record(classifier.path) if classifier.path else None
-    learned, compared = real_images(calibrate, record)
+    train_images, validation_images = calibration_images(calibrate, record)
     prepare = partial(model_pixels, classifier.processor, graph.pixels)
-    pixels = compared.pixels(prepare, images)
-    expected = _reference(classifier, graph, pixels)
-    calibration = learned.pixels(prepare, CALIBRATION_IMAGES) if precision == "int8" else None
+    pixels = validation_images.pixels(prepare, images)
+    expected = _reference_logits(classifier, graph, pixels)
+    calibration = train_images.pixels(prepare, CALIBRATION_IMAGES) if precision == "int8" else None
     with new_directory(path) as draft:
-        print_status(f"Writing {form} in {precision}")
-        kept = _write(classifier, graph, form, precision, calibration, draft)
+        print_status(f"Writing {graph_format} in {precision}")
+        kept = _write_graph(classifier, graph, graph_format, precision, calibration, draft)
         facts = {
-            "format": form,
+            "format": graph_format,
             "precision": precision,
             "pixels": graph.pixels,
             "shape": graph.shape,
@@ -138,107 +138,119 @@ def export(
             "kept": kept,
         }
         bundle = write_bundle(draft, classifier.processor, facts)
-        parities, speeds = _compared(bundle, pixels, expected)
+        parities, speeds = _compare_runtimes(bundle, pixels, expected)
         speeds["before"] = images_per_second(TorchRuntime(graph, "cpu"), bundle)
         report = {
-            "compared_on": f"{len(pixels)} {compared.description}",
+            "compared_on": f"{len(pixels)} {validation_images.description}",
             "runtimes": {name: parity.to_dict() for name, parity in parities.items()},
             "images_per_second": dict(speeds),
             "bytes": {"before": 4 * sum(map(torch.Tensor.numel, classifier.model.parameters())), "after": bundle.graph_bytes},
             "operations": operations(graph),
-            **_circumstances(form),
+            **_measurement_context(graph_format),
         }
         write_bundle(draft, classifier.processor, {**facts, "report": report})
     bundle = open_bundle(path)
     if "openvino" in parities:
-        open_runtime(bundle, "openvino")  # keeps the compiled graph, so that the first answer does not wait for it
+        open_runtime(bundle, "openvino")  # caches the compiled graph, so that the first prediction does not wait for it
     remember(bundle, "cpu", {name: speeds[name] for name in parities})
-    return Exported(classifier.path, bundle, parities, speeds)
+    return ExportResult(classifier.path, bundle, parities, speeds)
 
 
-def _circumstances(form: Format) -> dict[str, Any]:
-    """Where, with what and when a bundle was measured."""
+def default_format() -> Format:
+    """Returns the first format whose libraries are installed; those of torch always are."""
+    return next(
+        name for name, required in REQUIRED_LIBRARIES.items() if all(libraries.version(library) for library in required)
+    )
+
+
+def default_destination(source: str | Path, graph_format: Format, precision: Precision) -> Path:
+    """Returns the directory of a bundle if none is given, named by the model; for the model of a run, by the run."""
+    names = [name for name in Path(source).resolve().parts if name not in (BEST_NAME, LAST_NAME)]
+    return Path("exports") / f"{names[-1]}-{graph_format}-{precision}"
+
+
+def _measurement_context(graph_format: Format) -> dict[str, Any]:
+    """Returns on which machine, with which library versions and when a bundle was measured."""
     return {
         "machine": f"{cpu_name()}, {cores()} cores",
-        "versions": {name: libraries.version(name) for name in (*NEEDED[form], "torch")},
+        "versions": {name: libraries.version(name) for name in (*REQUIRED_LIBRARIES[graph_format], "torch")},
         "date": date.today().isoformat(),
     }
 
 
-def default_format() -> Format:
-    """The first format whose libraries are installed; torch's always are."""
-    return next(form for form, names in NEEDED.items() if all(libraries.version(name) for name in names))
-
-
-def default_destination(source: str | Path, form: Format, precision: Precision) -> Path:
-    """Where a bundle goes that was given no place. Of a run, the run's name is taken, not that of the model in it."""
-    parts = [part for part in Path(source).resolve().parts if part not in (BEST_NAME, LAST_NAME)]
-    return Path("exports") / f"{parts[-1]}-{form}-{precision}"
-
-
-def _check_request(path: Path, form: Format, precision: Precision, calibrate: str | Path | None, overwrite: bool) -> None:
-    """All that can be known to be wrong before anything is read."""
-    for what, value, known in (("format", form, get_args(Format)), ("precision", precision, get_args(Precision))):
-        if value not in known:
-            raise UserError(f"There is no {what} {value!r}", f"known are {', '.join(known)}")
-    if precision == "int8" and form == "torch":
-        raise UserError("torch runs no int8 here", "pass --to openvino or --to onnx")
-    if precision == "bf16" and form == "onnx":
-        raise UserError("ONNX Runtime multiplies no bf16 on a processor", "pass --to openvino, or --precision int8 or fp32")
-    for name in (*NEEDED[form], *(("nncf", "openvino") if precision == "int8" else ())):
-        if libraries.version(name) is None:
-            raise MissingExtraError(f"A bundle of {form} in {precision}", libraries.EXTRA)
+def _check_request(
+    path: Path, graph_format: Format, precision: Precision, calibrate: str | Path | None, overwrite: bool
+) -> None:
+    """Checks everything that can be checked before the model is loaded."""
+    requests = (("format", graph_format, get_args(Format)), ("precision", precision, get_args(Precision)))
+    for what, value, choices in requests:
+        if value not in choices:
+            raise UserError(f"There is no {what} {value!r}", f"choose from {', '.join(choices)}")
+    if precision == "int8" and graph_format == "torch":
+        raise UserError("The torch runtime does not support int8", "pass --to openvino or --to onnx")
+    if precision == "bf16" and graph_format == "onnx":
+        raise UserError("ONNX Runtime does not support bf16 on CPUs", "pass --to openvino, or --precision int8 or fp32")
+    required = (*REQUIRED_LIBRARIES[graph_format], *(("nncf", "openvino") if precision == "int8" else ()))
+    if any(libraries.version(library) is None for library in required):
+        raise MissingExtraError(f"A bundle of {graph_format} in {precision}", libraries.EXTRA)
     if precision == "int8" and calibrate is None:
-        raise UserError("int8 needs images to find its ranges on", "pass --calibrate DATA")
+        raise UserError("int8 needs images to calibrate on", "pass --calibrate DATA")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already", "choose another destination, or pass --overwrite")
-    if path.exists() and (not is_bundle(path) or {file.name for file in path.iterdir()} - OWN_FILES):
-        raise UserError(f"{path} is not a bundle alone", "choose another destination")
+        raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
+    if path.exists() and (not is_bundle(path) or {file.name for file in path.iterdir()} - BUNDLE_FILES):
+        raise UserError(f"{path} contains other files than a bundle", "choose another destination")
 
 
-def _write(
-    classifier: LoadedClassifier, graph: Graph, form: Format, precision: Precision, calibration: np.ndarray | None, draft: Path
+def _write_graph(
+    classifier: LoadedClassifier,
+    graph: Graph,
+    graph_format: Format,
+    precision: Precision,
+    calibration: np.ndarray | None,
+    draft: Path,
 ) -> tuple[str, ...]:
-    """Write the graph's files -> the parts of an int8 graph that were left in higher precision."""
-    if form == "torch":
+    """Writes the graph files and returns the operators of an int8 graph that were kept in higher precision."""
+    if graph_format == "torch":
         formats.write_torch(classifier, draft, precision)
         return ()
     kept: tuple[str, ...] = ()
-    network = formats.onnx_model(graph)
+    model = formats.onnx_model(graph)
     if calibration is not None:
-        network, kept = quantization.quantized(network, calibration)
-    if form == "onnx":
-        formats.write_onnx(network, draft)
+        model, kept = quantization.quantize(model, calibration)
+    if graph_format == "onnx":
+        formats.write_onnx(model, draft)
     else:
-        formats.write_openvino(network, draft, precision)
+        formats.write_openvino(model, draft, precision)
     return kept
 
 
-def _reference(classifier: LoadedClassifier, graph: Graph, pixels: np.ndarray) -> np.ndarray:
-    """The answers, (n, K), of the model as it is, in fp32, with its own image processor's normalization."""
+def _reference_logits(classifier: LoadedClassifier, graph: Graph, pixels: np.ndarray) -> np.ndarray:
+    """Returns the logits (n, K) of the original model in fp32, with the normalization of its own image processor."""
     logits = []
-    with Progress("Asking the fp32 model", len(pixels)) as progress, torch.inference_mode():
-        for part in parts(pixels, REFERENCE_BATCH):
-            values = part
+    with Progress("Running the fp32 model", len(pixels)) as progress, torch.inference_mode():
+        for batch in batches(pixels, REFERENCE_BATCH_SIZE):
+            values = batch
             if graph.pixels == "uint8":
-                values = classifier.processor.normalize([np.moveaxis(image, 0, -1) for image in part])
+                values = classifier.processor.normalize([np.moveaxis(image, 0, -1) for image in batch])
             logits.append(list(classifier.model(torch.from_numpy(values)).heads.values())[-1].numpy())
-            progress.advance(len(part))
+            progress.advance(len(batch))
     return np.concatenate(logits)
 
 
-def _compared(bundle: Bundle, pixels: np.ndarray, expected: np.ndarray) -> tuple[dict[RuntimeName, Parity], dict[str, float]]:
-    """Each installed runtime's answers beside the model's, and its speed.
+def _compare_runtimes(
+    bundle: Bundle, pixels: np.ndarray, expected: np.ndarray
+) -> tuple[dict[RuntimeName, Parity], dict[str, float]]:
+    """Runs each installed runtime and returns its parity and its images per second.
 
     Raises:
-        WorkError: one is too far off.
+        WorkError: a runtime fails the parity check.
     """
     parities: dict[RuntimeName, Parity] = {}
     speeds: dict[str, float] = {}
     for name in usable(bundle.facts.format):
-        print_status(f"Comparing the answers of {name}")
+        print_status(f"Comparing {name} with the fp32 model")
         runtime = open_runtime(bundle, name, work="throughput")
-        parities[name] = compare(expected, answers(runtime, pixels))
-        check(parities[name], bundle.facts.precision, name)
+        parities[name] = compare_logits(expected, main_logits(runtime, pixels))
+        check_parity(parities[name], bundle.facts.precision, name)
         speeds[name] = images_per_second(runtime, bundle)
     return parities, speeds

@@ -1,4 +1,4 @@
-"""A graph -> the files of each format."""
+"""Writes the graph files of each format."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from deit.inference.graph import Graph, one_image, separated
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import TransformerClassifier
 
-INPUT = "pixels"
-OPSET = 20  # the first with a Gelu of its own
-MAX_BATCH = 4096
+INPUT_NAME = "pixels"
+OPSET = 20  # the first with a Gelu operator
+MAX_BATCH_SIZE = 4096
 
 
 def onnx_model(graph: Graph) -> Any:
-    """The graph as an ONNX model in fp32, of any number of images."""
+    """Returns the graph as an ONNX model in fp32, with a dynamic batch size."""
     libraries.load("onnx", "Export to ONNX")
     libraries.load("onnxscript", "Export to ONNX")
-    images = torch.export.Dim("images", min=1, max=MAX_BATCH)
-    with _quietly(), torch.no_grad():
+    batch = torch.export.Dim("images", min=1, max=MAX_BATCH_SIZE)
+    with _silent_exporter(), torch.no_grad():
         program = torch.onnx.export(
             separated(graph),
-            # Two images, since torch takes a dimension of one for a fixed one.
+            # Two images: torch specializes a dimension of size one.
             (one_image(graph).repeat(2, 1, 1, 1),),
-            dynamic_shapes=({0: images},),
-            input_names=[INPUT],
+            dynamic_shapes=({0: batch},),
+            input_names=[INPUT_NAME],
             output_names=list(graph.heads),
             opset_version=OPSET,
             dynamo=True,
@@ -46,29 +46,29 @@ def onnx_model(graph: Graph) -> Any:
 
 
 def write_onnx(model: Any, draft: Path) -> None:
-    """Write an ONNX model."""
+    """Writes an ONNX model."""
     (draft / GRAPH_FILES["onnx"][0]).write_bytes(model.SerializeToString())
 
 
 def write_openvino(model: Any, draft: Path, precision: Precision) -> None:
-    """Write an ONNX model as OpenVINO's. For bf16 the weights go into 16 bits: fp16, which holds more of each than bf16."""
+    """Writes an ONNX model as an OpenVINO model; for bf16 with weights in fp16, which is more accurate than bf16."""
     openvino = libraries.load("openvino", "Export to OpenVINO")
     graph = openvino.Core().read_model(model.SerializeToString())
     openvino.save_model(graph, draft / GRAPH_FILES["openvino"][0], compress_to_fp16=precision == "bf16")
 
 
 def write_torch(classifier: LoadedClassifier, draft: Path, precision: Precision) -> None:
-    """Write one of our models with its weights in the precision."""
+    """Writes a model directory with the weights in fp32 or bf16."""
     assert isinstance(classifier.model, TransformerClassifier)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     copy.deepcopy(classifier.model).to(dtype).save_pretrained(draft)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the exporters print on the way: it is of use to their authors."""
+def _silent_exporter() -> Iterator[None]:
+    """Silences the exporters, whose output is meant for their developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -76,5 +76,5 @@ def _quietly() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

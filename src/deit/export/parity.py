@@ -1,4 +1,7 @@
-"""How far an exported model's answers are from those of the model it was made of, and whether that is too far."""
+"""Parity check: how far the logits of an exported model are from those of the original, and whether that is too far.
+
+Shapes: n images, K classes.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ from deit.inference.runtimes import Runtime
 
 @dataclass(frozen=True)
 class Limit:
-    """What is still let out.
+    """Tolerance of the parity check.
 
     Attributes:
-        error: of the logits, see :class:`Parity`.
-        agreement: least share of images with the same first answer, in 0..1.
+        error: maximum of :attr:`Parity.error`.
+        agreement: minimum of :attr:`Parity.agreement`, in 0..1.
     """
 
     error: float
     agreement: float
 
 
-# Two programs in fp32 differ by the order of their sums. bf16 rounds each product's factors to 8 bits of mantissa.
+# In fp32, two runtimes differ by the order of their sums. bf16 rounds the factors of each product to 8 bits of mantissa.
 LIMITS: dict[Precision, Limit] = {
     "fp32": Limit(error=1e-3, agreement=0.998),
     "bf16": Limit(error=0.06, agreement=0.99),
@@ -36,60 +39,62 @@ LIMITS: dict[Precision, Limit] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """Two models' answers to the same images.
+    """Comparison of two models' logits for the same images.
+
+    The scale of both errors is the root mean square of the fp32 logits about the mean of their image.
 
     Attributes:
-        images: how many.
-        error: root mean square of the difference of all logits, relative to that of the fp32 logits about their image's mean.
-        largest: the largest difference of a logit, relative to the same.
-        agreement: share of images with the same first answer, in 0..1.
+        images: number of images.
+        error: root mean square difference of the logits, relative to the scale.
+        max_error: largest difference of a logit, relative to the scale.
+        agreement: share of images with the same top-1 prediction, in 0..1.
     """
 
     images: int
     error: float
-    largest: float
+    max_error: float
     agreement: float
 
     def within(self, limit: Limit) -> bool:
-        """Whether this may be let out; not a number is not."""
+        """True if within the limit. NaN fails."""
         return bool(self.error <= limit.error and self.agreement >= limit.agreement)
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the comparison as JSON values."""
         return asdict(self)
 
 
-def compare(expected: np.ndarray, found: np.ndarray) -> Parity:
-    """Logits (n, K) of the fp32 model and of another, to the same images."""
-    expected, difference = expected.astype(np.float64), found.astype(np.float64) - expected
-    centred = expected - expected.mean(axis=1, keepdims=True)
-    scale = float(np.sqrt((centred**2).mean())) or 1.0
-    same = expected.argmax(axis=1) == found.argmax(axis=1)
+def compare_logits(expected: np.ndarray, actual: np.ndarray) -> Parity:
+    """Compares logits (n, K) of the fp32 model with those of another for the same images."""
+    expected, difference = expected.astype(np.float64), actual.astype(np.float64) - expected
+    centered = expected - expected.mean(axis=1, keepdims=True)
+    scale = float(np.sqrt((centered**2).mean())) or 1.0
+    same = expected.argmax(axis=1) == actual.argmax(axis=1)
     error = float(np.sqrt((difference**2).mean())) / scale
     return Parity(len(expected), error, float(np.abs(difference).max()) / scale, float(same.mean()))
 
 
-def check(parity: Parity, precision: Precision, runtime: str) -> None:
-    """Let a model out, or not.
+def check_parity(parity: Parity, precision: Precision, runtime: str) -> None:
+    """Checks a comparison against the limit of its precision.
 
     Raises:
-        WorkError: it is too far from the fp32 model.
+        WorkError: the exported model is too far from the fp32 model.
     """
     limit = LIMITS[precision]
     if not parity.within(limit):
         raise WorkError(
-            f"In {precision} on {runtime} the model agrees with its fp32 self on {parity.agreement:.1%} of {parity.images} "
-            f"images and its logits are {parity.error:.3g} off; at least {limit.agreement:.1%} and at most {limit.error:g} are "
-            "let out",
-            "nothing was kept; choose a higher precision, or calibrate on images like those that the model was trained on",
+            f"In {precision} on {runtime}, the exported model agrees with the fp32 model on {parity.agreement:.1%} of "
+            f"{parity.images} images with a logit error of {parity.error:.3g}; the limits are {limit.agreement:.1%} and "
+            f"{limit.error:g}",
+            "nothing was written; choose a higher precision, or calibrate on images like the training data",
         )
 
 
-def answers(runtime: Runtime, pixels: np.ndarray) -> np.ndarray:
-    """The logits of a runtime's last head, (n, K)."""
-    return np.concatenate([runtime(part)[runtime.heads[-1]] for part in parts(pixels, runtime.batch)])
+def main_logits(runtime: Runtime, pixels: np.ndarray) -> np.ndarray:
+    """Runs a runtime and returns the logits (n, K) of its last head, the model's prediction."""
+    return np.concatenate([runtime(batch)[runtime.heads[-1]] for batch in batches(pixels, runtime.batch)])
 
 
-def parts(pixels: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """Cut a long array into batches."""
-    return (pixels[start : start + batch] for start in range(0, len(pixels), batch))
+def batches(pixels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Splits an array into batches along its first axis."""
+    return (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))

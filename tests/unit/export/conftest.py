@@ -1,4 +1,4 @@
-"""The models and bundles of the inference tests."""
+"""Shares the models and bundles of the inference tests."""
 
 from tests.unit.inference.conftest import (  # noqa: F401
     int8_bundle,

@@ -1,4 +1,4 @@
-"""Conversion: what is written gives the same logits in the program that it is for, or is not let out."""
+"""Conversion: a result is written only if it gives the same logits in the library of its format."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ MAKERS: dict[str, Any] = {
 PROCESSOR = DeiTImageProcessor.for_size(32, 32, 0.8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop="squash")
 
 
-def place(directory: Path, form: str) -> Path:
-    return directory / ("model.pth" if form == "authors" else "model of mine")
+def destination(directory: Path, output_format: str) -> Path:
+    return directory / ("model.pth" if output_format == "authors" else "my model")
 
 
 @pytest.fixture(params=MAKERS)
@@ -51,61 +51,61 @@ def source(model: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_every_format_gives_the_same_logits_in_its_own_program(source: Path, model: Any, tmp_path: Path, to: Any) -> None:
-    result = convert(source, place(tmp_path, to), to)
-    other = "transformers" if to == "transformers" else "timm"
-    assert [name.split()[0] for name in result.differences] == ["deit", other]
+def test_every_format_gives_the_same_logits_in_its_library(source: Path, model: Any, tmp_path: Path, to: Any) -> None:
+    result = convert(source, destination(tmp_path, to), to)
+    library = "transformers" if to == "transformers" else "timm"
+    assert [name.split()[0] for name in result.differences] == ["deit", library]
     assert max(result.differences.values()) <= 1e-5
-    assert result.largest == pytest.approx(model(noise(2, 3, 32, 32)).logits.abs().max().item(), rel=1e-5)
+    assert result.largest_logit == pytest.approx(model(noise(2, 3, 32, 32)).logits.abs().max().item(), rel=1e-5)
     assert (result.layout, result.format, result.epsilon_shift) == ("transformers", to, 0.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", place(tmp_path, to).name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", destination(tmp_path, to).name])
 
 
 @pytest.mark.parametrize("first", FORMATS)
 @pytest.mark.parametrize("second", FORMATS)
-def test_any_format_becomes_any_other_without_losing_a_bit(
+def test_conversion_between_any_two_formats_is_lossless(
     source: Path, model: Any, tmp_path: Path, first: Any, second: Any
 ) -> None:
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
-    convert(source, place(tmp_path / "1", first), first)
-    convert(place(tmp_path / "1", first), place(tmp_path / "2", second), second, num_attention_heads=3)
-    back = load_model(place(tmp_path / "2", second), num_attention_heads=3)
-    assert type(back) is type(model)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    convert(source, destination(tmp_path / "first", first), first)
+    convert(destination(tmp_path / "first", first), destination(tmp_path / "second", second), second, num_attention_heads=3)
+    converted = load_model(destination(tmp_path / "second", second), num_attention_heads=3)
+    assert type(converted) is type(model)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(back.state_dict()[name], tensor), name
-    if "authors" not in (first, second):  # their files know no names
-        assert back.config.classes == ("a", "b", "ц")
+        assert torch.equal(converted.state_dict()[name], tensor), name
+    if "authors" not in (first, second):  # files of the authors have no class names
+        assert converted.config.classes == ("a", "b", "ц")
 
 
 @pytest.mark.parametrize("to", ["transformers", "timm"])
-def test_preprocessing_goes_along(source: Path, tmp_path: Path, to: Any) -> None:
-    convert(source, tmp_path / "there", to)
-    convert(tmp_path / "there", tmp_path / "back")
+def test_preprocessing_is_converted(source: Path, tmp_path: Path, to: Any) -> None:
+    convert(source, tmp_path / "result", to)
+    convert(tmp_path / "result", tmp_path / "back")
     assert DeiTImageProcessor.from_pretrained(tmp_path / "back") == PROCESSOR
     if to == "timm":
-        settings = json.loads((tmp_path / "there" / "config.json").read_text())["pretrained_cfg"]
+        settings = json.loads((tmp_path / "result" / "config.json").read_text())["pretrained_cfg"]
         assert (settings["crop_pct"], settings["crop_mode"], settings["mean"]) == (0.8, "squash", [0.1, 0.2, 0.3])
 
 
-def test_timms_own_functions_open_it(source: Path, model: Any, tmp_path: Path) -> None:
-    convert(source, tmp_path / "there", "timm")
-    network: Any = timm.create_model(f"local-dir:{tmp_path / 'there'}", pretrained=True)
+def test_timm_loads_the_result(source: Path, model: Any, tmp_path: Path) -> None:
+    convert(source, tmp_path / "result", "timm")
+    network: Any = timm.create_model(f"local-dir:{tmp_path / 'result'}", pretrained=True)
     images = noise(2, 3, 32, 32)
     assert torch.allclose(network.eval()(images), model(images).logits, atol=1e-5)
 
 
-def test_the_automatic_classes_of_transformers_open_it(source: Path, model: Any, tmp_path: Path) -> None:
+def test_auto_classes_of_transformers_load_the_result(source: Path, model: Any, tmp_path: Path) -> None:
     convert(source, tmp_path / "timm", "timm")
-    convert(tmp_path / "timm", tmp_path / "there")
-    network = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "there")
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "there")  # type: ignore[no-untyped-call]
+    convert(tmp_path / "timm", tmp_path / "result")
+    network = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "result")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "result")  # type: ignore[no-untyped-call]
     images = noise(2, 3, 32, 32)
     assert torch.allclose(network(images).logits, model(images).logits, atol=1e-5)
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
 
 
-def test_a_hidden_difference_of_epsilon_is_said(tmp_path: Path) -> None:
+def test_change_of_the_layer_norm_epsilon_is_reported(tmp_path: Path) -> None:
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit(layer_norm_eps=1e-12)), std=0.02).save_pretrained(
         tmp_path / "in"
     )
@@ -114,112 +114,114 @@ def test_a_hidden_difference_of_epsilon_is_said(tmp_path: Path) -> None:
     assert max(result.differences.values()) <= 1e-5
 
 
-def test_a_difference_is_an_error_and_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_logits_are_an_error_and_nothing_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def shifted(draft: Path, model: Any) -> torch.Tensor:
         return logits_on_fixed_input(load_model(draft), model) + 1e-3
 
-    monkeypatch.setattr(conversion, "_read_ourselves", shifted)
-    with pytest.raises(WorkError, match=r"deit answers the written model with logits up to 1\.00e-03 from ours"):
-        convert(source, tmp_path / "there")
+    monkeypatch.setattr(conversion, "_read_with_deit", shifted)
+    with pytest.raises(WorkError, match=r"The logits of the result in deit differ by up to 1\.00e-03"):
+        convert(source, tmp_path / "result")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_logits_that_are_no_numbers_are_an_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "_read_ourselves", lambda *_: torch.tensor(float("nan")))
+def test_nan_logits_are_an_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "_read_with_deit", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(WorkError, match="up to nan"):
-        convert(source, tmp_path / "there")
+        convert(source, tmp_path / "result")
 
 
-def test_nothing_is_replaced_unless_it_is_asked_for(source: Path, tmp_path: Path) -> None:
+def test_overwrite_is_required_to_replace_a_model(source: Path, tmp_path: Path) -> None:
     for to in FORMATS:
-        path = place(tmp_path, to)
+        path = destination(tmp_path, to)
         convert(source, path, to, overwrite=True)  # type: ignore[arg-type]
         before = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
-        with pytest.raises(UserError, match="is there already: choose another destination, or pass --overwrite"):
+        with pytest.raises(UserError, match="already exists: choose another destination, or pass --overwrite"):
             convert(source, path, to)  # type: ignore[arg-type]
         convert(source, path, to, overwrite=True)  # type: ignore[arg-type]
         assert (sorted(file.name for file in path.iterdir()) if path.is_dir() else []) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "to", "says"),
+    ("name", "to", "message"),
     [
-        ("there", "keras", "no format 'keras': known are transformers, timm, authors"),
-        ("there", "authors", "no ending of the authors' files: give it .pth"),
-        ("there.pth", "timm", "looks like a file"),
-        ("there.safetensors", None, "looks like a file"),
+        ("result", "keras", "no format 'keras': choose from transformers, timm, authors"),
+        ("result", "authors", "does not end like a file of the authors' format: name it .pth"),
+        ("result.pth", "timm", "looks like a file"),
+        ("result.safetensors", None, "looks like a file"),
     ],
 )
-def test_a_wrong_destination_is_refused(source: Path, tmp_path: Path, name: str, to: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_unsuitable_destination_is_an_error(source: Path, tmp_path: Path, name: str, to: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         convert(source, tmp_path / name, to)
 
 
-def test_what_a_format_cannot_say_is_refused(tmp_path: Path) -> None:
+def test_model_that_a_format_cannot_express_is_an_error(tmp_path: Path) -> None:
     DeiTForImageClassification(tiny_deit()).save_pretrained(tmp_path / "one head")
     with pytest.raises(CheckpointError, match="a single `classifier`"):
-        convert(tmp_path / "one head", tmp_path / "there", "timm")
+        convert(tmp_path / "one head", tmp_path / "result", "timm")
     pruned = ViTForImageClassification(tiny_vit(layer_norm_eps=1e-6))
     pruned.prune_heads({0: [1]})
     pruned.save_pretrained(tmp_path / "pruned")
     with pytest.raises(CheckpointError, match="pruned"):
-        convert(tmp_path / "pruned", tmp_path / "x.pth")
-    assert list(convert(tmp_path / "pruned", tmp_path / "there").differences) == ["deit"]  # transformers 5 cannot prune
-    assert not (tmp_path / "x.pth").exists()
+        convert(tmp_path / "pruned", tmp_path / "result.pth")
+    assert list(convert(tmp_path / "pruned", tmp_path / "result").differences) == ["deit"]  # transformers 5 cannot prune
+    assert not (tmp_path / "result.pth").exists()
 
 
-def test_shape_and_distillation_change_on_the_way(source: Path, model: Any, tmp_path: Path) -> None:
+def test_shape_and_distillation_can_change(source: Path, model: Any, tmp_path: Path) -> None:
     distilled = isinstance(model, DeiTForImageClassificationWithTeacher)
     result = convert(
-        source, tmp_path / "there", image_size=(64, 48), distillation="drop" if distilled else "new", id2label={0: "x", 1: "y"}
+        source, tmp_path / "result", image_size=(64, 48), distillation="drop" if distilled else "new", id2label={0: "x", 1: "y"}
     )
     assert result.architecture == ("ViTForImageClassification" if distilled else "DeiTForImageClassificationWithTeacher")
     assert "embeddings.position_embeddings" in result.report.resized
-    loaded = load_model(tmp_path / "there")
+    loaded = load_model(tmp_path / "result")
     assert (loaded.config.image_hw, loaded.config.classes) == ((64, 48), ("x", "y"))
-    assert deit.DeiTImageProcessor.from_pretrained(tmp_path / "there").input_hw == (64, 48)
+    assert deit.DeiTImageProcessor.from_pretrained(tmp_path / "result").input_hw == (64, 48)
     assert json.loads(json.dumps(result.to_dict()))["architecture"] == result.architecture
 
 
-def test_nothing_but_a_model_is_replaced(source: Path, tmp_path: Path) -> None:
+def test_only_a_model_is_replaced(source: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "photos").mkdir(parents=True)
     (run / "recipe.toml").touch()
-    for destination, says in (
-        (run, "run holds photos, which is no part of a model"),
-        (source, "hold each other"),
-        (source / "inner", "hold each other"),
+    for path, message in (
+        (run, "run contains photos, which is not part of a model"),
+        (source, "contain each other"),
+        (source / "inner", "contain each other"),
     ):
-        with pytest.raises(UserError, match=says):
-            convert(source, destination, overwrite=True)
+        with pytest.raises(UserError, match=message):
+            convert(source, path, overwrite=True)
     source.rename(run / "best")
     for file in (run / "recipe.toml", run / "photos"):
         file.rename(tmp_path / file.name)
-    with pytest.raises(UserError, match=r"holds best|hold each other"):
+    with pytest.raises(UserError, match=r"contains best|contain each other"):
         convert(run / "best", run, overwrite=True)
     assert (run / "best" / "model.safetensors").is_file()
 
 
-def test_the_record_of_the_data_goes_along(source: Path, tmp_path: Path) -> None:
+def test_record_of_the_training_data_is_copied(source: Path, tmp_path: Path) -> None:
     (source / "training.json").write_text('{"fingerprint": "x"}')
     convert(source, tmp_path / "a", "timm")
     convert(tmp_path / "a", tmp_path / "b")
     assert json.loads((tmp_path / "b" / "training.json").read_text()) == {"fingerprint": "x"}
 
 
-def test_what_timm_reads_is_the_directory_with_its_configuration(
+def test_timm_is_run_with_the_configuration_of_the_result(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def garbled(directory: Path, *arguments: Any) -> None:
+    def with_wrong_activation(directory: Path, *arguments: Any) -> None:
         write_timm(directory, *arguments)
         content = json.loads((directory / "config.json").read_text())
         content["model_args"]["act_layer"] = "relu"
         (directory / "config.json").write_text(json.dumps(content))
 
-    monkeypatch.setattr(conversion, "write_timm", garbled)
-    monkeypatch.setattr(conversion, "_read_ourselves", lambda _, model: logits_on_fixed_input(model, model))
-    with pytest.raises(WorkError, match=r"timm .* answers the written model with logits up to"):
-        convert(source, tmp_path / "there", "timm")
+    monkeypatch.setattr(conversion, "write_timm", with_wrong_activation)
+    monkeypatch.setattr(conversion, "_read_with_deit", lambda _, model: logits_on_fixed_input(model, model))
+    with pytest.raises(WorkError, match=r"The logits of the result in timm .* differ by up to"):
+        convert(source, tmp_path / "result", "timm")
 
 
 @pytest.mark.parametrize(
@@ -233,15 +235,15 @@ def test_what_timm_reads_is_the_directory_with_its_configuration(
     ],
     ids=str,
 )
-def test_preprocessing_that_timm_cannot_do_is_refused(source: Path, tmp_path: Path, settings: Any) -> None:
+def test_preprocessing_that_timm_cannot_express_is_an_error(source: Path, tmp_path: Path, settings: Any) -> None:
     DeiTImageProcessor(**{"crop_size": 32, "size": 40, **settings}).save_pretrained(source)
     with pytest.raises(CheckpointError, match="timm has no words"):
-        convert(source, tmp_path / "there", "timm")
-    result = convert(source, tmp_path / "there", image_size=64)  # but another size is nothing to timm's words
+        convert(source, tmp_path / "result", "timm")
+    result = convert(source, tmp_path / "result", image_size=64)  # transformers supports another size
     assert DeiTImageProcessor.from_pretrained(result.destination).crop_size == {"height": 64, "width": 64}
 
 
-def test_a_link_is_followed_and_stays(source: Path, tmp_path: Path) -> None:
+def test_symbolic_link_is_followed_and_kept(source: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     result = convert(source, tmp_path / "link", overwrite=True)
@@ -250,15 +252,15 @@ def test_a_link_is_followed_and_stays(source: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path / "link").config.classes == ("a", "b", "ц")
 
 
-def test_somebody_elses_weights_are_not_replaced(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "lora.safetensors").touch()
-    with pytest.raises(UserError, match=r"holds lora\.safetensors"):
-        convert(source, tmp_path / "there", overwrite=True)
+def test_directory_with_other_weights_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "lora.safetensors").touch()
+    with pytest.raises(UserError, match=r"contains lora\.safetensors"):
+        convert(source, tmp_path / "result", overwrite=True)
 
 
-def test_a_model_that_answers_tuples_is_converted_and_asked_all_the_same(model: Any, tmp_path: Path) -> None:
+def test_model_with_return_dict_false_is_converted(model: Any, tmp_path: Path) -> None:
     model.config.return_dict = False
     model.save_pretrained(tmp_path / "tuples")
-    assert max(convert(tmp_path / "tuples", tmp_path / "there").differences.values()) == 0
+    assert max(convert(tmp_path / "tuples", tmp_path / "result").differences.values()) == 0
     assert load_classifier(tmp_path / "tuples").model(noise(1, 3, 32, 32)).heads

@@ -1,4 +1,4 @@
-"""A model becomes a bundle that answers as it does, or nothing."""
+"""Export: a bundle is written only if its predictions match the model's, and its report is what was measured."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from deit.errors import CheckpointError, DataError, MissingExtraError, UserError, WorkError
 from deit.evaluation.evaluate import evaluate
-from deit.export import export as module
+from deit.export import export as export_module
 from deit.export import formats, parity
-from deit.export.export import Exported, default_destination, export
+from deit.export.export import ExportResult, default_destination, export
 from deit.export.parity import Limit
 from deit.images.processor import DeiTImageProcessor
 from deit.inference import libraries
@@ -39,14 +39,16 @@ def probabilities(path: Path, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "tolerance"), [("openvino_bundle", 1e-5), ("onnx_bundle", 1e-5), ("torch_bundle", 0.01), ("int8_bundle", 0.03)]
 )
-def test_a_bundle_answers_as_the_model(model: Path, name: str, tolerance: float, request: pytest.FixtureRequest) -> None:
-    exported: Exported = request.getfixturevalue(name)
+def test_predictions_of_a_bundle_match_the_model(
+    model: Path, name: str, tolerance: float, request: pytest.FixtureRequest
+) -> None:
+    exported: ExportResult = request.getfixturevalue(name)
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model), atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["openvino_bundle", "onnx_bundle", "torch_bundle", "int8_bundle"])
-def test_what_is_reported_was_measured(model: Path, name: str, request: pytest.FixtureRequest) -> None:
-    exported: Exported = request.getfixturevalue(name)
+def test_report_holds_the_measurements(model: Path, name: str, request: pytest.FixtureRequest) -> None:
+    exported: ExportResult = request.getfixturevalue(name)
     facts = exported.bundle.facts
     report = facts.report
     assert set(report["runtimes"]) == set(exported.parities) == set(usable(facts.format))
@@ -60,13 +62,13 @@ def test_what_is_reported_was_measured(model: Path, name: str, request: pytest.F
     assert open_bundle(exported.bundle.path).facts == facts
 
 
-def test_the_directory_holds_the_bundle_and_nothing_else(openvino_bundle: Exported) -> None:
+def test_directory_contains_only_the_bundle(openvino_bundle: ExportResult) -> None:
     path = openvino_bundle.bundle.path
     assert {file.name for file in path.iterdir()} == {BUNDLE_NAME, PROCESSOR_NAME, *GRAPH_FILES["openvino"]}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_int8_weights_are_stored_as_such(int8_bundle: Exported) -> None:
+def test_int8_weights_are_stored_in_int8(int8_bundle: ExportResult) -> None:
     import onnx
 
     graph = onnx.load(int8_bundle.bundle.graph).graph
@@ -75,48 +77,46 @@ def test_int8_weights_are_stored_as_such(int8_bundle: Exported) -> None:
     assert onnx.TensorProto.FLOAT not in kinds
 
 
-def test_no_product_is_split_afterwards(onnx_bundle: Exported) -> None:
+def test_queries_keys_and_values_are_separate_products(onnx_bundle: ExportResult) -> None:
     nodes = onnx.load(onnx_bundle.bundle.graph).graph.node
     assert "Split" not in {node.op_type for node in nodes}  # 7% of the time of a small int8 model (docs/log.md)
 
 
-def test_operations_are_counted() -> None:
-    """Of one layer's products by hand: the last block answers for two tokens of 18."""
+def test_operations_match_a_count_by_hand() -> None:
+    """One layer by hand: the last block computes two of 18 tokens."""
     config = tiny_deit(num_hidden_layers=1)
     network = randomized(DeiTForImageClassification(config))
     graph = Graph(LoadedClassifier(network, DeiTImageProcessor.for_size(SIDE, SIDE), ("a",) * 5))
-    width, tokens, answered = config.hidden_size, config.tokens, 2
+    width, tokens, computed = config.hidden_size, config.tokens, 2
     patches = (tokens - 2) * width * 3 * 8 * 8
-    attention = answered * width**2 + tokens * 2 * width**2 + 2 * answered * tokens * width + answered * width**2
-    mlp = 2 * answered * width * config.intermediate_size
+    attention = computed * width**2 + tokens * 2 * width**2 + 2 * computed * tokens * width + computed * width**2
+    mlp = 2 * computed * width * config.intermediate_size
     assert operations(graph) == 2 * (patches + attention + mlp + width * 5)
 
 
-def test_beyond_the_tolerance_nothing_is_left(
-    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_parity_check_writes_nothing(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parity.LIMITS, "fp32", Limit(error=0.0, agreement=1.0))
-    with pytest.raises(WorkError, match="nothing was kept"):
+    with pytest.raises(WorkError, match="nothing was written"):
         export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_graph_is_caught(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = formats.onnx_model
+def test_wrong_graph_fails_the_parity_check(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = formats.onnx_model
 
-    def swapped(graph: Any) -> Any:
-        made = real(graph)
-        outputs = made.graph.output
+    def with_swapped_heads(graph: Any) -> Any:
+        model = original(graph)
+        outputs = model.graph.output
         outputs[0].name, outputs[2].name = outputs[2].name, outputs[0].name
-        return made
+        return model
 
-    monkeypatch.setattr(formats, "onnx_model", swapped)
-    with pytest.raises(WorkError, match="In fp32 on openvino the model agrees"):
+    monkeypatch.setattr(formats, "onnx_model", with_swapped_heads)
+    with pytest.raises(WorkError, match="In fp32 on openvino, the exported model agrees"):
         export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_old_bundle_outlives_a_failed_export(
+def test_failed_export_keeps_the_existing_bundle(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = export(model, tmp_path / "a bundle", "torch", calibrate=photos)
@@ -130,62 +130,62 @@ def test_an_old_bundle_outlives_a_failed_export(
     assert open_bundle(second.bundle.path).facts.precision == "bf16"
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"to": "tensorrt"}, "no format 'tensorrt': known are openvino, onnx, torch"),
+INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [
+    ({"to": "tensorrt"}, "no format 'tensorrt': choose from openvino, onnx, torch"),
     ({"precision": "fp16"}, "no precision 'fp16'"),
     ({"precision": "int8", "calibrate": None}, "pass --calibrate DATA"),
-    ({"to": "torch", "precision": "int8"}, "torch runs no int8"),
-    ({"to": "onnx", "precision": "bf16"}, "multiplies no bf16"),
+    ({"to": "torch", "precision": "int8"}, "torch runtime does not support int8"),
+    ({"to": "onnx", "precision": "bf16"}, "does not support bf16"),
     ({"calibrate": "nowhere at all"}, "nowhere at all"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), WRONG)
-def test_wrong_use_is_found_before_any_work(
+@pytest.mark.parametrize(("fields", "message"), INVALID_REQUESTS)
+def test_invalid_request_is_an_error_before_the_model_runs(
     model: Path, photos: Path, tmp_path: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_reference", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(export_module, "_reference_logits", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(UserError, match=message):
         export(model, tmp_path / "a bundle", **{"calibrate": photos, **fields})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_bundle_is_not_replaced(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_only_a_bundle_is_replaced(model: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(model, tmp_path, "torch", calibrate=photos)
-    with pytest.raises(UserError, match="is not a bundle alone"):
+    with pytest.raises(UserError, match="contains other files than a bundle"):
         export(model, tmp_path, "torch", calibrate=photos, overwrite=True)
-    with pytest.raises(UserError, match="is not a bundle alone"):
+    with pytest.raises(UserError, match="contains other files than a bundle"):
         export(model, model, "torch", calibrate=photos, overwrite=True)
-    with pytest.raises(UserError, match="is not a bundle alone"):
+    with pytest.raises(UserError, match="contains other files than a bundle"):
         export(model, tmp_path / "thesis.txt", "torch", calibrate=photos, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_missing_library_is_named(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_an_error(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "version", lambda name: None if name in ("nncf", "openvino") else "1.0")
-    assert module.default_format() == "onnx"
+    assert export_module.default_format() == "onnx"
     for fields in ({"to": "openvino"}, {"to": "onnx", "precision": "int8"}):
         with pytest.raises(MissingExtraError, match=r"pip install 'deit\[inference\]'"):
             export(model, tmp_path / "a bundle", calibrate=photos, **fields)  # type: ignore[arg-type]
 
 
-def test_without_data_photographs_are_compared(model: Path, tmp_path: Path) -> None:
+def test_comparison_without_data_uses_sample_photographs(model: Path, tmp_path: Path) -> None:
     exported = export(model, tmp_path / "a bundle", "torch", images=20)
-    assert exported.bundle.facts.report["compared_on"] == "20 cut-outs of scikit-learn's two photographs"
+    assert exported.bundle.facts.report["compared_on"] == "20 crops of scikit-learn's two sample photographs"
 
 
-def test_too_few_images_are_refused(model: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_an_error(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "few"
     folder.mkdir()
     for number in range(4):
         pattern(40, 40, seed=number).save(folder / f"{number}.png")
-    with pytest.raises(DataError, match="pass a data set with 8 or more"):
+    with pytest.raises(DataError, match="1 held-out images of few: pass a data set with at least 8"):
         export(model, tmp_path / "a bundle", "torch", calibrate=folder)
 
 
-def test_a_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> None:
+def test_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     processor = DeiTImageProcessor.for_size(SIDE, SIDE)
     TimmClassifier("resnet10t", CLASSES, processor).save_pretrained(tmp_path / "a teacher")
@@ -196,35 +196,35 @@ def test_a_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -
         export(tmp_path / "a teacher", tmp_path / "another", "torch", calibrate=photos)
 
 
-def test_a_padding_model_is_exported_with_normalized_input(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_model_that_pads_is_exported_with_normalized_input(model: Path, photos: Path, tmp_path: Path) -> None:
     exported = export(model, tmp_path / "a bundle", "onnx", calibrate=photos, crop="pad")
     assert exported.bundle.facts.pixels == "float32"
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model, crop="pad"), atol=1e-5)
 
 
-def test_the_destination_is_named_by_the_run() -> None:
+def test_default_destination_is_named_by_the_run() -> None:
     assert default_destination("runs/flowers/best", "onnx", "int8") == Path("exports/flowers-onnx-int8")
     assert default_destination("owner/name", "openvino", "fp32") == Path("exports/name-openvino-fp32")
 
 
-def test_a_bundle_is_evaluated_as_the_model_is(model: Path, onnx_bundle: Exported, tmp_path: Path) -> None:
+def test_evaluation_of_a_bundle_matches_the_model(model: Path, onnx_bundle: ExportResult, tmp_path: Path) -> None:
     for number in range(12):
         path = tmp_path / "data" / CLASSES[number % 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pattern(50, 40, seed=number).save(path)
     expected = evaluate(model, tmp_path / "data", workers=0, device="cpu")
-    found = evaluate(onnx_bundle.bundle.path, tmp_path / "data", workers=0, device="cpu")
-    assert list(found.heads) == list(expected.heads)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    actual = evaluate(onnx_bundle.bundle.path, tmp_path / "data", workers=0, device="cpu")
+    assert list(actual.heads) == list(expected.heads)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=1e-5)
     with pytest.raises(UserError, match="leave --ema and --revision out"):
         evaluate(onnx_bundle.bundle.path, tmp_path / "data", ema=True)
 
 
-def test_a_bundle_is_no_model_to_go_on_with(openvino_bundle: Exported, torch_bundle: Exported) -> None:
+def test_bundle_cannot_be_loaded_for_training(openvino_bundle: ExportResult, torch_bundle: ExportResult) -> None:
     with pytest.raises(CheckpointError, match="is an exported model, which supports only inference"):
         load_model(openvino_bundle.bundle.path)
     assert load_model(torch_bundle.bundle.path).num_labels == len(CLASSES)
 
 
-def test_the_report_is_plain_json(openvino_bundle: Exported) -> None:
+def test_to_dict_is_valid_json(openvino_bundle: ExportResult) -> None:
     assert json.loads(json.dumps(openvino_bundle.to_dict()))["bundle"] == str(openvino_bundle.bundle.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deit.export.export import Exported, export
+from deit.export.export import ExportResult, export
 from deit.images.processor import DeiTImageProcessor
 from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from tests.helpers import pattern, randomized, tiny_deit
@@ -45,20 +45,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def openvino_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def openvino_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     return export(model, tmp_path_factory.mktemp("out") / "a bundle", "openvino", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def onnx_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     return export(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
-def torch_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def torch_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     return export(model, tmp_path_factory.mktemp("out") / "a bundle", "torch", "bf16", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def int8_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     return export(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", "int8", calibrate=photos)

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from deit.errors import UserError
-from deit.export.export import Exported
+from deit.export.export import ExportResult
 from deit.inference.benchmark import Spread, benchmark, made_photos, memory, percentiles, timed
 from deit.inference.runtime_selection import choose_runtime
 
 
 def test_every_runtime_of_a_bundle_is_measured_and_remembered(
-    onnx_bundle: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    onnx_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DEIT_CACHE", str(tmp_path))
     measured = benchmark(onnx_bundle.bundle.path, seconds=0.05)
@@ -40,7 +40,7 @@ def test_a_model_is_measured_in_torch(model: Path, photos: Path) -> None:
     assert [(figures.runtime, figures.precision) for figures in measured] == [("torch", "fp32"), ("torch", "bf16")]
 
 
-def test_nothing_that_runs_it_is_one_sentence(openvino_bundle: Exported) -> None:
+def test_nothing_that_runs_it_is_one_sentence(openvino_bundle: ExportResult) -> None:
     with pytest.raises(UserError, match="see `deit info`"):
         benchmark(openvino_bundle.bundle.path, "cuda")
 

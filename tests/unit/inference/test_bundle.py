@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError, UserError
-from deit.export.export import Exported
+from deit.export.export import ExportResult
 from deit.inference.bundle import GRAPH_FILES, is_bundle, open_bundle
 from deit.system.files import BUNDLE_NAME
 from tests.unit.inference.conftest import CLASSES, SIDE
 
 
 @pytest.fixture
-def copied(torch_bundle: Exported, tmp_path: Path) -> Path:
+def copied(torch_bundle: ExportResult, tmp_path: Path) -> Path:
     return Path(shutil.copytree(torch_bundle.bundle.path, tmp_path / "a copy"))
 
 
@@ -28,7 +28,7 @@ def changed(path: Path, **fields: Any) -> None:
     (path / BUNDLE_NAME).write_text(json.dumps({**content, **fields}))
 
 
-def test_a_bundle_says_what_it_is(openvino_bundle: Exported) -> None:
+def test_a_bundle_says_what_it_is(openvino_bundle: ExportResult) -> None:
     bundle = open_bundle(openvino_bundle.bundle.path)
     facts = bundle.facts
     assert is_bundle(bundle.path) and not is_bundle(bundle.path / "model.xml") and not is_bundle("nowhere")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from deit.errors import CheckpointError, ConfigError, UserError
-from deit.export.export import Exported
+from deit.export.export import ExportResult
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import TORCH_BATCH
 from deit.models.modeling import load_model
@@ -116,7 +116,7 @@ def test_arrays_that_are_no_images_are_errors_in_their_place(directory: Path) ->
     assert [bool(prediction.error) for prediction in predictions] == [False, True, True, True, True]
 
 
-def test_a_stream_is_answered_as_it_comes(openvino_bundle: Exported) -> None:
+def test_a_stream_is_answered_as_it_comes(openvino_bundle: ExportResult) -> None:
     predictor = Predictor.from_pretrained(openvino_bundle.bundle.path)
     images = [pattern(40, 30 + seed, seed=seed) for seed in range(9)]
     expected = predictor(images)
@@ -136,7 +136,7 @@ def test_a_stream_is_answered_as_it_comes(openvino_bundle: Exported) -> None:
     assert taken < 40 + 20 * predictor.runtime.batch
 
 
-def test_names_can_be_given(openvino_bundle: Exported) -> None:
+def test_names_can_be_given(openvino_bundle: ExportResult) -> None:
     predictor = Predictor.from_pretrained(openvino_bundle.bundle.path)
     assert [row.image for row in predictor([pattern(9, 9)] * 3, names=["a", "b"])] == ["a", "b", "image 2"]
 
@@ -148,7 +148,7 @@ def test_a_model_runs_in_bf16_when_asked(directory: Path) -> None:
     assert low.probabilities != exact.probabilities
 
 
-def test_what_does_not_go_with_the_model_is_refused(directory: Path, openvino_bundle: Exported) -> None:
+def test_what_does_not_go_with_the_model_is_refused(directory: Path, openvino_bundle: ExportResult) -> None:
     bundle = openvino_bundle.bundle.path
     wrong: list[tuple[Path, dict[str, Any], str]] = [
         (directory, {"runtime": "openvino"}, "runs bundles only: `deit export` makes one"),
@@ -164,7 +164,7 @@ def test_what_does_not_go_with_the_model_is_refused(directory: Path, openvino_bu
             Predictor.from_pretrained(path, **fields)
 
 
-def test_the_crop_of_a_bundle_can_be_chosen(directory: Path, onnx_bundle: Exported) -> None:
+def test_the_crop_of_a_bundle_can_be_chosen(directory: Path, onnx_bundle: ExportResult) -> None:
     image = pattern(90, 30)
     for crop in ("keep", "squash"):
         [model], [bundle] = (
@@ -190,7 +190,7 @@ print(predictions(1000) - before, "torch" in sys.modules)
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_memory_is_flat_over_a_thousand_predictions_and_there_is_no_torch(
-    onnx_bundle: Exported, tmp_path: Path, runtime: str
+    onnx_bundle: ExportResult, tmp_path: Path, runtime: str
 ) -> None:
     files = [tmp_path / f"{number}.jpg" for number in range(5)]
     for number, file in enumerate(files):

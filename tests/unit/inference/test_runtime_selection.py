@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deit.errors import MissingExtraError
-from deit.export.export import Exported
+from deit.export.export import ExportResult
 from deit.inference import libraries
 from deit.inference import runtime_selection as choice
 from deit.inference.loading import open_runtime
@@ -21,13 +21,13 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "a cache" / "runtimes.json"
 
 
-def test_before_any_measurement_a_rule_decides(onnx_bundle: Exported) -> None:
+def test_before_any_measurement_a_rule_decides(onnx_bundle: ExportResult) -> None:
     chosen = choose_runtime(onnx_bundle.bundle)
     assert chosen.name == "openvino"
     assert "deit benchmark" in chosen.reason
 
 
-def test_the_fastest_measured_is_taken(onnx_bundle: Exported) -> None:
+def test_the_fastest_measured_is_taken(onnx_bundle: ExportResult) -> None:
     remember(onnx_bundle.bundle, "cpu", {"openvino": 100.0, "onnxruntime": 250.4})
     chosen = choose_runtime(onnx_bundle.bundle)
     assert chosen.name == "onnxruntime"
@@ -38,7 +38,7 @@ def test_the_fastest_measured_is_taken(onnx_bundle: Exported) -> None:
 
 
 def test_what_was_measured_of_another_graph_or_processor_does_not_count(
-    onnx_bundle: Exported, int8_bundle: Exported, monkeypatch: pytest.MonkeyPatch
+    onnx_bundle: ExportResult, int8_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember(onnx_bundle.bundle, "cpu", {"openvino": 100.0, "onnxruntime": 250.0})
     assert choose_runtime(int8_bundle.bundle).name == "openvino"
@@ -46,7 +46,7 @@ def test_what_was_measured_of_another_graph_or_processor_does_not_count(
     assert choose_runtime(onnx_bundle.bundle).name == "openvino"
 
 
-def test_a_choice_can_be_measured_once(onnx_bundle: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_can_be_measured_once(onnx_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([10.0, 20.0])
     monkeypatch.setattr(choice, "images_per_second", lambda *_: next(speeds))
     assert choose_runtime(onnx_bundle.bundle, measure=True).name == "onnxruntime"
@@ -54,20 +54,20 @@ def test_a_choice_can_be_measured_once(onnx_bundle: Exported, monkeypatch: pytes
     assert choose_runtime(onnx_bundle.bundle).name == "onnxruntime"
 
 
-def test_a_damaged_cache_is_none(onnx_bundle: Exported, empty_cache: Path) -> None:
+def test_a_damaged_cache_is_none(onnx_bundle: ExportResult, empty_cache: Path) -> None:
     empty_cache.parent.mkdir()
     for content in ("", "[]", '{"speeds": 3}', '{"speeds": {"a": 1}}', "\x00"):
         empty_cache.write_text(content)
         assert choose_runtime(onnx_bundle.bundle).name == "openvino"
 
 
-def test_where_nothing_can_be_written_nothing_is_kept(onnx_bundle: Exported, empty_cache: Path) -> None:
+def test_where_nothing_can_be_written_nothing_is_kept(onnx_bundle: ExportResult, empty_cache: Path) -> None:
     empty_cache.parent.write_text("a file where the folder should be")
     remember(onnx_bundle.bundle, "cpu", {"onnxruntime": 1.0})
     assert choose_runtime(onnx_bundle.bundle).name == "openvino"
 
 
-def test_the_cache_does_not_grow_without_end(onnx_bundle: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_does_not_grow_without_end(onnx_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "MAX_ENTRIES", 3)
     for number in range(5):
         remember(onnx_bundle.bundle, f"device {number}", {"onnxruntime": 1.0})
@@ -83,13 +83,13 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_file() == tmp_path / ".cache" / "deit" / "runtimes.json"
 
 
-def test_nothing_that_runs_it_is_one_sentence(openvino_bundle: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_runs_it_is_one_sentence(openvino_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "version", lambda _name: None)
     with pytest.raises(MissingExtraError, match="A bundle in the format openvino needs an optional library"):
         choose_runtime(openvino_bundle.bundle)
 
 
-def test_a_short_measurement_uses_all_calls(openvino_bundle: Exported) -> None:
+def test_a_short_measurement_uses_all_calls(openvino_bundle: ExportResult) -> None:
     runtime = open_runtime(openvino_bundle.bundle, "openvino", work="throughput")
     sizes = []
 
@@ -104,7 +104,7 @@ def test_a_short_measurement_uses_all_calls(openvino_bundle: Exported) -> None:
     assert sizes == [runtime.batch] * 3 * 2 * runtime.calls
 
 
-def test_the_machine_is_described(onnx_bundle: Exported) -> None:
+def test_the_machine_is_described(onnx_bundle: ExportResult) -> None:
     plain = describe_machine()
     assert {row["name"] for row in plain["runtimes"]} == {"openvino", "onnxruntime", "torch", "torch-compiled"}
     assert len(plain["choices"]) == 4

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from deit.errors import CheckpointError, MissingExtraError, UserError
-from deit.export.export import Exported
+from deit.export.export import ExportResult
 from deit.inference import libraries, runtimes
 from deit.inference.bundle import Bundle
 from deit.inference.graph import Graph
@@ -40,7 +40,7 @@ def graph(model: Path) -> Graph:
 
 
 @pytest.fixture
-def bundles(openvino_bundle: Exported, onnx_bundle: Exported, torch_bundle: Exported) -> dict[str, Bundle]:
+def bundles(openvino_bundle: ExportResult, onnx_bundle: ExportResult, torch_bundle: ExportResult) -> dict[str, Bundle]:
     return {exported.bundle.facts.format: exported.bundle for exported in (openvino_bundle, onnx_bundle, torch_bundle)}
 
 
@@ -99,7 +99,7 @@ for thread in threads:
 """
 
 
-def test_first_calls_may_come_from_many_threads_at_once(onnx_bundle: Exported) -> None:
+def test_first_calls_may_come_from_many_threads_at_once(onnx_bundle: ExportResult) -> None:
     # OpenVINO alone stands still in three of four such programs.
     for _ in range(3):
         subprocess.run([sys.executable, "-c", FIRST_CALLS, onnx_bundle.bundle.graph], check=True, timeout=60)

@@ -1,0 +1,51 @@
+"""Images to calibrate and compare on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit.data.opening import open_data
+from deit.data.splits import DataRecord
+from deit.errors import DataError
+from deit.export.calibration import CalibrationImages, SampleCrops, calibration_images
+from tests.helpers import MemorySource
+
+
+def mean_color(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), np.float64).mean(axis=(0, 1))[:, None, None]
+
+
+def test_images_are_evenly_spaced() -> None:
+    source = MemorySource(30)
+    pixels = CalibrationImages(source, "images").pixels(mean_color, 10)
+    expected = [mean_color(source.load(index)) for index in (0, 3, 6, 10, 13, 16, 19, 23, 26, 29)]
+    np.testing.assert_array_equal(pixels, np.stack(expected))
+    assert len(CalibrationImages(source, "images").pixels(mean_color, 99)) == 30
+
+
+def test_unreadable_images_are_left_out() -> None:
+    images = CalibrationImages(MemorySource(12, broken=frozenset({0, 5})), "images of mine")
+    assert len(images.pixels(mean_color, 12)) == 10
+    images = CalibrationImages(MemorySource(12, broken=frozenset(range(7))), "images of mine")
+    with pytest.raises(DataError, match="Too few images are readable: 5 images of mine: pass a data set with at least 8"):
+        images.pixels(mean_color, 12)
+
+
+def test_data_is_split_as_for_training(photo_folder: Path) -> None:
+    splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
+    train, validation = calibration_images(photo_folder, DataRecord(splits.fingerprint, 7, 0.25))
+    assert (len(train.source.labels), len(validation.source.labels)) == (18, 6)
+    assert validation.description == f"held-out images of {photo_folder.name}"
+
+
+def test_sample_crops_depend_on_the_index_only() -> None:
+    train, validation = calibration_images(None, None)
+    assert train is validation
+    first, second = SampleCrops().load(3), SampleCrops().load(4)
+    assert first.width == first.height
+    assert first.tobytes() == SampleCrops().load(3).tobytes()
+    assert first.tobytes() != second.tobytes()
