@@ -262,7 +262,7 @@ def main() -> None:
         data = options.data
         if options.made:
             data = str(Path(folder) / "signs")
-            signs_dataset.write(Path(data))
+            signs_dataset.write_dataset(Path(data))
         for number in range(options.seeds):
             known = {row["contender"] for row in result["rows"] if row["seed"] == number}
             wanted = {contender for contender in options.only if contender not in known}
