@@ -1,4 +1,4 @@
-"""The real program in a process of its own, and a photo folder that it is tried on."""
+"""Runs the installed program in a process of its own, on a folder of photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 Deit = Callable[..., "subprocess.CompletedProcess[str]"]
 
-CLASSES = ("circle red", "квадрат", "三角")  # told apart by shape and color
+CLASSES = ("circle red", "квадрат", "三角")  # differ in shape and color
 TINY = (
     *("--set", "model.patch_size=16", "--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2"),
     *("--set", "model.num_attention_heads=3", "--set", "crop_ratio=0.875"),
@@ -25,12 +25,11 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def deit(tmp_path_factory: pytest.TempPathFactory) -> Deit:
-    """Run ``deit`` with arguments, from a folder; the result has the exit code and what it printed."""
-
+    """Returns a function that runs ``deit`` with arguments in a folder and returns the finished process."""
     cache = str(tmp_path_factory.mktemp("cache"))  # not the user's
 
     def run(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        process = subprocess.run(
             [Path(sys.executable).with_name("deit"), *map(str, arguments)],
             cwd=cwd,
             input=stdin,
@@ -39,14 +38,14 @@ def deit(tmp_path_factory: pytest.TempPathFactory) -> Deit:
             env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "DEIT_CACHE": cache},
             check=False,
         )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(process.args, process.returncode, process.stdout.decode(), process.stderr.decode())
 
     return run
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photographs a class in JPEG, PNG and WebP, of odd modes and sizes, in folders with spaces and other letters."""
+    """Twelve photographs per class in JPEG, PNG and WebP, of odd modes and sizes, in folders with spaces and other scripts."""
     root = tmp_path_factory.mktemp("holiday photos")
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
@@ -54,22 +53,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True)
         for number in range(12):
             image = _drawing(label, rng)
-            mode, suffix, options = _KINDS[number % len(_KINDS)]
+            mode, suffix, options = _FILE_FORMATS[number % len(_FILE_FORMATS)]
             converted = image.convert(mode) if mode else image
             converted.save(folder / f"фото {number}{suffix}", **options)
     return root
 
 
-_TURNED = Image.Exif()
-_TURNED[0x0112] = 6
-_KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+_ROTATED = Image.Exif()
+_ROTATED[0x0112] = 6  # EXIF orientation
+_FILE_FORMATS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("", ".jpg", {"quality": 90}),
     ("", ".PNG", {}),
     ("", ".webp", {}),
     ("CMYK", ".jpeg", {}),
     ("P", ".png", {}),
     ("RGBA", ".png", {}),
-    ("", ".jpg", {"exif": _TURNED.tobytes()}),
+    ("", ".jpg", {"exif": _ROTATED.tobytes()}),
     ("L", ".jpg", {}),
 )
 

@@ -1,4 +1,4 @@
-"""Fine-tuning and pretraining by the real program, from a published checkpoint and from images without labels."""
+"""Fine-tuning from a published checkpoint, and pretraining on images without labels, with the program."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ SHORT = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--workers", 
 
 @pytest.fixture(scope="module")
 def work(deit: Deit, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher and, in the published form, a ``distilled`` and a ``plain`` model of seven classes."""
+    """A folder with a teacher and two models of seven classes in the published format, ``distilled`` and ``plain``."""
     import transformers
 
-    kinds: Any = transformers
+    library: Any = transformers
     root = tmp_path_factory.mktemp("my work")
-    taught = deit(
+    teacher = deit(
         *("teacher", "train", photos, "--arch", "test_resnet", "--image-size", "64", "--out", root / "a teacher", *SHORT)
     )
-    assert taught.returncode == 0, taught.stderr
+    assert teacher.returncode == 0, teacher.stderr
     torch.manual_seed(0)
     shape = {"image_size": 64, "patch_size": 16, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
     shape |= {"intermediate_size": 192, "num_labels": 7}
-    kinds.DeiTForImageClassificationWithTeacher(kinds.DeiTConfig(**shape)).save_pretrained(root / "distilled")
-    kinds.ViTForImageClassification(kinds.ViTConfig(**shape)).save_pretrained(root / "plain")
+    library.DeiTForImageClassificationWithTeacher(library.DeiTConfig(**shape)).save_pretrained(root / "distilled")
+    library.ViTForImageClassification(library.ViTConfig(**shape)).save_pretrained(root / "plain")
     return root
 
 
-def test_a_published_model_is_fine_tuned_with_a_teacher_at_another_resolution(deit: Deit, work: Path, photos: Path) -> None:
+def test_fine_tuning_with_a_teacher_at_another_resolution(deit: Deit, work: Path, photos: Path) -> None:
     done = deit(
         *("train", photos, "--init", work / "distilled", "--teacher", work / "a teacher"),
         *("--recipe", "finetune-small-data-distilled", "--image-size", "96", "--out", work / "tuned", "--json", *SHORT),
@@ -49,7 +49,7 @@ def test_a_published_model_is_fine_tuned_with_a_teacher_at_another_resolution(de
     result = json.loads(done.stdout)
     assert set(result["heads"]) == {"class", "distillation", "both"}
     assert result["teacher"]["images"] == 6
-    for words in (
+    for text in (
         f"deit-width48-depth2, from {work / 'distilled'}, at 96 x 96",
         "hard distillation",
         "New, with fresh weights: cls_classifier, distillation_classifier.",
@@ -57,23 +57,23 @@ def test_a_published_model_is_fine_tuned_with_a_teacher_at_another_resolution(de
         "Epochs 1, made for 30",
         "Batch 16, made for 64",
     ):
-        assert words in done.stderr, done.stderr
+        assert text in done.stderr, done.stderr
     card = (work / "tuned" / "best" / "README.md").read_text()
     assert "Initialized from `distilled`." in card
     assert str(work) not in card
     picture = next((photos / CLASSES[0]).rglob("*.jpg"))
-    answer = deit("predict", work / "tuned", picture, "--json")
-    assert {row["label"] for row in json.loads(answer.stdout)[0]["predictions"]} == set(CLASSES)
+    predicted = deit("predict", work / "tuned", picture, "--json")
+    assert {row["label"] for row in json.loads(predicted.stdout)[0]["predictions"]} == set(CLASSES)
     resumed = deit("train", "--resume", work / "tuned", "--device", "cpu")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed from" in resumed.stderr
     assert "New, with fresh weights" not in resumed.stderr
 
 
-def test_the_classic_way_takes_the_class_token_alone_and_may_freeze_the_rest(deit: Deit, work: Path, photos: Path) -> None:
+def test_fine_tuning_of_the_class_head_only(deit: Deit, work: Path, photos: Path) -> None:
     done = deit(
         *("train", photos, "--init", work / "distilled", "--out", work / "classic", "--set", "model.trainable=heads"),
-        *("--set", "model.evaluation_mode=true", "--set", "optimizer.warmup_epochs=0", *SHORT),
+        *("--set", "model.eval_mode=true", "--set", "optimizer.warmup_epochs=0", *SHORT),
     )
     assert done.returncode == 0, done.stderr
     assert "not used: cls_classifier, distillation_classifier, distillation_token." in done.stderr
@@ -89,55 +89,55 @@ def test_the_classic_way_takes_the_class_token_alone_and_may_freeze_the_rest(dei
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("train", "{photos}", "--init", "no such model"), "check the path"),
-        (("train", "{photos}", "--init", "plain", "--model", "deit-tiny-patch16-224"), "--init brings the model's shape"),
+        (("train", "{photos}", "--init", "plain", "--model", "deit-tiny-patch16-224"), "--init and --model both set the shape"),
         (("train", "{photos}", "--init", "plain", "--set", "model.head=keep"), "knows 7 classes and the data has 3"),
         (("teacher", "train", "{photos}", "--init", "a teacher", "--arch", "resnet18"), "leave one of them out"),
         (("pretrain", "{photos}", "--set", "model.trainable=heads"), "trains the whole model"),
         (("pretrain", "--resume", "a teacher", "--recipe", "deit"), "pass --resume without other settings"),
     ],
 )
-def test_a_wrong_use_is_one_sentence(deit: Deit, work: Path, photos: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_use_is_a_one_line_error(deit: Deit, work: Path, photos: Path, arguments: tuple[str, ...], message: str) -> None:
     done = deit(*(str(photos) if argument == "{photos}" else argument for argument in arguments), cwd=work)
     assert done.returncode == 2, done.stderr
-    assert words in done.stderr, done.stderr
+    assert message in done.stderr, done.stderr
     assert done.stderr.startswith("deit: ")
     assert done.stderr.count("\n") == 1
     assert not (work / "runs").exists()
 
 
-def test_pretraining_is_interrupted_resumed_and_trained_on(deit: Deit, work: Path, photos: Path) -> None:
+def test_pretraining_can_be_interrupted_resumed_and_fine_tuned(deit: Deit, work: Path, photos: Path) -> None:
     sizes = ("--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2", "--image-size", "64", "--batch-size", "4")
     options = (*sizes, "--epochs", "8", "--device", "cpu", "--workers", "0", "--set", "precision=fp32")
-    command = [Path(sys.executable).with_name("deit"), "pretrain", photos, *options, "--out", work / "a mim run"]
+    command = [Path(sys.executable).with_name("deit"), "pretrain", photos, *options, "--out", work / "mim run"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    log = work / "a mim run" / "log.jsonl"
+    log = work / "mim run" / "log.jsonl"
     while not log.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 130, said
-    assert f'deit pretrain --resume "{work / "a mim run"}"' in said
-    assert "Traceback" not in said
-    assert "not looked at" in said
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    assert f'deit pretrain --resume "{work / "mim run"}"' in stderr
+    assert "Traceback" not in stderr
+    assert "not looked at" in stderr
 
-    resumed = deit("pretrain", "--resume", work / "a mim run", "--device", "cpu", "--json")
+    resumed = deit("pretrain", "--resume", work / "mim run", "--device", "cpu", "--json")
     assert resumed.returncode == 0, resumed.stderr
-    whole = deit("pretrain", photos, *options, "--out", work / "in one go", "--json")
-    assert whole.returncode == 0, whole.stderr
-    one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
-    assert (one["epoch"], one["loss"]) == (other["epoch"], other["loss"])
+    uninterrupted = deit("pretrain", photos, *options, "--out", work / "uninterrupted", "--json")
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    first, second = json.loads(resumed.stdout), json.loads(uninterrupted.stdout)
+    assert (first["epoch"], first["loss"]) == (second["epoch"], second["loss"])
     for name in ("last/model.safetensors", "best/model.safetensors"):
-        assert (work / "a mim run" / name).read_bytes() == (work / "in one go" / name).read_bytes(), name
+        assert (work / "mim run" / name).read_bytes() == (work / "uninterrupted" / name).read_bytes(), name
 
-    done = deit("train", photos, "--init", work / "a mim run", "--out", work / "after mim", *SHORT)
+    done = deit("train", photos, "--init", work / "mim run", "--out", work / "after mim", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "New, with fresh weights: classifier." in done.stderr
     assert "not used: decoder, distillation_token, mask_token." in done.stderr
-    card = model_card(work / "a mim run" / "best")
+    card = model_card(work / "mim run" / "best")
     assert "by masked image modeling, without labels" in card
-    assert f"These are the weights after epoch {other['epoch']}." in card
+    assert f"These are the weights after epoch {second['epoch']}." in card
     with pytest.raises(CheckpointError, match="`deit train --init` gives it heads"):
-        load_classifier(work / "a mim run")
+        load_classifier(work / "mim run")

@@ -1,7 +1,9 @@
-"""A user's mistake is one sentence with the remedy and exit code 2, and never a traceback."""
+"""A user error is one line with a remedy and exit code 2, never a traceback."""
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,16 @@ from tests.e2e.conftest import Deit
 
 
 def _photos(root: Path, *counts: int) -> Path:
-    for place, count in enumerate(counts):
-        folder = root / f"class {place}"
+    for label, count in enumerate(counts):
+        folder = root / f"class {label}"
         folder.mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (40, 40), (place * 80, number * 10, 90)).save(folder / f"{number}.png")
+            Image.new("RGB", (40, 40), (label * 80, number * 10, 90)).save(folder / f"{number}.png")
     return root
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("train",), "no data to train on"),
         (("train", "no such folder"), "is no folder"),
@@ -48,13 +50,13 @@ def _photos(root: Path, *counts: int) -> Path:
         (("predict", "good", "good", "--runtime", "openvino"), "`deit export` makes one"),
         (("export", "no such model"), "check the path"),
         (("export", "good", "--precision", "int8"), "pass --calibrate DATA"),
-        (("export", "good", "--to", "onnx", "--precision", "bf16"), "multiplies no bf16"),
-        (("export", "good", "--out", "good"), "good is there already"),
+        (("export", "good", "--to", "onnx", "--precision", "bf16"), "does not support bf16"),
+        (("export", "good", "--out", "good"), "good already exists"),
         (("benchmark", "no such model"), "check the path"),
         (("benchmark", "good", "--images", "nowhere"), "nowhere does not exist"),
         (("info", "good"), "bundle.json"),
         (("convert", "no/such/model", "out"), "no/such/model does not exist: check the path"),
-        (("convert", "good", "good"), "good is there already"),
+        (("convert", "good", "good"), "good already exists"),
         (("convert", "good", "out.pth", "--to", "timm"), "looks like a file"),
         (("convert", "good", "out", "--image-size", "large"), "write 384, or height x width"),
         (("convert", "good", "out"), "good has no weights"),
@@ -66,20 +68,20 @@ def _photos(root: Path, *counts: int) -> Path:
         (("model", "push", "good", "me/good", "--license", "none at all"), "apache-2.0"),
     ],
 )
-def test_a_mistake_is_one_sentence(deit: Deit, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_user_error_is_one_line(deit: Deit, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     _photos(tmp_path / "good", 3, 3)
     _photos(tmp_path / "one", 3)
     _photos(tmp_path / "empty class", 3, 0)
     (tmp_path / "nothing").mkdir()
     done = deit(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert words in done.stderr, done.stderr
+    assert message in done.stderr, done.stderr
     assert done.stderr.startswith("deit: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_fewer_images_than_a_batch_are_said_and_trained_on(deit: Deit, tmp_path: Path) -> None:
+def test_training_on_fewer_images_than_a_batch(deit: Deit, tmp_path: Path) -> None:
     done = deit(
         *("train", _photos(tmp_path / "few", 4, 4), "--out", tmp_path / "run", "--recipe", "small-data", "--epochs", "1"),
         *("--image-size", "32", "--set", "model.hidden_size=24", "--set", "model.num_hidden_layers=1", "--device", "cpu"),
@@ -88,10 +90,7 @@ def test_fewer_images_than_a_batch_are_said_and_trained_on(deit: Deit, tmp_path:
     assert "6 training images are fewer than the recipe's batch of 32" in done.stderr
 
 
-def test_lists_are_for_programs_too(deit: Deit) -> None:
-    import json
-    import tomllib
-
+def test_lists_as_json(deit: Deit) -> None:
     assert len(json.loads(deit("model", "list", "--json").stdout)) == 8
     assert "small-data" in json.loads(deit("recipe", "list", "--json").stdout)
     assert tomllib.loads(deit("recipe", "show", "deit", "--set", "seed=7").stdout)["seed"] == 7

@@ -1,7 +1,7 @@
-"""Code written for transformers runs with its import changed, and prints the same.
+"""Code written for transformers runs with its import changed and gives the same results.
 
-The two programs make the calls that the DeiT page of the transformers documentation shows, old ones and newer ones, on a model
-of the published form in the hub's cache: the published name, a thousand classes, a small transformer with random weights.
+The two programs make the calls that the DeiT page of the transformers documentation shows, old ones and newer ones. The model
+is in the hub's cache, in the published format: the published name, a thousand classes, a small transformer with random weights.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from PIL import Image
 
 name, picture = sys.argv[1:]
 image = Image.open(picture)
-said = {}
+results = {}
 
 
 def note(key, value):
-    said[key] = value.double().flatten()[:50].tolist() if isinstance(value, torch.Tensor) else value
+    results[key] = value.double().flatten()[:50].tolist() if isinstance(value, torch.Tensor) else value
 
 
 # A configuration, and a model of it with random weights.
@@ -57,7 +57,7 @@ configuration = model.config
 note("layers", configuration.num_hidden_layers)
 note("last hidden state", list(model(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape))
 
-# The trunk.
+# The backbone.
 image_processor = AutoImageProcessor.from_pretrained(name)
 model = DeiTModel.from_pretrained(name)
 model.eval()
@@ -68,7 +68,7 @@ with torch.no_grad():
 note("hidden", outputs.last_hidden_state)
 note("shape", list(outputs.last_hidden_state.shape))
 
-# Both heads, with the old name of the processor and keywords of its own.
+# Both heads, with the old name of the processor and its keywords.
 feature_extractor = DeiTFeatureExtractor.from_pretrained(name)
 inputs = feature_extractor(images=image, return_tensors="pt")
 model = DeiTForImageClassificationWithTeacher.from_pretrained(name)
@@ -81,7 +81,7 @@ note("both", outputs["logits"])
 note("first", outputs[0])
 note("heads", torch.cat([outputs.cls_logits, outputs.distillation_logits]))
 
-# One head, which is new: its shape, and that labels give a loss to learn from.
+# One head, newly initialized: its shape, and a loss with gradients.
 torch.manual_seed(3)
 model = DeiTForImageClassification.from_pretrained(name, num_labels=7, ignore_mismatched_sizes=True)
 outputs = model(**inputs, labels=torch.tensor([3]))
@@ -95,7 +95,7 @@ model = DeiTForImageClassification.from_pretrained(name, attn_implementation="sd
 note("type", str(model.dtype))
 note("classes", model.config.num_labels)
 
-# Hidden patches.
+# Masked image modeling.
 model = DeiTForMaskedImageModeling.from_pretrained(name)
 num_patches = (model.config.image_size // model.config.patch_size) ** 2
 pixel_values = image_processor(images=image, return_tensors="pt").pixel_values
@@ -112,13 +112,13 @@ with torch.no_grad():
 note("attentions", torch.stack(outputs.attentions))
 note("states", torch.stack(outputs.hidden_states))
 
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the hub that holds one model, as huggingface_hub lays it out."""
+    """A hub cache that contains one model, in the layout of huggingface_hub."""
     root = tmp_path_factory.mktemp("hub")
     commit = "0" * 40
     repository = root / "hub" / f"models--{NAME.replace('/', '--')}"
@@ -144,14 +144,14 @@ def run(home: Path, library: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
 
 
-def test_the_pages_examples_say_the_same_with_the_import_changed(home: Path) -> None:
-    theirs, ours = run(home, "transformers"), run(home, "deit")
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
+def test_documented_examples_give_the_same_results(home: Path) -> None:
+    expected, ours = run(home, "transformers"), run(home, "deit")
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
         if isinstance(value, list) and isinstance(value[0], float):
             assert torch.allclose(torch.tensor(ours[key]), torch.tensor(value), atol=1e-5), key
         else:

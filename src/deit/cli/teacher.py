@@ -64,7 +64,7 @@ def cache(
         int | None, typer.Option(min=1, help="Number of views (augmented passes over the data). Default: one per epoch.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Number of class probabilities to keep per image, for soft distillation.")
+        int | None, typer.Option(min=1, help="Number of class probabilities to keep per sample, for soft distillation.")
     ] = None,
     teacher_weights: TeacherWeightsOption = None,
     model: VariantOption = None,
@@ -89,7 +89,7 @@ def cache(
     if options.as_json:
         print_json(result.to_dict())
         return
-    columns = ["cache", "images", "views", "bytes", "bytes per image and view", "time", "images/s"]
+    columns = ["cache", "samples", "views", "bytes", "bytes per sample and view", "time", "images/s"]
     sizes = [f"{result.images:,}", f"{result.views}", f"{result.bytes:,}", f"{result.bytes_per_sample}"]
     print_table(columns, [[str(out), *sizes, duration(result.seconds), f"{result.images_per_second:,.0f}"]])
     typer.echo(f'\nNext, with the same recipe and settings: deit train "{data}" --teacher "{out}"')
