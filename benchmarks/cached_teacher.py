@@ -46,9 +46,10 @@ from deit.data.sources import FileSource, fingerprint
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.build_cache import CacheResult, build_cache_on
 from deit.distillation.cached_teacher import CachedTeacher
+from deit.distillation.protocol import DistillationTeacher
 from deit.distillation.teacher import Teacher
-from deit.models.auto import fresh_network
 from deit.models.modeling import new_classifier
+from deit.models.timm_classifier import new_timm_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples, view_steps
@@ -103,17 +104,16 @@ def recipe(name: str, mode: str = "none") -> Recipe:
     return get_recipe(name).replace(**shape, distillation={"mode": mode})
 
 
-def contender(chosen: Recipe, splits: Splits, device: torch.device, teacher: Teacher | CachedTeacher | None) -> Contender:
+def contender(chosen: Recipe, splits: Splits, device: torch.device, teacher: DistillationTeacher | None) -> Contender:
     """A model, its optimizer and its batches."""
     assert isinstance(chosen.model, Transformer)
-    answers = teacher.answers(chosen) if isinstance(teacher, CachedTeacher) else None
-    live = teacher if isinstance(teacher, Teacher) else None
+    targets = None if teacher is None else teacher.sample_targets
     model = new_classifier(chosen.model.config(CLASSES), torch.Generator().manual_seed(0)).to(device).train()
     return Contender(
         model,
         make_optimizer(model, chosen.optimizer),
-        StepContext(chosen, device, "bf16", live, model.config),
-        Loader(training_samples(chosen, splits.train, teacher_targets=answers), pin=device.type == "cuda"),
+        StepContext(chosen, "bf16", teacher),
+        Loader(training_samples(chosen, splits.train, teacher_targets=targets), pin=device.type == "cuda"),
     )
 
 
@@ -123,8 +123,8 @@ def turn(one: Contender, steps: int) -> float:
     batches: Iterator[Batch] = one.loader.run([piece for step in shown for piece in step])
     start = 0.0
     for step in range(steps + 1):
-        loss = train_step(one.model, one.optimizer, [next(batches)], one.context, 0, step, 1e-5)
-        loss.item()  # waits for a GPU, as training does
+        losses = train_step(one.model, one.optimizer, [next(batches)], one.context, 0, step, 1e-5)
+        losses["loss"].item()  # waits for a GPU, as training does
         if step == 0:
             start = time.perf_counter()
     seconds = time.perf_counter() - start
@@ -170,7 +170,7 @@ def main() -> None:
         splits = data(folder)
         run = RunSettings("made by the benchmark", teacher=str(folder / "teacher"))
         hard, soft = recipe("deit-distilled", "hard"), recipe("deit-distilled", "soft")
-        fresh_network(options.teacher, CLASSES, hard.processor(), {}, seed=0).save_pretrained(folder / "teacher")
+        new_timm_classifier(options.teacher, CLASSES, hard.processor(), {}, seed=0).save_pretrained(folder / "teacher")
         built = {
             HARD: build_cache_on(splits, hard, run, folder / "hard", views=1, device=options.device),
             TOP: build_cache_on(splits, soft, run, folder / "soft", views=1, top_k=options.top_k, device=options.device),

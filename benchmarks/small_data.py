@@ -52,14 +52,16 @@ from deit.evaluation.evaluate import evaluate_source
 from deit.models.losses import as_targets, soft_target_cross_entropy
 from deit.models.outputs import ImageClassifierOutput
 from deit.models.plain_convnet import PLAIN_CONVNET
+from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_device, choose_precision, describe
 from deit.system.progress import print_status
+from deit.training.finishing import TrainResult
 from deit.training.loop import read_log
-from deit.training.run import TrainResult, fitted, pretrain, train_on
+from deit.training.run import pretrain, train_on
 
 TEACHER_SHARE = 0.3  # of the minutes
 CONVNET, CONVNET_OURS = "convnet, torchvision", "convnet, our augmentation"
@@ -170,7 +172,7 @@ def recipes(data: str, seed: int) -> dict[str, Recipe]:
         "undistilled": get_recipe(stem).replace(seed=seed),
         "soft": distilled.replace(distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0}),
         "hard": distilled,
-        "stored hard": distilled.replace(views=STORED_VIEWS, distillation={"hints": 0.0}),
+        "stored hard": distilled.replace(views=STORED_VIEWS, distillation={"features": 0.0}),
         "masked": get_recipe(stem).replace(seed=seed),
     }
 
@@ -197,7 +199,7 @@ class Seed:
     def __post_init__(self) -> None:
         self.splits = open_data(self.data)
         self.recipes = recipes(self.data, self.number)
-        self.plain, _ = fitted(self.recipes["undistilled"].replace(minutes=self.minutes), self.splits)
+        self.plain, _ = resolve_recipe(self.recipes["undistilled"].replace(minutes=self.minutes), self.splits)
         torch.manual_seed(self.number)
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -234,7 +236,7 @@ class Seed:
 
     def _masked(self) -> Recipe:
         """Masked pretraining of the shape that the minutes afterwards are for."""
-        shape = {"sizes": "data", "first_weights": "local"}
+        shape = {"sizes": "data", "init": "local"}
         plain = self.plain.model_dump(include={"batch_size", "micro_batch_size", "optimizer"})
         flips = {"flip": self.plain.augmentation.flip}
         recipe = get_recipe("pretrain-mim").replace(seed=self.number, minutes=TEACHER_SHARE * self.minutes)

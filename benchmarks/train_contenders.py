@@ -122,7 +122,7 @@ def ours(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | N
     config = config or job.config
     model = new_classifier(config, torch.Generator().manual_seed(0)).to(device).train()
     optimizer = make_optimizer(model, recipe.optimizer)
-    context = StepContext(recipe, device, job.precision, None, config)
+    context = StepContext(recipe, job.precision)
     running, batch = compiled(job, model), random_batch(job)
 
     def step() -> object:

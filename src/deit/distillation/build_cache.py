@@ -1,7 +1,7 @@
-"""Ask a teacher once about all that training will show, and keep its answers.
+"""Builds a cache of teacher logits: runs the teacher once on everything that training will show the student.
 
-Built view by view. What is written is whole at any moment: a view in progress is saved every half minute and on Ctrl-C, and the
-same call goes on behind its last step. The answers are read by :mod:`deit.distillation.cached_teacher`.
+The cache is built view by view. Its files are consistent at any moment: a view in progress is saved every 30 seconds and on
+SIGINT or SIGTERM, and the same call resumes after its last saved step. :mod:`deit.distillation.cached_teacher` reads it.
 """
 
 from __future__ import annotations
@@ -24,48 +24,56 @@ from deit.data.sampler import steps_per_epoch
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.cache_format import (
     MAX_CACHED_CLASSES,
-    NO_ANSWER,
+    MISSING,
     WORD,
-    DataPart,
-    Manifest,
-    TeacherPart,
-    Unfinished,
+    CachedData,
+    CachedModel,
+    CacheManifest,
+    UnfinishedView,
     check_views,
     encode,
     is_logit_cache,
     read_manifest,
     view_path,
 )
-from deit.distillation.cached_teacher import check_data, check_pixel_settings, check_probe, pixel_settings, probe, software
+from deit.distillation.cached_teacher import (
+    check_data,
+    check_pixel_probe,
+    check_pixel_settings,
+    pixel_probe,
+    pixel_settings,
+    software,
+)
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, TeacherError, UserError, WorkError
+from deit.recipes.initial_checkpoint import resolve_initial_checkpoint
+from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.samples import training_samples, view_steps
 from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_device, choose_precision, describe
 from deit.system.files import CACHE_NAME, json_text, sha256, write_files
-from deit.system.malloc import keeping_freed_memory
+from deit.system.malloc import retained_memory
 from deit.system.progress import Progress, print_status
 from deit.system.signals import stop_on_signals
-from deit.training.model_building import start
-from deit.training.run import fitted
 
-SAVED_EVERY = 30.0  # seconds
+SAVE_INTERVAL = 30.0  # seconds
 
 
 @dataclass(frozen=True)
 class CacheResult:
-    """What was built.
+    """A finished cache.
 
     Attributes:
-        directory: of the store.
-        images: samples of a view.
-        views: how many.
-        bytes: of all views' files; likewise ``bytes_per_sample``, of one sample in one view.
-        seconds: that building took, earlier calls included.
-        images_per_second: of the whole building.
-        built: samples that this call asked the teacher about; 0 where the store was finished already.
+        directory: the cache.
+        images: samples per view.
+        views: number of views.
+        bytes: size of all views.
+        bytes_per_sample: size of one sample in one view.
+        seconds: time that building took, over all calls.
+        images_per_second: throughput over all calls.
+        built: samples that this call ran the teacher on; 0 if the cache was complete already.
     """
 
     directory: Path
@@ -78,11 +86,11 @@ class CacheResult:
     built: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: plain values."""
+        """Returns the result as JSON values."""
         return {**asdict(self), "directory": str(self.directory)}
 
 
-def store(
+def build_cache(
     data: str | Path,
     recipe: str | Recipe,
     *,
@@ -97,27 +105,28 @@ def store(
     workers: int | None = None,
     skip_unreadable: bool = False,
 ) -> CacheResult:
-    """Build a store of a teacher's answers, or go on building one.
+    """Builds a cache of teacher logits, or resumes building one.
 
     Args:
-        data: a folder, or ``digits``.
-        recipe: that will be trained with: a recipe, its name, or a TOML file.
-        teacher: as :meth:`Teacher.load` takes it; likewise ``teacher_weights``.
-        init: the checkpoint that training will start from, which decides the images' size and normalization.
-        out: the store's directory: new, empty, or an earlier call's with the same recipe, teacher and data.
-        views: how many epochs' draws; the recipe's ``views``, or its epochs, when None. More than an earlier call's are added.
-        top_k: keep the probabilities of so many classes, for soft distillation; None keeps the likeliest class.
-        settings: values to change in the recipe, as :meth:`Recipe.with_settings` takes them.
+        data: a data set, as :func:`deit.data.opening.open_data` takes it.
+        recipe: the recipe to train with: a :class:`Recipe`, its name, or a TOML file.
+        teacher: the teacher, as :meth:`Teacher.load` takes it.
+        out: directory of the cache: new, empty, or an unfinished cache of the same recipe, teacher and data.
+        init: checkpoint that training will start from, which decides image size and normalization.
+        views: number of views; None takes the recipe's ``views``, or its epochs. A larger number extends an existing cache.
+        top_k: number of classes to keep per sample, for soft distillation; None keeps the most likely class.
+        teacher_weights: file with the weights of a timm teacher.
+        settings: recipe values to change, as :meth:`Recipe.with_settings` takes them.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        workers: processes that make batches; by the cores when None.
-        skip_unreadable: leave unreadable images out.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+        skip_unreadable: leave out unreadable images.
 
     Raises:
-        UserError: data, recipe, teacher or an earlier store that does not fit, before the first answer.
-        InterruptedWorkError: Ctrl-C or a termination signal came; the same call goes on.
-        WorkError: the teacher's answers are not finite.
+        UserError: data, recipe, teacher or an existing cache do not fit; raised before the teacher runs.
+        InterruptedWorkError: SIGINT or SIGTERM was received; the same call resumes.
+        WorkError: the teacher's logits are not finite.
     """
-    chosen = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
+    resolved = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
     run = RunSettings(
         data=lasting(data),
         init=None if init is None else absolute(init),
@@ -126,7 +135,7 @@ def store(
         skip_unreadable=skip_unreadable,
     )
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    return build_cache_on(splits, chosen, run, Path(out), views=views, top_k=top_k, device=device, workers=workers)
+    return build_cache_on(splits, resolved, run, Path(out), views=views, top_k=top_k, device=device, workers=workers)
 
 
 def build_cache_on(
@@ -140,97 +149,101 @@ def build_cache_on(
     device: str = "auto",
     workers: int | None = None,
 ) -> CacheResult:
-    """As :func:`store`, on data that is open already."""
-    _check_wishes(splits, recipe, run, directory, views, top_k)
+    """As :func:`build_cache`, for a data set that is already open."""
+    _check_request(splits, recipe, run, directory, views, top_k)
     assert run.teacher is not None
-    place = choose_device(device)
+    torch_device = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
-    recipe = start(fitted(recipe, splits)[0], splits.classes, run.init).recipe  # their notes are about training
-    teacher = Teacher.load(run.teacher, splits.classes, recipe.processor(), run.teacher_weights)
-    samples = training_samples(recipe, splits.train, run.skip_unreadable)
-    wanted = Manifest(
-        teacher=TeacherPart(name=teacher.name, location=run.teacher, weights=run.teacher_weights, sha256=teacher.fingerprint()),
-        data=DataPart(**asdict(record), images=len(splits.train.labels)),
-        pixels=pixel_settings(recipe),
+    planned, _ = resolve_recipe(recipe, splits)  # the notes are about training
+    resolved = resolve_initial_checkpoint(planned, run.init)
+    teacher = Teacher.load(run.teacher, splits.classes, resolved.processor(), run.teacher_weights)
+    samples = training_samples(resolved, splits.train, run.skip_unreadable)
+    requested = CacheManifest(
+        teacher=CachedModel(name=teacher.name, location=run.teacher, weights=run.teacher_weights, sha256=teacher.fingerprint()),
+        data=CachedData(**asdict(record), images=len(splits.train.labels)),
+        pixel_settings=pixel_settings(resolved),
         software=software(),
-        probe=probe(recipe, samples),
+        pixel_probe=pixel_probe(samples, resolved.batch_size),
         classes=splits.classes,
         top_k=None if top_k is None else min(top_k, len(splits.classes)),
-        views=views or recipe.views or recipe.epochs,
-        batch_size=recipe.batch_size,
-        steps=steps_per_epoch(len(splits.train.labels), recipe.batch_size),
+        views=views or resolved.views or resolved.epochs,
+        batch_size=resolved.batch_size,
+        steps=steps_per_epoch(len(splits.train.labels), resolved.batch_size),
     )
-    manifest = _gone_on_from(directory, wanted, splits, record, recipe) if is_logit_cache(directory) else wanted
-    left_out = [f"{unreadable} unreadable images are left out"] if unreadable else []
-    for note in [*left_out, *teacher.notes]:
+    manifest = _resume(directory, requested, splits, record, resolved) if is_logit_cache(directory) else requested
+    skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
+    for note in [*skipped, *teacher.notes]:
         print_status(f"Note:      {note}.")
-    building = _Building(directory, manifest, recipe, samples, teacher.to(place), place)
-    return building.run(workers)
+    return _Builder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device).run(workers)
 
 
-def _check_wishes(
+def _check_request(
     splits: Splits, recipe: Recipe, run: RunSettings, directory: Path, views: int | None, top_k: int | None
 ) -> None:
-    """Refuse what needs no look at the data's images or the teacher.
+    """Checks what needs neither the images nor the teacher.
 
     Raises:
-        UserError: what is asked for cannot be.
+        UserError: the request is invalid.
     """
     if recipe.distillation.mode == "none":
         raise TeacherError(
-            f"The recipe {recipe.name} learns from labels alone, and needs no stored teacher",
-            "take a recipe with -distilled in its name",
+            f"The recipe {recipe.name} learns from labels only and needs no cached logits",
+            "use a recipe with -distilled in its name",
         )
     if recipe.distillation.mode == "soft" and top_k is None:
         raise TeacherError(
-            f"The recipe {recipe.name} learns from the teacher's probabilities",
-            "pass --top-k: how many are kept for each sample",
+            f"The recipe {recipe.name} uses soft distillation", "pass --top-k, the number of classes to keep per sample"
         )
     if run.teacher is not None and is_logit_cache(run.teacher):
-        raise TeacherError(f"{run.teacher} is a store already", "pass the teacher itself")
+        raise TeacherError(f"{run.teacher} is a cache already", "pass the teacher itself")
     if (views is not None and views < 1) or (top_k is not None and top_k < 1):
-        raise UserError("A store needs at least one view and one class", "pass --views 1 and --top-k 1 or more")
+        raise UserError("A cache needs at least one view and one class", "pass --views 1 and --top-k 1 or more")
     if len(splits.classes) > MAX_CACHED_CLASSES:
-        raise TeacherError(f"The data has {len(splits.classes):,} classes", f"up to {MAX_CACHED_CLASSES:,} can be stored")
+        raise TeacherError(f"The data has {len(splits.classes):,} classes", f"at most {MAX_CACHED_CLASSES:,} can be cached")
     if directory.exists() and not is_logit_cache(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise TeacherError(f"{directory} exists already, and is no store", "pass another --out")
+        raise TeacherError(f"{directory} exists already and is not a cache", "pass another --out")
 
 
-def _gone_on_from(directory: Path, wanted: Manifest, splits: Splits, record: DataRecord, recipe: Recipe) -> Manifest:
-    """An earlier call's state, with the views that are wanted now.
+def _resume(directory: Path, requested: CacheManifest, splits: Splits, record: DataRecord, recipe: Recipe) -> CacheManifest:
+    """Returns the manifest of an existing cache, with the number of views that is requested now.
 
     Raises:
         TeacherError: it is of another teacher, recipe or data set, or damaged.
     """
-    old = read_manifest(directory)
-    check_data(directory, old, splits, record)
-    check_pixel_settings(directory, old, recipe)
-    if old.teacher.sha256 != wanted.teacher.sha256:
+    existing = read_manifest(directory)
+    check_data(directory, existing, splits, record)
+    check_pixel_settings(directory, existing, recipe)
+    if existing.teacher.sha256 != requested.teacher.sha256:
         raise TeacherError(
-            f"{directory} holds answers of another teacher: {old.teacher.name}, with other weights than {wanted.teacher.name}",
+            f"{directory} was built with another teacher: {existing.teacher.name}, whose weights are not those of "
+            f"{requested.teacher.name}",
             "pass that teacher, or another --out",
         )
-    if old.top_k != wanted.top_k:
-        kinds = ["hard labels" if k is None else f"the top {k}" for k in (old.top_k, wanted.top_k)]
-        raise TeacherError(f"{directory} holds {kinds[0]}, and {kinds[1]} are asked for", "pass another --out")
-    check_probe(directory, old, wanted.probe)
-    check_views(directory, old)
-    return old.model_copy(update={"views": max(wanted.views, len(old.sha256))})
+    if existing.top_k != requested.top_k:
+        kinds = ["hard labels" if k is None else f"top-{k} logits" for k in (existing.top_k, requested.top_k)]
+        raise TeacherError(f"{directory} holds {kinds[0]}, but {kinds[1]} are requested", "pass another --out")
+    check_pixel_probe(directory, existing, requested.pixel_probe)
+    check_views(directory, existing)
+    return existing.model_copy(update={"views": max(requested.views, len(existing.sha256))})
 
 
-class _Building:
-    """A store in progress.
+class _Builder:
+    """Builds the missing views of a cache.
 
     Args:
-        manifest: what is there already.
-        samples: make the batches that the teacher is asked about.
+        directory: the cache.
+        manifest: what exists already, and what is requested.
+        recipe: the resolved recipe.
+        samples: makes the batches that the teacher runs on.
+        teacher: the teacher, on ``device``.
+        device: where the teacher runs.
     """
 
     def __init__(
         self,
         directory: Path,
-        manifest: Manifest,
+        manifest: CacheManifest,
         recipe: Recipe,
         samples: TrainSamples,
         teacher: Teacher,
@@ -239,107 +252,114 @@ class _Building:
         self.directory, self.manifest, self.recipe, self.samples = directory, manifest, recipe, samples
         self.teacher, self.device = teacher, device
         self.precision = choose_precision(recipe.precision, device)
-        self.rows = np.full((manifest.samples, manifest.words), NO_ANSWER, "<u2")
-        self.done = self._unfinished_steps()  # of the view in progress
-        self.built = 0
-        self.before = manifest.seconds
+        self.rows = np.full((manifest.samples_per_view, manifest.words_per_sample), MISSING, "<u2")
+        self.steps_done = self._load_unfinished_view()
+        self.samples_built = 0
+        self.seconds_before = manifest.seconds
         self.start = self.saved = time.monotonic()
 
     def run(self, workers: int | None) -> CacheResult:
-        """Build what is missing."""
+        """Builds the missing views."""
         manifest = self.manifest
         finished = len(manifest.sha256)
-        left = (manifest.views - finished) * manifest.samples - self.done * manifest.batch_size
-        if not left:
-            self._save({})  # with the views that were asked for
-            print_status(f"{self.directory} is finished: {manifest.views} views of {manifest.samples:,} samples.")
+        remaining = (manifest.views - finished) * manifest.samples_per_view - self.steps_done * manifest.batch_size
+        if not remaining:
+            self._save({})  # the requested number of views may be smaller than before
+            print_status(f"{self.directory} is complete: {manifest.views} views of {manifest.samples_per_view:,} samples.")
             return self._result()
-        going_on = f", of which {finished} are there" if finished else ""
-        print_status(f"Store:     {self.directory}: {manifest.views} views of {manifest.samples:,} samples{going_on}")
+        existing = f", {finished} of them finished" if finished else ""
+        print_status(f"Cache:     {self.directory}: {manifest.views} views of {manifest.samples_per_view:,} samples{existing}")
         print_status(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
-        self._save({})  # from here on the directory is a store, which this call's successor recognizes
+        self._save({})  # from now on the directory is a cache that the next call resumes
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
-        with keeping_freed_memory(self.device), stop_on_signals() as stop, Progress("Storing", left) as progress:
+        with retained_memory(self.device), stop_on_signals() as stop, Progress("Caching", remaining) as progress:
             for view in range(finished, manifest.views):
                 self._build_view(view, loader, progress, stop)
         return self._result()
 
     def _build_view(self, view: int, loader: Loader, progress: Progress, stop: Event) -> None:
-        steps = view_steps(self.recipe, len(self.samples.source.labels), view)[self.done :]
-        batches = loader.run([piece for step in steps for piece in step])
+        steps = view_steps(self.recipe, len(self.samples.source.labels), view)[self.steps_done :]
+        batches = loader.run([plan for step in steps for plan in step])
         for step in steps:
-            for piece in step:
-                self._ask(next(batches), piece.step)
-            self.done += 1
-            self.built += self.manifest.batch_size
+            for plan in step:
+                self._run_teacher(next(batches), plan.step)
+            self.steps_done += 1
+            self.samples_built += self.manifest.batch_size
             progress.advance(self.manifest.batch_size, f"view {view + 1}/{self.manifest.views}")
-            last = self.done == self.manifest.steps
-            if not last and (stop.is_set() or time.monotonic() - self.saved > SAVED_EVERY):
-                self._save_part(view)
-            if stop.is_set() and not last:
+            is_last = self.steps_done == self.manifest.steps
+            if not is_last and (stop.is_set() or time.monotonic() - self.saved > SAVE_INTERVAL):
+                self._save_unfinished_view(view)
+            if stop.is_set() and not is_last:
                 raise self._interrupted(view)
         self._save_view(view)
         if stop.is_set() and view + 1 < self.manifest.views:
             raise self._interrupted(view + 1)
 
     @torch.no_grad()
-    def _ask(self, batch: Batch, step: int) -> None:
-        """Write the answers to a micro-batch into their rows."""
+    def _run_teacher(self, batch: Batch, step: int) -> None:
+        """Writes the teacher's targets for a micro-batch into their rows."""
         if not len(batch.labels):
             return
-        pixels = batch.pixel_values.to(self.device, non_blocking=True)
-        with autocast(self.device, self.precision):  # as the training step asks a live teacher
-            logits = self.teacher(pixels)
+        pixel_values = batch.pixel_values.to(self.device, non_blocking=True)
+        with autocast(self.device, self.precision):  # as the training step runs a live teacher
+            logits = self.teacher(pixel_values)
         if not torch.isfinite(logits).all():
-            raise WorkError(f"The teacher {self.teacher.name} answers with logits that are not finite", "pass another teacher")
+            raise WorkError(f"The logits of the teacher {self.teacher.name} are not finite", "pass another teacher")
         self.rows[step * self.manifest.batch_size + batch.samples[:, 2].numpy()] = encode(logits, self.manifest.top_k)
 
-    def _part_path(self, view: int) -> Path:
+    def _unfinished_path(self, view: int) -> Path:
         return view_path(self.directory, view).with_suffix(".part")
 
-    def _save_part(self, view: int) -> None:
-        """Keep the steps of a view so far."""
-        content = self.rows[: self.done * self.manifest.batch_size].tobytes()
-        part = Unfinished(steps=self.done, sha256=hashlib.sha256(content).hexdigest())
-        self._save({self._part_path(view): content}, unfinished=part)
+    def _save_unfinished_view(self, view: int) -> None:
+        content = self.rows[: self.steps_done * self.manifest.batch_size].tobytes()
+        unfinished = UnfinishedView(steps=self.steps_done, sha256=hashlib.sha256(content).hexdigest())
+        self._save({self._unfinished_path(view): content}, unfinished=unfinished)
 
     def _save_view(self, view: int) -> None:
         content = self.rows.tobytes()
         sums = (*self.manifest.sha256, hashlib.sha256(content).hexdigest())
         self._save({view_path(self.directory, view): content}, sha256=sums, unfinished=None)
-        self._part_path(view).unlink(missing_ok=True)
-        self.rows.fill(NO_ANSWER)
-        self.done = 0
+        self._unfinished_path(view).unlink(missing_ok=True)
+        self.rows.fill(MISSING)
+        self.steps_done = 0
 
     def _save(self, files: Mapping[Path, bytes], **changes: Any) -> None:
-        """Replace files, and last ``cache.json``, which tells of them."""
-        seconds = self.before + time.monotonic() - self.start
-        self.manifest = self.manifest.model_copy(update={**changes, "seconds": seconds if self.built else self.before})
+        """Writes files, and last ``cache.json``, which refers to them."""
+        seconds = self.seconds_before + time.monotonic() - self.start
+        changes["seconds"] = seconds if self.samples_built else self.seconds_before
+        self.manifest = self.manifest.model_copy(update=changes)
         text = json_text(self.manifest.model_dump(mode="json"))
         write_files({**files, self.directory / CACHE_NAME: text.encode()})
         self.saved = time.monotonic()
 
-    def _unfinished_steps(self) -> int:
-        """Read the view in progress; one that is damaged is begun anew."""
-        part, path = self.manifest.unfinished, self._part_path(len(self.manifest.sha256))
-        if part is None or part.steps >= self.manifest.steps or self.manifest.whole:
+    def _load_unfinished_view(self) -> int:
+        """Loads the view in progress and returns its finished steps; a damaged one is started over."""
+        unfinished, path = self.manifest.unfinished, self._unfinished_path(len(self.manifest.sha256))
+        if unfinished is None or unfinished.steps >= self.manifest.steps or self.manifest.is_complete:
             return 0
-        count = part.steps * self.manifest.batch_size
-        size = count * self.manifest.words * WORD
-        if not path.is_file() or path.stat().st_size != size or sha256(path) != part.sha256:
+        count = unfinished.steps * self.manifest.batch_size
+        size = count * self.manifest.words_per_sample * WORD
+        if not path.is_file() or path.stat().st_size != size or sha256(path) != unfinished.sha256:
             return 0
         self.rows[:count] = np.fromfile(path, "<u2").reshape(count, -1)
-        return part.steps
+        return unfinished.steps
 
     def _interrupted(self, view: int) -> InterruptedWorkError:
         return InterruptedWorkError(
-            f"Stopped in view {view + 1} of {self.manifest.views}, and what is done is kept in {self.directory}",
-            "go on with the same command",
+            f"Stopped in view {view + 1} of {self.manifest.views}; finished work is saved in {self.directory}",
+            "run the same command again to resume",
         )
 
     def _result(self) -> CacheResult:
         manifest = self.manifest
-        row, seconds = manifest.words * WORD, manifest.seconds
-        total = manifest.views * manifest.samples
-        rate = total / seconds if seconds else 0.0
-        return CacheResult(self.directory, manifest.samples, manifest.views, total * row, row, seconds, rate, self.built)
+        samples = manifest.views * manifest.samples_per_view
+        return CacheResult(
+            directory=self.directory,
+            images=manifest.samples_per_view,
+            views=manifest.views,
+            bytes=manifest.views * manifest.bytes_per_view,
+            bytes_per_sample=manifest.words_per_sample * WORD,
+            seconds=manifest.seconds,
+            images_per_second=samples / manifest.seconds if manifest.seconds else 0.0,
+            built=self.samples_built,
+        )

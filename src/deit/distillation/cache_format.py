@@ -1,15 +1,16 @@
-"""What a teacher said of each sample, on disk: a few bytes a sample and view, read in place of the teacher.
+"""Cached teacher logits on disk: a few bytes per sample and view, read in place of running the teacher.
 
-A store is a directory with ``cache.json``, which says whose answers these are and what they belong to, and one plain file a
-view, ``view-000000.bin`` and so on. A view is the draws of one epoch: order, augmentation, mixing. A view's file has one row a
-sample, at the place step x batch size + position in the global batch. A row is of little-endian words of 16 bits:
+A cache is a directory with ``cache.json``, which identifies the teacher, the data and the settings, and one binary file per
+view: ``view-000000.bin`` and so on. A view is the set of random draws of one epoch: order, augmentation and mixing. The file
+of a view has one row per sample, at index step x batch size + position in the global batch. A row holds little-endian 16-bit
+words:
 
-- hard labels: the class's number;
-- top-k: the k class numbers, the likeliest first, then k numbers in half precision: the mean of all other classes, and the
-  second to the k-th. Each is a logarithm of the probability relative to the likeliest class's, 0 or below. (Probabilities
-  themselves would be lost where the teacher is sure: half precision has nothing between 0.9995 and 1.)
+- hard labels: the class index;
+- top-k: k class indices, most likely first, then k half-precision floats: the mean of all other classes, and the second to the
+  k-th. Each is a log-probability relative to the most likely class, at most 0. (Probabilities would be lost where the teacher
+  is confident: half precision has no value between 0.9995 and 1.)
 
-A row of ones alone (0xFFFF) stands for a sample that could not be read when the store was built.
+A row of 0xFFFF words marks a sample that was unreadable when the cache was built.
 """
 
 from __future__ import annotations
@@ -28,234 +29,246 @@ from deit.data.sampler import BatchPlan
 from deit.errors import TeacherError, validation_problem
 from deit.system.files import CACHE_NAME, read_json, sha256
 
-FORMAT = 1  # of store.json
+FORMAT = 1  # of cache.json
 WORD = 2  # bytes
-NO_ANSWER = 0xFFFF
-MAX_CACHED_CLASSES = NO_ANSWER  # so that no class's number is that of a missing answer
-FARTHEST = -60_000.0  # what half precision holds of a logarithm
+MISSING = 0xFFFF
+MAX_CACHED_CLASSES = MISSING  # so that no class index equals MISSING
+MIN_LOG_PROBABILITY = -60_000.0  # within the range of half precision
 
-Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Whole = Annotated[int, Field(ge=1, lt=2**40)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1, lt=2**40)]
 
 
-class Part(BaseModel):
-    """What the parts of ``cache.json`` share: unknown names are errors, and nothing changes once it is made."""
+class _Section(BaseModel):
+    """Base of the sections of ``cache.json``: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataPart(Part):
-    """The data set: its fingerprint, how it was split, and how many training images it has that can be opened."""
+class CachedData(_Section):
+    """The data set: its fingerprint, its split, and the number of readable training images."""
 
     fingerprint: str
     split_seed: int
     validation_fraction: float
-    images: Whole
+    images: Count
 
 
-class TeacherPart(Part):
-    """The teacher: what it is called, where it was (``weights`` for a timm architecture from a file), a hash of it all."""
+class CachedModel(_Section):
+    """The teacher: name, location (and ``weights`` file of a timm architecture), and a hash of everything it computes with."""
 
     name: str
     location: str
     weights: str | None = None
-    sha256: Sum
+    sha256: Sha256
 
 
-class Unfinished(Part):
-    """The view that is being built: how many of its steps are written, and the hash of the file."""
+class UnfinishedView(_Section):
+    """The view in progress: the number of steps written, and the hash of its file."""
 
-    steps: Whole
-    sha256: Sum
+    steps: Count
+    sha256: Sha256
 
 
-class Manifest(Part):
-    """``cache.json``.
+class CacheManifest(_Section):
+    """The content of ``cache.json``.
 
     Attributes:
-        pixels: the settings that decide the samples' pixels, ``path.of.setting`` -> value.
-        software: the versions that do, name -> version.
-        probe: a few of the pixels themselves; see :mod:`deit.distillation.cached_teacher`.
-        classes: names, in the order in which a stored class number counts them.
-        top_k: None for hard labels.
-        views: how many there are to be.
-        batch_size: of a step, all machines together; likewise ``steps`` of a view.
-        sha256: of the file of each view that is whole, from the first on.
-        seconds: that building took.
+        format: version of the format.
+        teacher: the teacher that was run.
+        data: the data set.
+        pixel_settings: recipe settings that determine the samples' pixels, ``path.of.setting`` -> value.
+        software: versions of the libraries that determine them, name -> version.
+        pixel_probe: a few of the pixels, see :mod:`deit.distillation.cached_teacher`.
+        classes: class names; a cached class index refers to this order.
+        top_k: number of classes per sample; None for hard labels.
+        views: number of views that the finished cache has.
+        batch_size: global batch size of a step.
+        steps: steps per view.
+        sha256: hash of the file of each finished view, in order.
+        unfinished: the view in progress, if any.
+        seconds: time that building took.
     """
 
     format: Literal[1] = 1
-    teacher: TeacherPart
-    data: DataPart
-    pixels: dict[str, Any]
+    teacher: CachedModel
+    data: CachedData
+    pixel_settings: dict[str, Any]
     software: dict[str, str]
-    probe: str
+    pixel_probe: str
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CACHED_CLASSES)]
     top_k: Annotated[int, Field(ge=1, le=MAX_CACHED_CLASSES)] | None
     views: Annotated[int, Field(ge=1, le=1_000_000)]
-    batch_size: Whole
-    steps: Whole
-    sha256: tuple[Sum, ...] = ()
-    unfinished: Unfinished | None = None
+    batch_size: Count
+    steps: Count
+    sha256: tuple[Sha256, ...] = ()
+    unfinished: UnfinishedView | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
     @property
-    def words(self) -> int:
-        """In a row."""
+    def words_per_sample(self) -> int:
+        """16-bit words per row."""
         return 1 if self.top_k is None else 2 * self.top_k
 
     @property
-    def samples(self) -> int:
-        """In a view."""
+    def samples_per_view(self) -> int:
+        """Rows per view."""
         return self.steps * self.batch_size
 
     @property
-    def whole(self) -> bool:
-        """Whether every view is there."""
+    def bytes_per_view(self) -> int:
+        """Size of the file of a view."""
+        return self.samples_per_view * self.words_per_sample * WORD
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every view is finished."""
         return len(self.sha256) == self.views
 
 
 def is_logit_cache(path: str | Path) -> bool:
-    """Whether a directory holds stored answers, and not a model."""
+    """Whether a directory holds cached logits."""
     return (Path(path) / CACHE_NAME).is_file()
 
 
 def view_path(directory: Path, view: int) -> Path:
-    """The file of a view."""
+    """Returns the path of the file of a view."""
     return directory / f"view-{view:06d}.bin"
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """``cache.json``, checked for what it may be.
+def read_manifest(directory: Path) -> CacheManifest:
+    """Reads and validates ``cache.json``.
 
     Raises:
-        TeacherError: values that cannot be, or of another version of this package.
-        CheckpointError: it cannot be read, or is no JSON.
+        TeacherError: it holds invalid values, or is of another version of the format.
+        CheckpointError: it cannot be read, or is not JSON.
     """
     content = read_json(directory / CACHE_NAME)
     if content.get("format") != FORMAT:
-        raise TeacherError(f"{directory} has store format {str(content.get('format'))[:20]}", f"this version reads {FORMAT}")
+        raise TeacherError(f"{directory} has cache format {str(content.get('format'))[:20]}", f"this version reads {FORMAT}")
     try:
-        manifest = Manifest(**content)
+        manifest = CacheManifest(**content)
     except ValidationError as error:
-        raise TeacherError(f"{directory / CACHE_NAME} is garbled ({validation_problem(error)})", "build it anew") from error
+        problem = f"{directory / CACHE_NAME} is corrupt ({validation_problem(error)})"
+        raise TeacherError(problem, "build the cache again") from error
     if len(manifest.sha256) > manifest.views or (manifest.top_k or 1) > len(manifest.classes):
-        raise TeacherError(f"{directory / CACHE_NAME} is garbled", "build it anew")
+        raise TeacherError(f"{directory / CACHE_NAME} is corrupt", "build the cache again")
     return manifest
 
 
-def check_views(directory: Path, manifest: Manifest) -> None:
-    """Read every file of a view, and compare its size and hash.
+def check_views(directory: Path, manifest: CacheManifest) -> None:
+    """Checks size and hash of the file of every finished view.
 
     Raises:
-        TeacherError: one is missing or damaged.
+        TeacherError: a file is missing or damaged.
     """
     for view, expected in enumerate(manifest.sha256):
         path = view_path(directory, view)
-        size = manifest.samples * manifest.words * WORD
-        if not path.is_file() or path.stat().st_size != size or sha256(path) != expected:
-            raise TeacherError(f"{path} is missing or damaged", "copy it again, or build the store anew")
+        if not path.is_file() or path.stat().st_size != manifest.bytes_per_view or sha256(path) != expected:
+            raise TeacherError(f"{path} is missing or damaged", "copy it again, or rebuild the cache")
 
 
 def encode(logits: Tensor, top_k: int | None) -> np.ndarray:
-    """A teacher's logits -> rows.
+    """Encodes teacher logits as rows.
 
     Args:
         logits: (B, K), finite.
-        top_k: how many classes are kept, at most K; None for the likeliest class's number alone.
+        top_k: number of classes to keep, at most K; None keeps only the index of the most likely class.
 
     Returns:
-        (B, words) of uint16.
+        (B, words) uint16.
     """
     logits = logits.float()
     top = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
     if top_k is None:
         return top.cpu().numpy().astype("<u2")
-    relative = logits - logits.gather(1, top)  # (B, K), 0 or below
-    # The class that argmax chose stands first, even among equals: hard distillation from here is that from the teacher.
-    chosen = relative.scatter(1, top, math.inf).topk(top_k, dim=-1).indices  # (B, k)
-    values = relative.gather(1, chosen)
+    relative = logits - logits.gather(1, top)  # (B, K), at most 0
+    # The argmax comes first, even among equals, so that hard distillation from the cache equals that from the teacher.
+    indices = relative.scatter(1, top, math.inf).topk(top_k, dim=-1).indices  # (B, k)
+    values = relative.gather(1, indices)
     others = logits.shape[-1] - top_k
     if others:
-        values[:, :1] = relative.scatter(1, chosen, -math.inf).logsumexp(dim=-1, keepdim=True) - math.log(others)
-    halves = values.clamp(FARTHEST, 0).half().cpu().numpy().astype("<f2")
-    return np.concatenate([chosen.cpu().numpy().astype("<u2"), halves.view("<u2")], axis=1)
+        values[:, :1] = relative.scatter(1, indices, -math.inf).logsumexp(dim=-1, keepdim=True) - math.log(others)
+    halves = values.clamp(MIN_LOG_PROBABILITY, 0).half().cpu().numpy().astype("<f2")
+    return np.concatenate([indices.cpu().numpy().astype("<u2"), halves.view("<u2")], axis=1)
 
 
 def decode_labels(rows: np.ndarray) -> Tensor:
-    """Rows of either kind -> (B,) int64, the likeliest class."""
+    """Decodes rows of either kind to the most likely classes, (B,) int64."""
     return torch.from_numpy(rows[:, 0].astype(np.int64))
 
 
-def decode_logits(rows: np.ndarray, classes: int) -> Tensor:
-    """Rows of top-k -> (B, K) float32, logits up to a constant.
+def decode_logits(rows: np.ndarray, num_classes: int) -> Tensor:
+    """Decodes top-k rows to logits, (B, K) float32, up to an additive constant.
 
-    With R the range of the teacher's logits of a sample, rho the range of those left out (0 where k >= K - 1), and u = 2**-11
-    the rounding of half precision, a kept class's logit is off by at most u R and another one's by at most rho + u R, and all
-    these errors lie in one interval of length e = rho + 2 u R. So soft distillation's tau^2 KL of that sample is off by at most
-    e (R + e + S) / 2, S being the range of the student's logits, whatever tau is: the derivative of KL with respect to a
-    softened logit of the teacher is t_i (log(t_i / s_i) - KL); these sum to 0; their absolute values sum to at most the range
-    of log(t / s), which is at most (R + e + S) / tau; and of tau^2 (e / tau) (R + e + S) / tau no tau is left.
+    Error bound. Let R be the range of the teacher's logits of a sample, rho the range of the classes left out (0 if
+    k >= K - 1), and u = 2**-11 the rounding unit of half precision. A kept logit is off by at most u R, another one by at most
+    rho + u R, and all errors lie in one interval of length e = rho + 2 u R. Then tau^2 KL of soft distillation is off by at
+    most e (R + e + S) / 2 for that sample, where S is the range of the student's logits, for any tau: the derivative of KL with
+    respect to a softened teacher logit is t_i (log(t_i / s_i) - KL); these sum to 0, and their absolute values sum to at most
+    the range of log(t / s), which is at most (R + e + S) / tau; tau cancels in tau^2 (e / tau) (R + e + S) / tau.
     """
-    count = rows.shape[1] // 2
-    numbers = torch.from_numpy(rows[:, :count].astype(np.int64))  # (B, k)
-    values = torch.from_numpy(np.ascontiguousarray(rows[:, count:]).view("<f2").astype(np.float32))  # (B, k)
-    logits = values[:, :1].repeat(1, classes)  # (B, K)
+    k = rows.shape[1] // 2
+    indices = torch.from_numpy(rows[:, :k].astype(np.int64))  # (B, k)
+    values = torch.from_numpy(np.ascontiguousarray(rows[:, k:]).view("<f2").astype(np.float32))  # (B, k)
+    logits = values[:, :1].repeat(1, num_classes)  # (B, K)
     values[:, 0] = 0
-    return logits.scatter_(1, numbers, values)
+    return logits.scatter_(1, indices, values)
 
 
 @dataclass(frozen=True)
 class CachedTargets:
-    """The answers to training batches, read from a store's files as they are needed.
+    """The cached targets of training batches, read from disk as they are needed.
 
     Attributes:
-        directory: of the store.
-        manifest: of the store, whose files were checked.
-        soft: answer with logits (B, K), not with labels (B,).
+        directory: the cache.
+        manifest: its manifest; the files have been checked.
+        soft: return logits (B, K) instead of class indices (B,).
     """
 
     directory: Path
-    manifest: Manifest
+    manifest: CacheManifest
     soft: bool
 
     def read(self, plan: BatchPlan, kept: np.ndarray) -> Tensor:
-        """The answers to the samples of a plan.
+        """Returns the targets of the samples of a batch.
 
         Args:
-            plan: whose epoch is the view.
-            kept: positions within the plan of the samples that could be read.
+            plan: the batch; its epoch is the view.
+            kept: positions within the plan of the samples that are readable.
 
         Returns:
-            (B,) int64 class numbers, or (B, K) float32 logits.
+            (B,) int64 class indices, or (B, K) float32 logits.
 
         Raises:
-            TeacherError: a sample could be read now and not when the store was built, or the other way round; or the file
+            TeacherError: a sample is readable now and was not when the cache was built, or the reverse; or the file has
                 changed since it was checked.
         """
         manifest = self.manifest
         path = view_path(self.directory, plan.epoch)
         try:
-            view = np.memmap(path, "<u2", "r", shape=(manifest.samples, manifest.words))
+            view = np.memmap(path, "<u2", "r", shape=(manifest.samples_per_view, manifest.words_per_sample))
         except (OSError, ValueError) as error:
-            raise TeacherError(f"{path} is missing or damaged", "copy it again, or build the store anew") from error
+            raise TeacherError(f"{path} is missing or damaged", "copy it again, or rebuild the cache") from error
         rows = np.asarray(view[plan.step * manifest.batch_size + plan.samples[:, 2]])
         readable = np.zeros(len(rows), bool)
         readable[kept] = True
-        changed = np.flatnonzero((rows != NO_ANSWER).any(axis=1) != readable)
+        changed = np.flatnonzero((rows != MISSING).any(axis=1) != readable)
         if len(changed):
-            index, state = plan.samples[changed[0], 0], ("is", "was not") if readable[changed[0]] else ("is not", "was")
+            index, now, before = plan.samples[changed[0], 0], "is", "was not"
+            if not readable[changed[0]]:
+                now, before = "is not", "was"
             raise TeacherError(
-                f"Training image {index} {state[0]} readable, and {state[1]} when {self.directory} was built",
-                "put the images back as they were, or build the store anew",
+                f"Training image {index} {now} readable, and {before} when {self.directory} was built",
+                "restore the images, or rebuild the cache",
             )
         rows = rows[kept]
         self._check(rows, path)
         return decode_logits(rows, len(manifest.classes)) if self.soft else decode_labels(rows)
 
     def _check(self, rows: np.ndarray, path: Path) -> None:
-        """Refuse what no teacher says: the hashes tell of damage, not of a file that was made up."""
-        count = self.manifest.top_k or 1
-        values = np.ascontiguousarray(rows[:, count:]).view("<f2")
-        if (rows[:, :count] >= len(self.manifest.classes)).any() or not (values <= 0).all() or np.isinf(values).any():
-            raise TeacherError(f"{path} holds what is no answer", "build the store anew")
+        """Rejects values that :func:`encode` cannot produce: the hashes detect damage, not a forged file."""
+        k = self.manifest.top_k or 1
+        values = np.ascontiguousarray(rows[:, k:]).view("<f2")
+        if (rows[:, :k] >= len(self.manifest.classes)).any() or not (values <= 0).all() or np.isinf(values).any():
+            raise TeacherError(f"{path} holds invalid targets", "rebuild the cache")

@@ -1,7 +1,10 @@
-"""Hints: the patches of a student learn what a convolutional teacher sees at their place (FitNets, arXiv 1412.6550).
+"""Feature distillation: the student's patch tokens regress the teacher's feature maps (FitNets, arXiv 1412.6550).
 
-A teacher's answer is one number an image; its maps are thousands, each about one place. A transformer that starts from noise
-on a few thousand images stays at chance with the first and not with the second (``docs/log.md``).
+A teacher's prediction is one distribution per image; its feature maps are thousands of values, each tied to a position. On a
+few thousand images, a randomly initialized transformer stays at chance with the first and learns with the second
+(``docs/log.md``).
+
+Shapes: B images, N tokens, P patches, D width, C channels of a feature map.
 """
 
 from __future__ import annotations
@@ -15,67 +18,68 @@ from torch import Tensor, nn
 from deit.config import ViTConfig
 from deit.rng import RngStream, torch_seed
 
-CLAMPED = (-4.0, 6.0)  # standard deviations: a map's rare peaks would drown what else it says
+CLAMP = (-4.0, 6.0)  # standard deviations; rare peaks would dominate a feature map
 EPSILON = 1e-5
 
 
-class Hints(nn.Module):
-    """Linear maps from the tokens of patches, after several layers, to the teacher's maps; thrown away after training.
+class FeatureDistillation(nn.Module):
+    """Linear heads from the patch tokens of several layers to the teacher's feature maps; discarded after training.
 
-    The teacher's maps, from the first to the last, are spread over the student's layers. A map is brought to the student's
-    grid of patches, or to twice as many points a side where it is that fine; a patch then learns all four of its points.
+    The teacher's feature maps, from first to last, are distributed over the student's layers. A feature map is resampled to
+    the student's patch grid, or to twice as many points per side if it is fine enough; each patch then predicts its 2 x 2
+    points.
 
     Args:
-        config: of the student.
-        shapes: of the teacher's maps for one image, each (C, h, w).
-        seed: of the run, from which the first weights are drawn.
+        config: configuration of the student.
+        shapes: shape (C, h, w) of each feature map for one image.
+        seed: seed of the run, for the initial weights.
     """
 
     def __init__(self, config: ViTConfig, shapes: Sequence[tuple[int, int, int]], seed: int) -> None:
         super().__init__()
         self.grid = config.grid
         rows, columns = config.grid
-        self.layers = [max((place + 1) * config.num_hidden_layers // len(shapes), 1) for place in range(len(shapes))]
+        self.layers = [max((index + 1) * config.num_hidden_layers // len(shapes), 1) for index in range(len(shapes))]
         self.points = [2 if height >= 2 * rows and width >= 2 * columns else 1 for _, height, width in shapes]
-        self.maps = nn.ModuleList()
+        self.heads = nn.ModuleList()
         generator = torch.Generator().manual_seed(torch_seed(seed, RngStream.FEATURES))
         for (channels, _, _), points in zip(shapes, self.points, strict=True):
             linear = nn.Linear(config.hidden_size, channels * points**2)
             nn.init.normal_(linear.weight, std=config.hidden_size**-0.5, generator=generator)
             nn.init.zeros_(linear.bias)
-            self.maps.append(nn.Sequential(nn.LayerNorm(config.hidden_size), linear))
+            self.heads.append(nn.Sequential(nn.LayerNorm(config.hidden_size), linear))
 
-    def forward(self, hidden_states: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-        """How far the student's patches are from the teacher's maps: the mean squared error, averaged over maps.
+    def forward(self, hidden_states: Sequence[Tensor], feature_maps: Sequence[Tensor]) -> Tensor:
+        """Computes the feature loss: mean squared error against the standardized feature maps, averaged over the maps.
 
         Args:
-            hidden_states: L + 1 of (B, N, D), as the model answers them.
-            maps: of the teacher for the same images, each (B, C, h, w).
+            hidden_states: L + 1 tensors (B, N, D), as the student returns them.
+            feature_maps: the teacher's feature maps for the same images, each (B, C, h, w).
         """
         rows, columns = self.grid
         losses = []
-        for layer, points, learned, taught in zip(self.layers, self.points, self.maps, maps, strict=True):
-            said = learned(hidden_states[layer][:, -rows * columns :])  # (B, P, points^2 C)
-            wanted = _standardized(_resized(taught.float(), rows * points, columns * points))
-            losses.append(F.mse_loss(said.float(), _patches(wanted, points)))
+        for layer, points, head, feature_map in zip(self.layers, self.points, self.heads, feature_maps, strict=True):
+            predicted = head(hidden_states[layer][:, -rows * columns :])  # (B, P, points^2 C)
+            target = _standardize(_resample(feature_map.float(), rows * points, columns * points))  # (B, C, h, w)
+            losses.append(F.mse_loss(predicted.float(), _to_patches(target, points)))
         return torch.stack(losses).mean()
 
 
-def _standardized(maps: Tensor) -> Tensor:
-    """(B, C, h, w) with mean 0 and deviation 1 of each channel over the batch: no map outweighs another by its scale."""
-    if maps.numel() == maps.shape[1]:  # one value has no deviation
-        return torch.zeros_like(maps)
-    return F.batch_norm(maps, None, None, training=True, eps=EPSILON).clamp(*CLAMPED)
+def _standardize(feature_map: Tensor) -> Tensor:
+    """Normalizes each channel of (B, C, h, w) to mean 0 and standard deviation 1 over the batch, and clamps it."""
+    if feature_map.numel() == feature_map.shape[1]:  # a single value has no standard deviation
+        return torch.zeros_like(feature_map)
+    return F.batch_norm(feature_map, None, None, training=True, eps=EPSILON).clamp(*CLAMP)
 
 
-def _patches(maps: Tensor, points: int) -> Tensor:
-    """(B, C, rows points, columns points) -> (B, rows columns, points^2 C), for maps whose channels are last in memory."""
-    batch, channels, height, width = maps.shape
-    cells = maps.permute(0, 2, 3, 1).reshape(batch, height // points, points, width // points, points, channels)
-    return cells.transpose(2, 3).reshape(batch, -1, points**2 * channels)
+def _to_patches(feature_map: Tensor, points: int) -> Tensor:
+    """(B, C, rows points, columns points) -> (B, P, points^2 C), for feature maps in channels-last memory format."""
+    batch, channels, height, width = feature_map.shape
+    cells = feature_map.permute(0, 2, 3, 1).reshape(batch, height // points, points, width // points, points, channels)
+    return cells.transpose(2, 3).reshape(batch, -1, points**2 * channels)  # (B, P, points^2 C)
 
 
-def _resized(maps: Tensor, height: int, width: int) -> Tensor:
-    if maps.shape[-2:] == (height, width):
-        return maps
-    return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+def _resample(feature_map: Tensor, height: int, width: int) -> Tensor:
+    if feature_map.shape[-2:] == (height, width):
+        return feature_map
+    return F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=False, antialias=True)

@@ -1,8 +1,11 @@
-"""The training losses: pure functions of logits (section 4 of the paper, equations 2 and 3)."""
+"""Training losses: pure functions of logits (section 4 of the paper, equations 2 and 3).
+
+Shapes: B images, K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -13,21 +16,24 @@ from torch import Tensor
 from deit.errors import UserError
 
 HARD_WEIGHT = 0.5
-SOFT_WEIGHT = 0.1  # lambda
-SOFT_TEMPERATURE = 3.0  # tau
+SOFT_WEIGHT = 0.1  # lambda in the paper
+SOFT_TEMPERATURE = 3.0  # tau in the paper
+
+Reduction = Literal["batchmean", "mean"]
 
 
 class Distillation(BaseModel):
     """How a student learns from its teacher.
 
     Attributes:
-        mode: ``none``; ``hard``, the teacher's most likely class; ``soft``, its whole distribution.
-        weight: of the teacher's part, in 0..1; the paper's (hard 0.5, soft 0.1) when None.
+        mode: ``none``; ``hard``, the teacher's most likely class as a label; ``soft``, the teacher's distribution.
+        weight: weight of the distillation loss, in 0..1; the label loss has the rest. None takes the paper's: 0.5 for hard,
+            0.1 for soft distillation.
         temperature: tau of soft distillation.
-        average: what the soft divergence is divided by: ``batch`` is the paper's; ``elements``, batch times classes, is what
-            the released code does, which makes the term smaller by the number of classes.
-        hints: weight of the feature loss (:mod:`deit.distillation.feature_distillation`), which is added to the other terms; 0
-            disables it. It needs a live convolutional teacher: cached logits hold no feature maps.
+        reduction: of the KL divergence, as in :func:`torch.nn.functional.kl_div`. ``batchmean`` divides by B, as the paper
+            does; ``mean`` divides by B x K, as the released code does, which makes the term smaller by a factor of K.
+        features: weight of the feature loss (:mod:`deit.distillation.feature_distillation`), which is added to the other
+            terms; 0 disables it. Only a live convolutional teacher has feature maps; cached logits have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,33 +41,33 @@ class Distillation(BaseModel):
     mode: Literal["none", "hard", "soft"] = "none"
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(gt=0, le=1000)] = SOFT_TEMPERATURE
-    average: Literal["batch", "elements"] = "batch"
-    hints: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    reduction: Reduction = "batchmean"
+    features: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
     @property
     def teacher_weight(self) -> float:
-        """The weight in force."""
+        """Weight of the distillation loss, with the default of the mode filled in."""
         if self.weight is not None:
             return self.weight
         return {"none": 0.0, "hard": HARD_WEIGHT, "soft": SOFT_WEIGHT}[self.mode]
 
 
 def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with soft targets, averaged over the batch.
+    """Computes cross-entropy with soft targets, averaged over the batch.
 
-    With smoothed one-hot targets this is label-smoothed cross-entropy; with mixed ones it is the loss of mixup.
+    With smoothed one-hot targets this is label-smoothed cross-entropy; with mixed targets it is the mixup loss.
 
     Args:
         logits: (B, K).
-        targets: (B, K), rows that sum to 1.
+        targets: (B, K), rows sum to 1.
     """
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each class for itself, averaged over batch and classes; every class that a mixed image shows is wholly right.
+    """Computes binary cross-entropy per class, averaged over batch and classes.
 
-    As the released code of DeiT III (arXiv 2204.07118) has it.
+    Every class with a positive target is a full positive, as in the released code of DeiT III (arXiv 2204.07118).
 
     Args:
         logits: (B, K).
@@ -70,31 +76,84 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
 
 
-def hard_distillation(logits: Tensor, answer: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's most likely class: no temperature, no smoothing.
+def hard_distillation(logits: Tensor, teacher_targets: Tensor) -> Tensor:
+    """Computes cross-entropy with the teacher's most likely class, without temperature or smoothing.
 
     Args:
         logits: (B, K), of the distillation head.
-        answer: of the teacher: logits (B, K), or the number of its most likely class (B,).
+        teacher_targets: teacher logits (B, K), or class indices (B,).
     """
-    return F.cross_entropy(logits.float(), answer if answer.ndim == 1 else answer.argmax(dim=-1))
+    labels = teacher_targets if teacher_targets.ndim == 1 else teacher_targets.argmax(dim=-1)
+    return F.cross_entropy(logits.float(), labels)
 
 
-def soft_distillation(
-    logits: Tensor, teacher_logits: Tensor, temperature: float, average: Literal["batch", "elements"] = "batch"
-) -> Tensor:
-    """tau^2 KL(teacher || student), both softened by tau.
+def soft_distillation(logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: Reduction = "batchmean") -> Tensor:
+    """Computes tau^2 KL(teacher || student), both softened by the temperature tau.
 
     Args:
         logits: (B, K), of the distillation head.
         teacher_logits: (B, K).
         temperature: tau.
-        average: see :class:`Distillation`.
+        reduction: see :class:`Distillation`.
     """
     student = F.log_softmax(logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
-    return divergence / (logits.shape[0] if average == "batch" else logits.numel())
+    return divergence / (logits.shape[0] if reduction == "batchmean" else logits.numel())
+
+
+def loss_terms(
+    settings: Distillation,
+    class_logits: Tensor,
+    targets: Tensor,
+    distillation_logits: Tensor | None = None,
+    teacher_targets: Tensor | None = None,
+    label_loss: Callable[[Tensor, Tensor], Tensor] = soft_target_cross_entropy,
+) -> dict[str, Tensor]:
+    """Computes the unweighted terms of the training loss.
+
+    Args:
+        settings: mode, temperature and reduction.
+        class_logits: (B, K), of the head on the class token.
+        targets: (B, K), smoothed and mixed labels.
+        distillation_logits: (B, K), of the head on the distillation token; required unless the mode is ``none``.
+        teacher_targets: teacher logits (B, K); class indices (B,) suffice for the mode ``hard``. Required unless the mode is
+            ``none``.
+        label_loss: loss of class logits and targets; alternatively :func:`binary_cross_entropy`.
+
+    Returns:
+        Float32 scalars: ``label_loss``, and ``distillation_loss`` unless the mode is ``none``.
+    """
+    terms = {"label_loss": label_loss(class_logits, targets)}
+    if settings.mode == "none":
+        return terms
+    assert distillation_logits is not None
+    assert teacher_targets is not None
+    if settings.mode == "hard":
+        terms["distillation_loss"] = hard_distillation(distillation_logits, teacher_targets)
+    else:
+        terms["distillation_loss"] = soft_distillation(
+            distillation_logits, teacher_targets, settings.temperature, settings.reduction
+        )
+    return terms
+
+
+def total_loss(settings: Distillation, terms: Mapping[str, Tensor]) -> Tensor:
+    """Combines the terms of the training loss: (1 - weight) label + weight distillation + features x feature loss.
+
+    Args:
+        settings: the weights.
+        terms: what :func:`loss_terms` returned, and ``feature_loss`` where features are distilled.
+
+    Returns:
+        Float32 scalar.
+    """
+    loss = terms["label_loss"]
+    if "distillation_loss" in terms:
+        loss = torch.lerp(loss, terms["distillation_loss"], settings.teacher_weight)
+    if "feature_loss" in terms:
+        loss = loss + settings.features * terms["feature_loss"]
+    return loss
 
 
 def training_loss(
@@ -102,55 +161,36 @@ def training_loss(
     class_logits: Tensor,
     targets: Tensor,
     distillation_logits: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
-    labels_part: Callable[[Tensor, Tensor], Tensor] = soft_target_cross_entropy,
+    teacher_targets: Tensor | None = None,
+    label_loss: Callable[[Tensor, Tensor], Tensor] = soft_target_cross_entropy,
 ) -> Tensor:
-    """The loss that training minimizes: (1 - weight) x labels' part + weight x teacher's part.
-
-    Args:
-        settings: mode and weights.
-        class_logits: (B, K), of the head on the class token.
-        targets: (B, K), smoothed and mixed labels.
-        distillation_logits: (B, K), of the head on the distillation token; needed unless the mode is ``none``.
-        teacher_logits: (B, K), likewise; (B,) labels will do for the mode ``hard``.
-        labels_part: of class logits and targets; :func:`binary_cross_entropy` is the other one.
-
-    Returns:
-        A scalar in float32.
-    """
-    base = labels_part(class_logits, targets)
-    if settings.mode == "none":
-        return base
-    assert distillation_logits is not None
-    assert teacher_logits is not None
-    if settings.mode == "hard":
-        taught = hard_distillation(distillation_logits, teacher_logits)
-    else:
-        taught = soft_distillation(distillation_logits, teacher_logits, settings.temperature, settings.average)
-    return torch.lerp(base, taught, settings.teacher_weight)
+    """Computes the training loss of logits: :func:`total_loss` of their :func:`loss_terms`."""
+    terms = loss_terms(settings, class_logits, targets, distillation_logits, teacher_targets, label_loss)
+    return total_loss(settings, terms)
 
 
 def labels_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
-    """The loss that transformers has for ``labels``.
+    """Computes the loss that transformers computes when ``labels`` are passed to a model.
 
     Args:
         logits: (B, K).
-        labels: (B,) class numbers; (B, K) 0 and 1 for several labels an image; (B,) or (B, K) values for regression.
-        problem_type: ``regression`` is the squared error, ``single_label_classification`` cross-entropy,
-            ``multi_label_classification`` binary cross-entropy. When None: regression for one class, a single label for whole
-            numbers, else several.
+        labels: (B,) class indices; (B, K) zeros and ones for multi-label classification; (B,) or (B, K) values for
+            regression.
+        problem_type: ``regression`` (mean squared error), ``single_label_classification`` (cross-entropy) or
+            ``multi_label_classification`` (binary cross-entropy). None infers it: regression if K is 1, single-label for
+            integer labels, otherwise multi-label.
 
     Raises:
-        UserError: labels of another shape.
+        UserError: the labels have another shape.
     """
     labels = labels.to(logits.device)
     if problem_type is None:
-        whole = not labels.is_floating_point() and labels.dtype != torch.bool
-        single = "single_label_classification" if whole else "multi_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else single
+        is_index = not labels.is_floating_point() and labels.dtype != torch.bool
+        classification = "single_label_classification" if is_index else "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else classification
     expected = logits.shape[:1] if problem_type == "single_label_classification" else logits.shape
     if labels.shape != expected and (problem_type != "regression" or labels.numel() != logits.numel()):
-        raise UserError(f"The labels are {tuple(labels.shape)}", f"{problem_type} takes {tuple(expected)}")
+        raise UserError(f"The labels have shape {tuple(labels.shape)}", f"{problem_type} needs {tuple(expected)}")
     if problem_type == "regression":
         return F.mse_loss(logits.reshape(labels.shape), labels.to(logits.dtype))
     if problem_type == "single_label_classification":
@@ -158,6 +198,6 @@ def labels_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None)
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def as_targets(labels: Tensor, classes: int) -> Tensor:
-    """(B,) class numbers -> (B, K) ones and zeros; (B, K) as they are."""
-    return F.one_hot(labels.long(), classes).float() if labels.ndim == 1 else labels
+def as_targets(labels: Tensor, num_classes: int) -> Tensor:
+    """Converts class indices (B,) to one-hot targets (B, K); targets (B, K) are returned unchanged."""
+    return F.one_hot(labels.long(), num_classes).float() if labels.ndim == 1 else labels

@@ -1,7 +1,7 @@
-"""What size a model and its training should have, from the data and the time that there is.
+"""Chooses what a recipe leaves open: image size, batch size, model size and epochs, from the data and the available time.
 
-Two steps, both pure: what the data alone decides (so that a stored teacher and the training that replays it agree), and what
-the time decides, for which the caller measures how fast a candidate trains.
+There are two steps. What the data alone decides comes first, so that cached logits and the training that replays them agree.
+What the time decides comes second; the caller measures how fast a candidate trains.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ import numpy as np
 
 from deit.data.mirror import MirrorTest, mirror_test
 from deit.data.sources import ImageSource
+from deit.data.splits import Splits
 from deit.errors import ImageError
 from deit.models.plain_convnet import PLAIN_CONVNET
+from deit.recipes.scaling import scaling_notes
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 
-LOOKED_AT = 32  # images whose size is asked
-SIDES = (128, 96, 64, 48, 32)  # of images, in pixels; more is not learned from by a small model in short time
-ENLARGED = 1.5  # most convolutional networks see small images enlarged: their first layers shrink them fourfold
-BATCHES = ((100_000, 128), (20_000, 64), (0, 32))  # training images from which on a batch is taken
-USUAL_MINUTES = 10.0  # that a shape is chosen for where no time is given
-SHARE = 0.9  # of the time that is planned for: the rest is for starting, the last evaluation and the report
-PASSES = 24  # over the data that a larger transformer must leave time for; likewise
-IMAGES = 66_000  # in all
-CONVOLUTIONAL_SHARE = 0.5  # of both, for larger images of a convolutional network, which learns faster
-WARMUP = 0.1  # of the epochs, at most
+SIZE_SAMPLES = 32  # images whose size is read
+IMAGE_SIZES = (128, 96, 64, 48, 32)  # pixels; a small model learns little from larger images in a short time
+CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
+BATCH_SIZES = ((100_000, 128), (20_000, 64), (0, 32))  # (minimum number of training images, batch size)
+DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is given
+TIME_SHARE = 0.9  # share of the time that is planned for; the rest is start-up, the last evaluation and the report
+MIN_EPOCHS = 24  # a larger transformer must leave time for this many epochs
+MIN_SAMPLES = 66_000  # and for this many samples
+CONVNET_SHARE = 0.5  # share of both for a larger image size of a convolutional network, which learns faster
+MAX_WARMUP = 0.1  # share of the epochs
 
-Speed = Callable[[Recipe], float]  # seconds for each image that training shows, evaluation in between included
+Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, evaluation between epochs included
 
 
 @dataclass(frozen=True)
-class Look:
-    """What sizes depend on.
+class DatasetStats:
+    """Statistics of a training set that sizes are chosen from.
 
     Attributes:
-        images: in the training set.
-        side: of the usual image, the shorter one, in pixels.
-        mirror: whether mirrored images look like images of their class; None where nobody asked.
+        images: number of training images.
+        side: median of the shorter sides, in pixels.
+        mirror: whether horizontally flipped images look like their class; None if that was not tested.
     """
 
     images: int
@@ -51,7 +53,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer; ``grid`` is the patches a side that it comes nearest to."""
+    """A transformer size; ``grid`` is the preferred number of patches per side."""
 
     grid: int
     width: int
@@ -59,7 +61,7 @@ class Shape:
     heads: int
 
 
-# Cheapest first. With eight heads nearly every neighbor has one (see first_weights.py).
+# By increasing cost. Eight heads cover nearly all neighbors of a patch (see training/local_init.py).
 SHAPES = (
     Shape(8, 96, 4, 8),
     Shape(8, 128, 6, 8),
@@ -70,144 +72,168 @@ SHAPES = (
 )
 
 
-def is_open(recipe: Recipe) -> bool:
-    """Whether a recipe leaves anything to the data or the time."""
+def needs_planning(recipe: Recipe) -> bool:
+    """Whether a recipe leaves any value to the data or the time."""
     model = recipe.model
-    sizes = model.image_size is None if isinstance(model, ConvNet) else model.sizes == "data"
-    return sizes or recipe.mirror_test or recipe.minutes is not None
+    open_sizes = model.image_size is None if isinstance(model, ConvNet) else model.sizes == "data"
+    return open_sizes or recipe.mirror_test or recipe.minutes is not None
 
 
-def look(source: ImageSource, mirrored: bool) -> Look:
-    """Look at a training set: some images' sizes, and where asked whether their mirror images would do."""
+def dataset_stats(source: ImageSource, test_mirror: bool) -> DatasetStats:
+    """Samples image sizes of a training set and, if ``test_mirror``, tests horizontal flips on it."""
     count = len(source.labels)
-    places = np.unique(np.linspace(0, count - 1, min(LOOKED_AT, count)).astype(int))
     sides = []
-    for place in places:
-        with suppress(ImageError):  # a damaged image is met again, and dealt with, in training
-            sides.append(min(source.load(int(place)).size))
-    return Look(count, round(float(np.median(sides or [SIDES[0]]))), mirror_test(source) if mirrored else None)
+    for index in np.unique(np.linspace(0, count - 1, min(SIZE_SAMPLES, count)).astype(int)):
+        with suppress(ImageError):  # training reports damaged images
+            sides.append(min(source.load(int(index)).size))
+    side = round(float(np.median(sides or [IMAGE_SIZES[0]])))
+    return DatasetStats(count, side, mirror_test(source) if test_mirror else None)
 
 
-def from_data(recipe: Recipe, seen: Look) -> tuple[Recipe, list[str]]:
-    """Choose the image size, the batch and whether to flip.
+def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
+    """Fills in what the data decides, and limits the batch size to the size of the training set.
 
     Returns:
-        The recipe with them, and one sentence for each choice.
+        The recipe, and one sentence per choice.
+    """
+    images = len(splits.train.labels)
+    notes: list[str] = []
+    if needs_planning(recipe):
+        recipe, notes = plan_from_data(recipe, dataset_stats(splits.train, recipe.mirror_test))
+    if recipe.batch_size > images:
+        notes.append(
+            f"The {images} training images are fewer than the batch size of {recipe.batch_size:,}: one batch per epoch"
+        )
+        recipe = recipe.replace(batch_size=images)
+    return recipe, notes + scaling_notes(recipe, images)
+
+
+def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[str]]:
+    """Chooses image size, batch size and horizontal flips.
+
+    Returns:
+        The recipe, and one sentence per choice.
     """
     notes = []
     model = recipe.model
-    timed = isinstance(model, ConvNet) and recipe.minutes is not None  # its size costs more than it may have
-    if model.image_size is None and not timed and (isinstance(model, ConvNet) or model.sizes == "data"):
-        side, *_ = _sides(model, seen)
-        recipe = recipe.replace(model={"image_size": side})
-        notes.append(_image_note(side, seen))
+    timed_convnet = isinstance(model, ConvNet) and recipe.minutes is not None  # its image size depends on the time
+    if model.image_size is None and not timed_convnet and (isinstance(model, ConvNet) or model.sizes == "data"):
+        size, *_ = _image_sizes(model, stats)
+        recipe = recipe.replace(model={"image_size": size})
+        notes.append(_image_size_note(size, stats))
     if recipe.minutes is not None:
-        batch = next(batch for least, batch in BATCHES if seen.images >= least)
-        if batch != recipe.batch_size:
-            notes.append(f"Batch {batch}: an epoch of {seen.images:,} images has {math.ceil(seen.images / batch)} steps")
-        recipe = recipe.replace(batch_size=batch)
-    if seen.mirror is not None:
-        flips = recipe.augmentation.flip if seen.mirror.alike else 0.0
-        recipe = recipe.replace(augmentation={"flip": flips}, mirror_test=False)
-        notes.append(f"{'Flips' if flips else 'No flips'}: {seen.mirror}")
+        batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES if stats.images >= minimum)
+        if batch_size != recipe.batch_size:
+            steps = math.ceil(stats.images / batch_size)
+            notes.append(f"Batch size {batch_size}: {steps} steps per epoch of {stats.images:,} images")
+        recipe = recipe.replace(batch_size=batch_size)
+    if stats.mirror is not None:
+        flip = recipe.augmentation.flip if stats.mirror.alike else 0.0
+        recipe = recipe.replace(augmentation={"flip": flip}, mirror_test=False)
+        notes.append(f"{'Horizontal flips' if flip else 'No horizontal flips'}: {stats.mirror}")
     return recipe, notes
 
 
-def from_time(recipe: Recipe, seen: Look, speed: Speed) -> tuple[Recipe, list[str]]:
-    """Choose the transformer's shape or the convolutional network's image size, and the number of epochs.
+def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed) -> tuple[Recipe, list[str]]:
+    """Chooses the transformer's size or the convolutional network's image size, and the number of epochs.
 
     Args:
-        recipe: what :func:`from_data` made of it.
-        seen: the training set.
-        speed: how fast a candidate trains.
+        recipe: what :func:`plan_from_data` returned.
+        stats: of the training set.
+        speed: measures how fast a candidate trains.
 
     Returns:
-        The recipe with every size in it and ``minutes`` spent (None), and one sentence for each choice.
+        The recipe with all sizes, and ``minutes`` reset to None; and one sentence per choice.
     """
     notes = []
-    minutes = recipe.minutes or USUAL_MINUTES
-    seconds = 60 * minutes * SHARE
-    cost: float | None = None
+    minutes = recipe.minutes or DEFAULT_MINUTES
+    seconds = 60 * minutes * TIME_SHARE
+    cost: float | None = None  # seconds per sample
     if isinstance(recipe.model, ConvNet) and recipe.model.image_size is None:
-        recipe, cost, reason = _sized(recipe, recipe.model, seen, speed, seconds)
-        notes.append(reason)
+        recipe, cost, note = _choose_image_size(recipe, recipe.model, stats, speed, seconds)
+        notes.append(note)
     if isinstance(recipe.model, Transformer) and recipe.model.sizes == "data":
-        recipe, cost, reason = _shaped(recipe, recipe.model, seen, speed, seconds)
-        notes.append(reason)
+        recipe, cost, note = _choose_shape(recipe, recipe.model, stats, speed, seconds)
+        notes.append(note)
     if recipe.minutes is None:
         return recipe, notes
-    total = seconds / (speed(recipe) if cost is None else cost)
-    epochs = max(int(total / seen.images), 1)
+    samples = seconds / (speed(recipe) if cost is None else cost)
+    epochs = max(int(samples / stats.images), 1)
     notes.append(
-        f"{epochs} epochs in {minutes:g} min, at {total / seconds:,.0f} images a second as measured just now; "
-        f"{1 - SHARE:.0%} of the time is for starting and ending"
+        f"{epochs} epochs in {minutes:g} min, at a measured {samples / seconds:,.0f} images/s; "
+        f"{1 - TIME_SHARE:.0%} of the time is reserved for start-up, evaluation and the report"
     )
-    warmup = min(recipe.optimizer.warmup_epochs, WARMUP * epochs)
+    warmup = min(recipe.optimizer.warmup_epochs, MAX_WARMUP * epochs)
     return recipe.replace(epochs=epochs, minutes=None, optimizer={"warmup_epochs": warmup}), notes
 
 
-def _sides(model: Transformer | ConvNet, seen: Look) -> list[int]:
-    """Image sizes that fit the data, the largest first."""
-    shrinks = isinstance(model, ConvNet) and model.architecture != PLAIN_CONVNET
-    usual = round(seen.side * ENLARGED) if shrinks else seen.side
-    return [side for side in SIDES if side <= usual] or [min(SIDES)]
+def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]:
+    """Image sizes that suit the data, largest first."""
+    enlarge = isinstance(model, ConvNet) and model.architecture != PLAIN_CONVNET
+    limit = round(stats.side * CONVNET_ENLARGEMENT) if enlarge else stats.side
+    return [size for size in IMAGE_SIZES if size <= limit] or [min(IMAGE_SIZES)]
 
 
-def _enough(seen: Look) -> int:
-    """Images, the same ones counted as often as they are shown, that a larger model must leave time for."""
-    return max(PASSES * seen.images, IMAGES)
+def _min_samples(stats: DatasetStats) -> int:
+    """Training samples, counting repeated epochs, that a larger transformer must leave time for."""
+    return max(MIN_EPOCHS * stats.images, MIN_SAMPLES)
 
 
-def _sized(recipe: Recipe, model: ConvNet, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
-    """The largest image size that the time suffices for, what an image costs then, and why it is that one."""
-    sides = _sides(model, seen)[::-1]
-    candidates = [recipe.replace(model={"image_size": side}) for side in sides]
-    place, cost = _largest(candidates, speed, seconds / (CONVOLUTIONAL_SHARE * _enough(seen)))
-    passes = f"time for {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
-    return candidates[place], cost, f"{_image_note(sides[place], seen)}; they leave {passes}"
+def _choose_image_size(
+    recipe: Recipe, model: ConvNet, stats: DatasetStats, speed: Speed, seconds: float
+) -> tuple[Recipe, float, str]:
+    """Returns the recipe with the largest affordable image size, its seconds per sample, and the reason."""
+    sizes = _image_sizes(model, stats)[::-1]
+    candidates = [recipe.replace(model={"image_size": size}) for size in sizes]
+    index, cost = _largest_affordable(candidates, speed, seconds / (CONVNET_SHARE * _min_samples(stats)))
+    epochs = f"time for {seconds / cost / stats.images:,.0f} epochs of {stats.images:,} images"
+    return candidates[index], cost, f"{_image_size_note(sizes[index], stats)}; {epochs}"
 
 
-def _largest(candidates: Sequence[Recipe], speed: Speed, affordable: float) -> tuple[int, float]:
-    """Which of some recipes, the cheapest first, is the last with affordable seconds an image, and its cost.
+def _largest_affordable(candidates: Sequence[Recipe], speed: Speed, limit: float) -> tuple[int, float]:
+    """Returns the index and the cost of the last candidate, by increasing cost, that costs at most ``limit`` per sample.
 
-    They are tried from the cheap end, so that nobody waits for the speed of what is far too large.
+    Candidates are measured from the cheapest on, so that no time is spent on sizes that are far too large.
     """
-    place, cost = 0, speed(candidates[0])
-    while cost <= affordable and place + 1 < len(candidates):
-        next_cost = speed(candidates[place + 1])
-        if next_cost > affordable:
+    index, cost = 0, speed(candidates[0])
+    while cost <= limit and index + 1 < len(candidates):
+        next_cost = speed(candidates[index + 1])
+        if next_cost > limit:
             break
-        place, cost = place + 1, next_cost
-    return place, cost
+        index, cost = index + 1, next_cost
+    return index, cost
 
 
-def _image_note(side: int, seen: Look) -> str:
-    return f"Images of {side} pixels a side: the data has {seen.side}{', enlarged' if side > seen.side else ''}"
+def _image_size_note(size: int, stats: DatasetStats) -> str:
+    enlarged = ", enlarged" if size > stats.side else ""
+    return f"Image size {size}: the images have {stats.side} pixels{enlarged}"
 
 
-def _shaped(recipe: Recipe, model: Transformer, seen: Look, speed: Speed, seconds: float) -> tuple[Recipe, float, str]:
-    """The largest shape that the time suffices for, what an image costs it, and why it is that one."""
-    candidates = [recipe.replace(model={**_fields(recipe, model, shape), "sizes": "variant"}) for shape in SHAPES]
-    affordable = seconds / _enough(seen)
-    place, cost = _largest(candidates, speed, affordable)
-    candidate = candidates[place]
+def _choose_shape(
+    recipe: Recipe, model: Transformer, stats: DatasetStats, speed: Speed, seconds: float
+) -> tuple[Recipe, float, str]:
+    """Returns the recipe with the largest affordable transformer, its seconds per sample, and the reason."""
+    candidates = [recipe.replace(model={**_shape_fields(recipe, model, shape), "sizes": "variant"}) for shape in SHAPES]
+    limit = seconds / _min_samples(stats)
+    index, cost = _largest_affordable(candidates, speed, limit)
+    candidate = candidates[index]
     assert isinstance(candidate.model, Transformer)
     config = candidate.model.config()
-    words = (
-        f"{config.grid[0]} x {config.grid[1]} patches, width {config.hidden_size}, {config.num_hidden_layers} blocks of "
+    size = (
+        f"{config.grid[0]} x {config.grid[1]} patches, width {config.hidden_size}, depth {config.num_hidden_layers}, "
         f"{config.num_attention_heads} heads"
     )
-    reason = "the largest shape that leaves time for" if cost <= affordable else "the smallest shape, with time for"
-    return candidate, cost, f"{words}: {reason} {seconds / cost / seen.images:,.0f} passes over {seen.images:,} images"
+    reason = "the largest size that leaves time for" if cost <= limit else "the smallest size, with time for"
+    return candidate, cost, f"{size}: {reason} {seconds / cost / stats.images:,.0f} epochs of {stats.images:,} images"
 
 
-def _fields(recipe: Recipe, model: Transformer, shape: Shape) -> dict[str, Any]:
-    """A shape's fields, but for those that the recipe fixes."""
-    side = math.gcd(*recipe.image_hw)
-    patches = [patch for patch in range(2, side + 1) if side % patch == 0]
-    patch = min(patches, key=lambda patch: abs(min(recipe.image_hw) / patch - shape.grid))
+def _shape_fields(recipe: Recipe, model: Transformer, shape: Shape) -> dict[str, Any]:
+    """Returns the model fields of a shape, except for those that the recipe fixes."""
+    divisor = math.gcd(*recipe.image_hw)
+    patch_sizes = [size for size in range(2, divisor + 1) if divisor % size == 0]
+    patch_size = min(patch_sizes, key=lambda size: abs(min(recipe.image_hw) / size - shape.grid))
     fields = {
-        "patch_size": patch,
+        "patch_size": patch_size,
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,

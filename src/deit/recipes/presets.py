@@ -1,35 +1,34 @@
-"""The recipes: each a small function that derives from another, so that what is special about it is all that it says.
+"""The named recipes: small functions, each of which states only how it differs from the recipe that it derives from.
 
-Every docstring tells the command, the hardware and time it takes, and the published or measured result.
+Every docstring gives the command, the hardware and the published or measured result.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from deit.errors import RecipeError
+from deit.errors import RecipeError, did_you_mean
 from deit.models.plain_convnet import PLAIN_CONVNET
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 
 
 def deit() -> Recipe:
-    """DeiT without a teacher, table 9. The defaults of a recipe are its values.
+    """DeiT without a teacher (table 9). These are the defaults of a recipe.
 
     Command:   deit train imagenet --recipe deit --set model.variant=deit-base-patch16-224
-    Hardware:  the paper: 53 hours on 8 GPUs (V100) for base.
+    Hardware:  53 hours on 8 V100 GPUs for base (paper).
     Published: tiny 72.2, small 79.9, base 81.8 top-1 on ImageNet-1k.
     """
     return Recipe(name="deit", model=Transformer(variant="deit-tiny-patch16-224"))
 
 
 def deit_distilled() -> Recipe:
-    """DeiT with hard distillation through the token (section 4): the teacher RegNetY-16GF, else as ``deit``.
+    """DeiT with hard distillation through the distillation token (section 4) from a RegNetY-16GF; otherwise as ``deit``.
 
     Command:   deit train imagenet --recipe deit-distilled --teacher regnety_160
-    Hardware:  as ``deit``, and the teacher's forward passes, which a stored teacher saves.
-    Published: tiny 74.5, small 81.2, base 83.4 top-1 on ImageNet-1k; base over 1,000 epochs 84.2.
+    Hardware:  as ``deit``, plus the teacher's forward passes, which cached logits save.
+    Published: tiny 74.5, small 81.2, base 83.4 top-1 on ImageNet-1k; base after 1,000 epochs 84.2.
     """
     return deit().replace(
         name="deit-distilled",
@@ -39,13 +38,13 @@ def deit_distilled() -> Recipe:
 
 
 def deit3() -> Recipe:
-    """DeiT III (arXiv 2204.07118): no teacher; layer scale, binary cross-entropy, LAMB and a plain augmentation.
+    """DeiT III (arXiv 2204.07118): no teacher; LayerScale, binary cross-entropy, LAMB and 3-Augment.
 
-    The values of the released command for small over 800 epochs, with the simple random crop, which the authors took for
-    ImageNet-21k; ``--set augmentation.crop=resized`` is theirs for ImageNet-1k.
+    The values of the released command for small over 800 epochs, with the simple random crop, which the authors used for
+    ImageNet-21k. ``--set augmentation.crop=resized`` gives theirs for ImageNet-1k.
 
     Command:   deit train imagenet --recipe deit3
-    Hardware:  the authors: 8 GPUs (V100).
+    Hardware:  8 V100 GPUs (authors).
     Published: small 81.4 top-1 on ImageNet-1k after 800 epochs.
     """
     return deit().replace(
@@ -62,13 +61,13 @@ def deit3() -> Recipe:
 
 
 def finetune() -> Recipe:
-    """A trained model at a higher resolution, on the data it was trained on (section 5.2): full augmentation, a low rate.
+    """Fine-tunes at a higher resolution on the original training data (section 5.2): full augmentation, low learning rate.
 
-    Classic: the class token and its head alone. A new head hardly learns at this rate: for other classes take
-    ``finetune-small-data``, ``transfer-small`` or ``transfer-large``.
+    Trains the class token and its head only, without a teacher. A new head hardly learns at this learning rate: for other
+    classes use ``finetune-small-data``, ``transfer-small`` or ``transfer-large``.
 
     Command:   deit train imagenet --recipe finetune --init facebook/deit-base-patch16-224 --image-size 384
-    Hardware:  the authors: 16 GPUs (V100), 30 epochs.
+    Hardware:  16 V100 GPUs, 30 epochs (authors).
     Published: base at 384 83.1 top-1 on ImageNet-1k (table 10: 81.8 at 224, 82.7 at 320).
     """
     return deit().replace(
@@ -82,22 +81,22 @@ def finetune() -> Recipe:
 
 
 def finetune_distilled() -> Recipe:
-    """As ``finetune``, both heads, with a teacher for the target resolution (section 4), which the released code refuses.
+    """As ``finetune``, with both heads and a teacher at the target resolution (section 4). The released code cannot do this.
 
     Command:   deit train imagenet --recipe finetune-distilled --init facebook/deit-base-distilled-patch16-224
                --image-size 384 --teacher regnety_160
-    Hardware:  as ``finetune``, and the teacher's forward passes.
+    Hardware:  as ``finetune``, plus the teacher's forward passes.
     Published: base at 384 84.5 top-1 on ImageNet-1k, 85.2 after 1,000 epochs of training.
     """
     return finetune().replace(name="finetune-distilled", distillation={"mode": "hard"})
 
 
 def finetune_small_data() -> Recipe:
-    """A published or own model to a few hundred or thousand images of other classes: a new head, deep layers move little.
+    """Fine-tunes any checkpoint on a few hundred or thousand images of other classes: new head, layer-wise learning rate decay.
 
     Command:   deit train PHOTOS --init facebook/deit-small-patch16-224
-    Hardware:  one GPU or a laptop: small passes some 12 images a second on two cores in bf16, so 1,000 images take 40 minutes.
-    Result:    not measured on published weights, which cannot be had where this is developed.
+    Hardware:  one GPU or a laptop: small trains at some 12 images/s on two cores in bf16, so 1,000 images take 40 minutes.
+    Result:    not measured: published weights are not available in the development environment.
     """
     return finetune().replace(
         name="finetune-small-data",
@@ -109,22 +108,22 @@ def finetune_small_data() -> Recipe:
             "lr": 4e-3,
             "schedule": "cosine",
             "min_lr": 1e-6,
-            "by": "step",
+            "lr_update": "step",
             "weight_decay": 0.05,
             "layer_decay": 0.75,
             "warmup_epochs": 3,
             "clip_norm": 1.0,
         },
-        average={"decay": 0.998, "warmup": True, "evaluate": True},
+        ema={"decay": 0.998, "warmup": True, "evaluate": True},
     )
 
 
 def finetune_small_data_distilled() -> Recipe:
-    """As ``finetune-small-data``, with two new heads and a teacher trained on the same images.
+    """As ``finetune-small-data``, with two new heads and a teacher trained on the same data.
 
     Command:   deit train PHOTOS --init facebook/deit-small-distilled-patch16-224 --teacher runs/teacher
-    Hardware:  as ``finetune-small-data``, and the teacher's forward passes.
-    Result:    not measured on published weights, which cannot be had where this is developed.
+    Hardware:  as ``finetune-small-data``, plus the teacher's forward passes.
+    Result:    not measured: published weights are not available in the development environment.
     """
     return finetune_small_data().replace(name="finetune-small-data-distilled", distillation={"mode": "hard"})
 
@@ -132,10 +131,10 @@ def finetune_small_data_distilled() -> Recipe:
 def transfer_small() -> Recipe:
     """The authors' transfer to CIFAR and Cars (section 5.3): SGD for 1,000 epochs at 224 pixels.
 
-    The rate of 0.01 is taken to be the one in force at the batch of 768. With a teacher: ``--set distillation.mode=hard``.
+    The learning rate of 0.01 is taken as the one at a batch size of 768. With a teacher: ``--set distillation.mode=hard``.
 
     Command:   deit train cifar10 --recipe transfer-small --init facebook/deit-base-patch16-224
-    Hardware:  the authors: 8 GPUs (V100).
+    Hardware:  8 V100 GPUs (authors).
     Published: base 99.1 on CIFAR-10, 90.8 on CIFAR-100, 92.1 on Cars; distilled 99.1, 91.3, 92.9 (table 7).
     """
     return deit().replace(
@@ -153,7 +152,7 @@ def transfer_large() -> Recipe:
     """The authors' transfer to iNaturalist (section 5.3): AdamW for 360 epochs.
 
     Command:   deit train inaturalist-2018 --recipe transfer-large --init facebook/deit-base-patch16-224
-    Hardware:  the authors: 8 GPUs (V100).
+    Hardware:  8 V100 GPUs (authors).
     Published: base 73.2 on iNaturalist 2018, 77.7 on 2019; distilled 73.7, 78.4 (table 7).
     """
     return deit().replace(
@@ -168,13 +167,13 @@ def transfer_large() -> Recipe:
 
 
 def pretrain_mim() -> Recipe:
-    """Masked image modeling on images without labels (after SimMIM, arXiv 2111.09886); then fine-tune what comes of it.
+    """Masked image modeling on images without labels (after SimMIM, arXiv 2111.09886), to be fine-tuned afterwards.
 
-    Light crops and flips, 60% of the patches hidden in blocks of two by two. Takes any folder of images.
+    Light crops and flips; 60% of the patches masked in blocks of 2 x 2. Any folder of images will do.
 
     Command:   deit pretrain PHOTOS --out runs/mim
                deit train PHOTOS --init runs/mim --recipe small-data
-    Hardware:  one GPU; on a laptop with --epochs 100 and --image-size 64 for thumbnails.
+    Hardware:  one GPU, or a laptop with --epochs 100 and --image-size 64 for thumbnails.
     Result:    11.7 top-1 from scratch on 2,800 images (``benchmarks/signs_dataset.py``) in ten minutes, three of them for
                pretraining; 7.4 without pretraining, 84.6 with a teacher instead.
     """
@@ -195,18 +194,18 @@ def pretrain_mim() -> Recipe:
             "repeats": 1,
         },
         mixing={"mixup": 0.0, "cutmix": 0.0},
-        optimizer={"lr": 8e-4, "by": "step", "warmup_epochs": 20, "clip_norm": 5.0},
-        average={"decay": 0.0},
+        optimizer={"lr": 8e-4, "lr_update": "step", "warmup_epochs": 20, "clip_norm": 5.0},
+        ema={"decay": 0.0},
     )
 
 
 def small_data() -> Recipe:
-    """From scratch on a few hundred to some ten thousand images, on a laptop or one GPU, in the time that it is given.
+    """Trains from scratch on a few hundred to some ten thousand images, on a laptop or one GPU, within a given time.
 
-    Against ``deit``: sizes, batch and epochs are chosen from the data and the time (:mod:`deit.recipes.planning`), and said;
-    first weights that look at neighbors, since a few thousand images do not teach that; Muon in small batches, with a rate
-    that moves at each step; milder crops and RandAugment, nothing mixed; flips only where the data says that a mirrored image
-    would do; an average of the weights with a memory of about an epoch. Without ``--minutes`` it takes 100 epochs.
+    Compared to ``deit``: sizes, batch size and epochs are chosen from the data and the available time, and reported
+    (:mod:`deit.recipes.planning`); local initialization, since a few thousand images do not teach locality; Muon with small
+    batches and a learning rate that is updated at every step; milder crops and RandAugment, no mixing; flips only if flipped
+    images still look like their class; an EMA that remembers about an epoch. Without ``--minutes`` it trains 100 epochs.
 
     Command:   deit train PHOTOS --minutes 6
     Hardware:  two cores of a laptop, or one GPU.
@@ -221,7 +220,7 @@ def small_data() -> Recipe:
         micro_batch_size=64,
         crop_ratio=1.0,
         mirror_test=True,
-        model={"sizes": "data", "first_weights": "local", "drop_path": 0.0},
+        model={"sizes": "data", "init": "local", "drop_path": 0.0},
         augmentation={
             "crop": "resized",
             "scale": (0.5, 1.0),
@@ -235,38 +234,38 @@ def small_data() -> Recipe:
             "lr": 1e-2,
             "reference_batch": 32,
             "min_lr": 1e-6,
-            "by": "step",
+            "lr_update": "step",
             "momentum": 0.95,
             "warmup_epochs": 2,
             "betas": (0.9, 0.99),
             "clip_norm": 1.0,
         },
-        average={"decay": 0.99, "warmup": True, "evaluate": True},
+        ema={"decay": 0.99, "warmup": True, "evaluate": True},
     )
 
 
 def small_data_distilled() -> Recipe:
-    """As ``small-data``, learning from a teacher: its answers through the token, and its maps through the patches.
+    """As ``small-data``, with a teacher: its predictions through the distillation token, its feature maps through the patches.
 
-    The feature maps are what lets a transformer learn from so little (:mod:`deit.distillation.feature_distillation`).
-    Cached logits hold none.
+    Feature distillation is what lets a transformer learn from so few images
+    (:mod:`deit.distillation.feature_distillation`). Cached logits have no feature maps.
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
-    Hardware:  as ``small-data``, and the teacher's forward passes.
-    Result:    84.6 top-1 after seven minutes there (softly distilled 84.5), its teacher 83.8; means of three seeds.
+    Hardware:  as ``small-data``, plus the teacher's forward passes.
+    Result:    84.6 top-1 after seven minutes on the same data (soft distillation 84.5), its teacher 83.8; means of three seeds.
     """
     return small_data().replace(
         name="small-data-distilled",
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard", "hints": 40.0},
+        distillation={"mode": "hard", "features": 40.0},
     )
 
 
 def convnet() -> Recipe:
-    """A convolutional teacher from scratch on small data, in the time that it is given: ``small-data``'s pipeline.
+    """Trains a convolutional teacher from scratch on small data within a given time, with the pipeline of ``small-data``.
 
-    Six plain convolutions (:mod:`deit.models.plain_convnet`). Any other network of timm by ``--arch``, which sees small images
-    enlarged. Without ``--minutes`` it takes 60 epochs.
+    Six plain convolutions (:mod:`deit.models.plain_convnet`). ``--arch`` selects any other network of timm; small images are
+    enlarged for it. Without ``--minutes`` it trains 60 epochs.
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
@@ -282,12 +281,13 @@ def convnet() -> Recipe:
 def digits() -> Recipe:
     """The handwritten digits of 8 x 8 pixels, without a teacher.
 
-    Against ``small-data``: a patch is 2 x 2 pixels of the original; wider first weights, since 0.02 is for wide models
-    (docs/log.md); crops, slants and turns alone, since the images have no color and a mirrored digit is none.
+    Compared to ``small-data``: a patch covers 2 x 2 original pixels; a larger standard deviation of the initial weights, since
+    0.02 suits wide models (docs/log.md); only crops, shears and rotations, since the images have no color and a flipped digit
+    is not a digit.
 
     Command:   deit train digits
-    Hardware:  two cores of a CPU, some two minutes.
-    Result:    not measured at full length; distilled, see ``digits-distilled``.
+    Hardware:  two CPU cores, some two minutes.
+    Result:    not measured at full length; see ``digits-distilled``.
     """
     return small_data().replace(
         name="digits",
@@ -306,7 +306,7 @@ def digits() -> Recipe:
             "num_attention_heads": 4,
             "initializer_range": 0.1,
             "sizes": "variant",
-            "first_weights": "normal",
+            "init": "normal",
             "drop_path": 0.05,
         },
         augmentation={
@@ -326,31 +326,33 @@ def digits() -> Recipe:
             "momentum": 0.9,
             "betas": (0.9, 0.999),
         },
-        average={"decay": 0.998},
+        ema={"decay": 0.998},
     )
 
 
 def digits_distilled() -> Recipe:
-    """As ``digits``, learning from a teacher's answers and maps, by Muon, in half of the epochs. What ``deit quickstart`` runs.
+    """As ``digits``, distilled from a teacher's predictions and feature maps, with Muon and half of the epochs.
+
+    The student of ``deit quickstart``.
 
     Command:   deit quickstart
-    Hardware:  two cores of a CPU, 1 min 52 s with the teacher's training.
-    Result:    99.2 top-1 of both heads on the 359 test images, somewhat optimistic: the recipe was chosen with them in view.
+    Hardware:  two CPU cores, 1 min 52 s including the teacher's training.
+    Result:    99.2 top-1 of both heads on the 359 test images. Optimistic: the recipe was tuned on these images.
     """
     return digits().replace(
         name="digits-distilled",
         epochs=50,
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard", "hints": 40.0},
+        distillation={"mode": "hard", "features": 40.0},
         optimizer={"name": "muon", "lr": 1e-2, "momentum": 0.95},
     )
 
 
 def digits_convnet() -> Recipe:
-    """The small convolutional teacher of ``deit quickstart``.
+    """The convolutional teacher of ``deit quickstart``.
 
     Command:   deit teacher train digits
-    Hardware:  two cores of a CPU, less than a minute.
+    Hardware:  two CPU cores, less than a minute.
     Result:    98.3 top-1 on the 359 test images.
     """
     return digits().replace(
@@ -384,14 +386,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """A recipe by its name, or from a TOML file.
+    """Returns a recipe by name, or loads it from a TOML file.
 
     Raises:
-        RecipeError: neither; the message says the nearest name.
+        RecipeError: there is no such recipe; the message suggests the closest name.
     """
     if name in RECIPES:
         return RECIPES[name]()
     if name.endswith(".toml"):
         return Recipe.load(Path(name))
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
-    raise RecipeError(f"There is no recipe {name!r}", f"did you mean {near}? `deit recipe list` shows all")
+    raise RecipeError(f"There is no recipe {name!r}", f"{did_you_mean(name, RECIPES)}? `deit recipe list` shows all")

@@ -1,27 +1,25 @@
-"""What a run needs beside its recipe, and where it lies."""
+"""The settings of a run that are not part of its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit.data.opening import lasting, title
 from deit.data.splits import VALIDATION_FRACTION
-from deit.errors import CheckpointError, RecipeError
-from deit.recipes.schema import Recipe
-from deit.system.files import RECIPE_NAME, RUN_NAME, read_json
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run needs beside its recipe; kept in ``run.json`` so that a resume needs nothing but the directory.
+    """What a run needs besides its recipe. Saved in ``run.json``, so that resuming needs only the directory.
 
     Attributes:
-        data: as :func:`deit.data.opening.lasting` writes it.
-        init: the checkpoint that training starts from, or None.
-        teacher: as :meth:`Teacher.load` takes it, or None; likewise ``teacher_weights``.
-        split_seed: by which a missing part of the data is set aside, ``validation_fraction`` of each class.
-        skip_unreadable: leave unreadable images out and count them.
+        data: the data set, as :func:`deit.data.opening.lasting` writes it.
+        init: checkpoint that training starts from, or None.
+        teacher: the teacher, as :func:`deit.distillation.loading.load_teacher` takes it, or None.
+        teacher_weights: file with the weights of a timm teacher, or None.
+        split_seed: seed of the split, where a split of the data set is missing.
+        validation_fraction: fraction of each class that is then set aside for validation.
+        skip_unreadable: leave out unreadable images and count them.
     """
 
     data: str
@@ -33,30 +31,6 @@ class RunSettings:
     skip_unreadable: bool = False
 
 
-def resumed_run(directory: Path, data: str | Path | None) -> tuple[Path, Recipe, RunSettings]:
-    if not (directory / RUN_NAME).is_file():
-        raise CheckpointError(f"{directory} is no run directory", "pass the directory that an earlier `deit train` made")
-    content = read_json(directory / RUN_NAME)
-    if data is not None:
-        content["data"] = lasting(data)
-    try:
-        run = RunSettings(**content)
-    except TypeError as error:
-        raise CheckpointError(f"{directory / RUN_NAME} is garbled", "train again") from error
-    return directory, Recipe.load(directory / RECIPE_NAME), run
-
-
-def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Path:
-    if out is not None:
-        directory = Path(out)
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to go on in it")
-        return directory
-    stem = Path("runs") / f"{title(data)}-{recipe_name}"
-    candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
-    return next(path for path in candidates if not path.exists())
-
-
 def absolute(name: str | Path) -> str:
-    """A path as it is found from any folder; a name that is no path stays as it is."""
+    """Makes an existing path absolute; a name that is not a path is returned unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else str(name)

@@ -1,4 +1,4 @@
-"""From a recipe and a data set to the samples of every step: what training learns from, and a stored teacher answers."""
+"""From a recipe and a data set to the samples of every training step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from deit.recipes.schema import Recipe
 def training_samples(
     recipe: Recipe, source: ImageSource, skip_unreadable: bool = False, teacher_targets: TeacherTargets | None = None
 ) -> TrainSamples:
-    """What makes a recipe's batches, which carry the answers of a stored teacher where there is one."""
+    """Returns the training samples of a recipe; with ``teacher_targets``, batches carry cached teacher logits."""
     transform = TrainTransform(recipe.augmentation, *recipe.image_hw, *recipe.processor().rgb_statistics)
     return TrainSamples(source, transform, recipe.mixing, recipe.seed, recipe.smoothing, skip_unreadable, teacher_targets)
 
 
 def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:
-    """The steps of a view, each in its micro-batches.
+    """Returns the steps of a view, each as a list of micro-batches.
 
     Args:
-        count: training images.
-        view: whose draws are taken: of an epoch, :meth:`Recipe.view`.
+        recipe: batch sizes, seed and repeated augmentation.
+        count: number of training images.
+        view: the view; :meth:`Recipe.view` maps an epoch to it.
     """
     steps = epoch_steps(count, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
     return [micro_batches(step, recipe.micro_batch_size) for step in steps]

@@ -1,4 +1,4 @@
-"""What a recipe's values mean where it is run with another batch, length or data set than it was made for."""
+"""Notes on a run whose batch size, length or data set differs from what its recipe was made for."""
 
 from __future__ import annotations
 
@@ -7,47 +7,48 @@ from deit.recipes.presets import RECIPES
 from deit.recipes.schema import Recipe
 from deit.system.progress import plural
 
-OTHER_SIZE = 2.0  # a data set that differs by more than this factor is worth a word
+DATASET_SIZE_TOLERANCE = 2.0  # a data set that is larger or smaller by more than this factor is noted
 
 
-def scaled(recipe: Recipe, images: int) -> list[str]:
-    """One sentence for each thing in which a run differs from what its recipe was made for: what scales with it, what does not.
+def scaling_notes(recipe: Recipe, images: int) -> list[str]:
+    """Returns one sentence per difference from the recipe's reference: what is scaled with it, and what is not.
 
     Args:
-        recipe: as it is run.
-        images: in the training set.
+        recipe: the recipe as it is run.
+        images: size of the training set.
 
     Example:
-        >>> print(scaled(RECIPES["deit"]().replace(batch_size=256), 1_281_167)[0])
-        Batch 256, made for 1,024: the learning rate is scaled with it to 0.00025, warm-up and weight decay are not
+        >>> print(scaling_notes(RECIPES["deit"]().replace(batch_size=256), 1_281_167)[0])
+        Batch size 256, made for 1,024: the learning rate is scaled to 0.00025, warm-up and weight decay are not
     """
     if recipe.name not in RECIPES:
         return []
-    made = RECIPES[recipe.name]()
+    reference = RECIPES[recipe.name]()
     notes = []
-    if recipe.batch_size != made.batch_size:
+    if recipe.batch_size != reference.batch_size:
         notes.append(
-            f"Batch {recipe.batch_size:,}, made for {made.batch_size:,}: the learning rate is scaled with it to "
+            f"Batch size {recipe.batch_size:,}, made for {reference.batch_size:,}: the learning rate is scaled to "
             f"{recipe.peak_lr:.3g}, warm-up and weight decay are not"
         )
-    if recipe.epochs != made.epochs:
-        decays = "the cosine ends with them" if recipe.optimizer.schedule == "cosine" else "the learning rate stays"
+    if recipe.epochs != reference.epochs:
+        cosine = recipe.optimizer.schedule == "cosine"
+        schedule = "the cosine schedule ends with them" if cosine else "the learning rate is constant"
+        only_warmup = " and covers the whole run" if recipe.optimizer.warmup_epochs >= recipe.epochs else ""
         notes.append(
-            f"Epochs {recipe.epochs:,}, made for {made.epochs:,}: {decays}, the warm-up of "
-            f"{recipe.optimizer.warmup_epochs:g} epochs is not changed"
-            + (" and is all there is" if recipe.optimizer.warmup_epochs >= recipe.epochs else "")
+            f"{plural(recipe.epochs, 'epoch')}, made for {reference.epochs:,}: {schedule}, the warm-up of "
+            f"{recipe.optimizer.warmup_epochs:g} epochs is not scaled{only_warmup}"
         )
     steps = recipe.epochs * steps_per_epoch(images, recipe.batch_size)
-    if not recipe.images / OTHER_SIZE <= images <= recipe.images * OTHER_SIZE:
-        planned = made.epochs * steps_per_epoch(recipe.images, made.batch_size)
+    if not recipe.images / DATASET_SIZE_TOLERANCE <= images <= recipe.images * DATASET_SIZE_TOLERANCE:
+        reference_steps = reference.epochs * steps_per_epoch(recipe.images, reference.batch_size)
         notes.append(
-            f"{images:,} training images, made for {recipe.images:,}: {plural(steps, 'step')} in place of {planned:,}, "
-            "and no value is scaled for that"
+            f"{images:,} training images, made for {recipe.images:,}: {plural(steps, 'step')} instead of {reference_steps:,}, "
+            "and no value is scaled"
         )
-    memory = 1 / (1 - recipe.average.decay)
-    if memory > steps / 2 and recipe.average.decay and not recipe.average.warmup:
+    ema_memory = 1 / (1 - recipe.ema.decay)  # in steps
+    if ema_memory > steps / 2 and recipe.ema.decay and not recipe.ema.warmup:
         notes.append(
-            f"The average of the weights remembers {memory:,.0f} steps and training takes {steps:,}, so that the average "
-            f"holds much of the first weights; --set average.decay={max(1 - 10 / max(steps, 11), 0.5):.4g} is shorter"
+            f"The EMA remembers {ema_memory:,.0f} steps and training takes {steps:,}, so that it still holds much of the "
+            f"initial weights; --set ema.decay={max(1 - 10 / max(steps, 11), 0.5):.4g} makes it shorter"
         )
     return notes

@@ -1,8 +1,7 @@
-"""A recipe: everything that decides how a model is trained, as validated values with names. The defaults are table 9's."""
+"""The recipe: every setting of a training run, validated. The defaults are those of table 9."""
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deit.config import ViTConfig, variant_config
 from deit.data.transforms.augment import Augmentation
 from deit.data.transforms.mixing import Mixing
-from deit.errors import ConfigError, RecipeError, validation_problem
+from deit.errors import ConfigError, RecipeError, did_you_mean, validation_problem
 from deit.images.processor import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
 from deit.models.losses import Distillation
 from deit.system.files import write_text
 from deit.variants import variant
 
-TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # without and with a distillation token
-IMAGENET_IMAGES = 1_281_167  # for training, in ImageNet-1k
+TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # without and with the distillation token
+IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 
 Side = Annotated[int, Field(ge=8, le=2048)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -31,7 +30,7 @@ Deviation = Annotated[float, Field(gt=0, le=100)]
 
 
 class Section(BaseModel):
-    """What all parts of a recipe share: unknown names are errors, and nothing changes once it is made."""
+    """Base of all recipe sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -48,20 +47,27 @@ SHAPE = (
 
 
 class Transformer(Section):
-    """The student: a published shape, a change of one, or the shape of the checkpoint that training starts from.
+    """The transformer to train: a published variant, a modified one, or the shape of the checkpoint that training starts from.
 
     Attributes:
-        variant: a name of ``deit model list``; None for the checkpoint's shape.
-        image_size: pixels a side, or height and width; the variant's own when None, like all that follow.
-        layer_scale: first value of a learned factor of each channel of each residual branch (arXiv 2103.17239); none when
-            None. What is saved has the factors multiplied into the weights, so that it is an ordinary DeiT.
-        drop_path: stochastic depth's rate at the last block, rising linearly from 0 at the first.
-        sizes: those that are None are the ``variant``'s, or chosen from ``data`` and time (:mod:`deit.recipes.planning`).
-        first_weights: ``normal`` draws (section 3), or ``local``: each head begins by looking at a neighboring patch
-            (:mod:`deit.training.local_init`).
-        head: of a checkpoint: ``keep`` it, or a ``new`` one; ``auto`` keeps it where its classes are the data's.
-        trainable: ``all``; the ``heads`` alone; or ``attention``, with heads and position embeddings (arXiv 2203.09795).
-        evaluation_mode: train without stochastic depth and dropout, as the original DeiT was fine-tuned.
+        variant: a name from ``deit model list``; None takes the shape from the checkpoint.
+        image_size: input size in pixels, one side or (height, width); None keeps the variant's.
+        patch_size: patch size in pixels; None keeps the variant's.
+        hidden_size: embedding dimension; None keeps the variant's.
+        num_hidden_layers: depth; None keeps the variant's.
+        num_attention_heads: attention heads per block; None keeps the variant's.
+        initializer_range: standard deviation of the initial weights; None keeps the variant's.
+        layer_scale: initial value of LayerScale (arXiv 2103.17239); None disables it. Saved models have the factors folded
+            into the weights, so that they are ordinary DeiT checkpoints.
+        drop_path: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        sizes: where the sizes that are None come from: the ``variant``, or the ``data`` and the available time
+            (:mod:`deit.recipes.planning`).
+        init: weight initialization: ``normal`` (section 3), or ``local``, where each head attends to a neighboring patch at
+            first (:mod:`deit.training.local_init`).
+        head: classification heads of the checkpoint: ``keep`` them, replace them by ``new`` ones, or ``auto``: keep them if
+            its classes are those of the data.
+        trainable: ``all`` weights, the ``heads`` only, or ``attention`` with heads and position embeddings (arXiv 2203.09795).
+        eval_mode: train in evaluation mode (no stochastic depth, no dropout), as the original DeiT was fine-tuned.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -75,20 +81,20 @@ class Transformer(Section):
     layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     sizes: Literal["variant", "data"] = "variant"
-    first_weights: Literal["normal", "local"] = "normal"
+    init: Literal["normal", "local"] = "normal"
     head: Literal["auto", "keep", "new"] = "auto"
     trainable: Literal["all", "heads", "attention"] = "all"
-    evaluation_mode: bool = False
+    eval_mode: bool = False
 
     def config(self, classes: tuple[str, ...] = ("0", "1")) -> ViTConfig:
-        """The model's configuration for a data set's classes.
+        """Returns the model configuration for the classes of a data set.
 
         Raises:
-            RecipeError: sizes that do not fit each other, or the shape is a checkpoint's.
+            RecipeError: the sizes are inconsistent, or the shape comes from a checkpoint.
         """
         if self.variant is None:
             raise RecipeError(
-                "The recipe starts from a checkpoint, and none is given", "pass --init MODEL, or set model.variant"
+                "The recipe starts from a checkpoint, but none is given", "pass --init MODEL, or set model.variant"
             )
         fields = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
         if self.hidden_size is not None:
@@ -100,12 +106,12 @@ class Transformer(Section):
 
 
 class ConvNet(Section):
-    """A teacher: a convolutional network of timm.
+    """A convolutional network from timm, usually trained as a teacher.
 
     Attributes:
-        architecture: timm's name.
-        image_size: pixels a side, or height and width; chosen from the data and the time when None.
-        arguments: further arguments of ``timm.create_model``.
+        architecture: timm's model name.
+        image_size: input size in pixels, one side or (height, width); None chooses it from the data and the available time.
+        arguments: additional arguments of ``timm.create_model``.
     """
 
     kind: Literal["convnet"] = "convnet"
@@ -115,11 +121,11 @@ class ConvNet(Section):
 
 
 class Masking(Section):
-    """Masked image modeling (SimMIM, arXiv 2111.09886): the model fills in hidden patches; no label is looked at.
+    """Masked image modeling (SimMIM, arXiv 2111.09886), which needs no labels.
 
     Attributes:
-        ratio: share of the patches that is hidden; 0 learns the labels.
-        block: patches a side that are hidden together.
+        ratio: fraction of the patches that are masked; 0 trains a classifier instead.
+        block: side of a masked block, in patches.
     """
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -127,21 +133,25 @@ class Masking(Section):
 
 
 class Optimizer(Section):
-    """The optimizer and its learning rate (table 9).
+    """The optimizer and its learning rate schedule (table 9).
 
     Attributes:
-        name: ``adamw``; ``sgd`` with momentum; ``lamb``, large-batch Adam (arXiv 1904.00962); ``muon`` for the kernels, whose
-            steps it makes orthogonal (arXiv 2502.16982), and AdamW for the other weights.
-        lr: peak learning rate at a batch of ``reference_batch``; it scales with the batch.
-        schedule: ``cosine`` or, after warm-up, ``constant``.
-        min_lr: where the cosine ends.
-        warmup_epochs: of linear growth from ``warmup_lr``; a fraction is allowed.
-        by: when the rate moves: once an ``epoch``, as in the released code, or at each ``step``.
-        layer_decay: each layer learns at this fraction of the rate of the one above it; 1 for all the same.
-        betas: of ``adamw``, ``lamb`` and the AdamW beside ``muon``, likewise ``eps``.
-        momentum: of ``sgd`` and ``muon``.
-        adamw_lr_scale: of ``muon``: the rate of AdamW beside it, as a share of ``lr``.
-        clip_norm: largest norm of the gradient; None leaves it.
+        name: ``adamw``; ``sgd`` with momentum; ``lamb`` (arXiv 1904.00962); or ``muon`` (arXiv 2502.16982) for the kernels,
+            with AdamW for all other weights.
+        lr: peak learning rate at a batch size of ``reference_batch``; scales linearly with the batch size.
+        reference_batch: batch size that ``lr`` is given for.
+        schedule: ``cosine`` or ``constant``, both after the warm-up.
+        min_lr: final learning rate of the cosine schedule.
+        warmup_lr: learning rate at the start of the warm-up.
+        warmup_epochs: epochs of linear warm-up from ``warmup_lr``; may be fractional.
+        lr_update: update the learning rate once per ``epoch``, as the released code does, or at every ``step``.
+        weight_decay: decoupled weight decay; not applied to biases, norms, tokens and position embeddings.
+        layer_decay: layer-wise learning rate decay: factor from one layer to the layer below it; 1 disables it.
+        betas: Adam betas, for ``adamw``, ``lamb`` and the AdamW part of ``muon``.
+        eps: Adam epsilon, for the same optimizers.
+        momentum: momentum of ``sgd`` and ``muon``.
+        adamw_lr_scale: learning rate of the AdamW part of ``muon``, relative to ``lr``.
+        clip_norm: maximum gradient norm; None disables clipping.
     """
 
     name: Literal["adamw", "lamb", "muon", "sgd"] = "adamw"
@@ -151,7 +161,7 @@ class Optimizer(Section):
     min_lr: Rate = 1e-5
     warmup_lr: Rate = 1e-6
     warmup_epochs: Annotated[float, Field(ge=0)] = 5
-    by: Literal["epoch", "step"] = "epoch"
+    lr_update: Literal["epoch", "step"] = "epoch"
     weight_decay: Rate = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -161,14 +171,13 @@ class Optimizer(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
-class Average(Section):
-    """The exponential moving average of the weights.
+class Ema(Section):
+    """Exponential moving average (EMA) of the weights.
 
     Attributes:
-        decay: of the average, a step; 0 keeps none.
-        warmup: begin with a short memory, min(decay, (1 + step) / (10 + step)), so that a short run's average is not
-            full of its first weights.
-        evaluate: whether the average is what is evaluated and saved, as it is not in the released code.
+        decay: decay per step; 0 disables the EMA.
+        warmup: use min(decay, (1 + step) / (10 + step)), so that the EMA of a short run forgets its initial weights.
+        evaluate: evaluate and save the EMA weights. The released code does not.
     """
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99996
@@ -177,26 +186,37 @@ class Average(Section):
 
 
 class Recipe(Section):
-    """How a model is trained. Immutable; :meth:`replace` and :meth:`with_settings` give changed copies.
+    """How a model is trained. Immutable: :meth:`replace` and :meth:`with_settings` return modified copies.
 
     Attributes:
-        name: of the recipe that this one is, or was made from.
-        images: in the training set that the values are for; :func:`deit.recipes.scaling.scaled` says what another one means.
-        epochs: an epoch has as many samples as the data set has images.
-        minutes: that training may take: epochs, and the sizes that the model leaves open, are chosen to fit.
-        batch_size: of one optimization step, on all machines together.
-        micro_batch_size: how much of it goes through the model at once; an even number.
-        views: V: epoch e takes the draws of epoch e mod V (order, augmentation, mixing), which a stored teacher has seen; None
-            draws every epoch anew. Stochastic depth is drawn anew in either case.
-        mirror_test: ask the data whether mirrored images would do, and leave flips out where not (:mod:`deit.data.mirror`).
-        loss: of the labels: ``cross-entropy``, or ``binary``: each class for itself, where every class of a mixed image is
-            right (as the released code of DeiT III has it).
-        smoothing: of the labels.
-        crop_ratio: of evaluation: the image is resized to size / ratio before the center crop.
-        mean: of each channel, by which images are normalized; likewise ``std``. A checkpoint brings its own.
+        name: name of the recipe, or of the one that it was derived from.
+        seed: seed of every random draw.
+        images: size of the training set that the values were chosen for; see :func:`deit.recipes.scaling.scaling_notes`.
+        epochs: training epochs, each with as many samples as the data set has images.
+        minutes: time limit for training. Epochs, and the sizes that the model leaves open, are chosen to fit it.
+        views: V, the number of distinct epochs: epoch e repeats the random draws (order, augmentation, mixing) of epoch
+            e mod V, which cached logits require. None draws every epoch afresh. Stochastic depth is not affected.
+        batch_size: images per optimizer step, over all processes.
+        micro_batch_size: images per forward pass; an even number. Gradients are accumulated up to ``batch_size``.
+        precision: of the matrix products: ``auto``, ``fp32`` or ``bf16``.
+        mirror_test: test on the data whether horizontally flipped images still look like their class, and disable flips if
+            not (:mod:`deit.data.mirror`).
+        loss: loss on the labels: ``cross-entropy``, or ``binary`` cross-entropy per class, where every class of a mixed image
+            is a positive (as in the released code of DeiT III).
+        smoothing: label smoothing.
+        crop_ratio: evaluation resizes images to size / ratio before the center crop.
+        mean: per-channel mean for normalization. A checkpoint brings its own.
+        std: per-channel standard deviation for normalization. A checkpoint brings its own.
+        model: the model to train.
+        masking: masked image modeling.
+        augmentation: data augmentation.
+        mixing: mixup and cutmix.
+        distillation: distillation from a teacher.
+        optimizer: optimizer and learning rate schedule.
+        ema: exponential moving average of the weights.
 
     Raises:
-        RecipeError: an unknown name or an impossible value.
+        RecipeError: an unknown key or an invalid value.
     """
 
     name: str
@@ -220,62 +240,62 @@ class Recipe(Section):
     mixing: Mixing = Mixing(mixup=0.8, cutmix=1.0)
     distillation: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
-    average: Average = Average()
+    ema: Ema = Ema()
 
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise RecipeError(
-                f"Recipe: {validation_problem(error)}", "`deit recipe show` lists every name and value"
-            ) from error
+            raise RecipeError(f"Recipe: {validation_problem(error)}", "`deit recipe show` lists all keys and values") from error
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _check_consistency(self) -> Self:
         if isinstance(self.model, Transformer) and self.model.variant is not None:
-            self._variant_fits(self.model.variant)
-            self.model.config()  # refuses sizes that do not fit each other
+            self._check_variant(self.model.variant)
+            self.model.config()  # raises if the sizes are inconsistent
         if isinstance(self.model, ConvNet) and self.distillation.mode != "none":
             raise ValueError("a convolutional network has no distillation token; set distillation.mode=none")
         if self.loss == "binary" and self.smoothing:
-            raise ValueError("binary cross-entropy takes labels as they are; set smoothing=0")
+            raise ValueError("binary cross-entropy takes unsmoothed labels; set smoothing=0")
         if self.masked and (isinstance(self.model, ConvNet) or self.distillation.mode != "none" or self.model.drop_path):
-            raise ValueError("masked image modeling takes a transformer without teacher and with model.drop_path=0")
+            raise ValueError("masked image modeling needs a transformer without a teacher, and model.drop_path=0")
         if self.masked and isinstance(self.model, Transformer) and self.model.trainable != "all":
             raise ValueError("masked image modeling trains the whole model; set model.trainable=all")
         if isinstance(self.model, ConvNet) and self.optimizer.layer_decay != 1:
-            raise ValueError("a convolutional network learns at one rate; set optimizer.layer_decay=1")
+            raise ValueError("layer-wise decay needs a transformer; set optimizer.layer_decay=1")
         return self
 
-    def _variant_fits(self, name: str) -> None:
+    def _check_variant(self, name: str) -> None:
         distilled = variant(name).distilled
         if self.distillation.mode != "none" and not distilled:
-            raise ValueError(f"{name} has no distillation token; take a distilled variant")
+            raise ValueError(f"{name} has no distillation token; use a distilled variant")
         if self.masked and not distilled:
-            raise ValueError(f"masked image modeling takes a distilled variant, not {name}")
+            raise ValueError(f"masked image modeling needs a distilled variant, not {name}")
         if distilled and self.distillation.mode == "none" and not self.masked:
-            raise ValueError("a distilled variant needs a teacher; set distillation.mode, or take a variant without the token")
+            raise ValueError(
+                "a distilled variant needs a teacher; set distillation.mode, or use a variant without the distillation token"
+            )
 
     @property
     def masked(self) -> bool:
-        """Whether the model learns to fill in hidden patches, and no labels."""
+        """Whether the model is trained by masked image modeling instead of labels."""
         return self.masking.ratio > 0
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up at this recipe's batch size."""
+        """Learning rate after the warm-up, scaled to the batch size."""
         return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch
 
     def view(self, epoch: int) -> int:
-        """The epoch whose draws an epoch takes."""
+        """Returns the view of an epoch: the epoch whose random draws it uses."""
         return epoch if self.views is None else epoch % self.views
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width of the model's input, in pixels.
+        """Height and width of the model's input in pixels.
 
         Raises:
-            RecipeError: they are to be chosen from the data.
+            RecipeError: they are chosen from the data when training starts.
         """
         size = self.model.image_size
         if size is None and isinstance(self.model, ConvNet):
@@ -286,37 +306,36 @@ class Recipe(Section):
         return (size, size) if isinstance(size, int) else size
 
     def processor(self) -> DeiTImageProcessor:
-        """The preprocessing of evaluation and prediction."""
+        """Returns the image processor for evaluation and prediction."""
         return DeiTImageProcessor.for_size(*self.image_hw, self.crop_ratio, self.mean, self.std)
 
     def replace(self, **fields: Any) -> Recipe:
-        """A copy with other values; a mapping changes part of a section."""
-        return Recipe(**_merged(self.model_dump(), fields))
+        """Returns a copy with other values; a mapping updates a section."""
+        return Recipe(**_merge(self.model_dump(), fields))
 
     def with_settings(self, settings: Mapping[str, str]) -> Recipe:
-        """A copy with values given as on the command line: ``{"optimizer.lr": "1e-3"}``.
+        """Returns a copy with values as given to ``--set``: ``{"optimizer.lr": "1e-3"}``.
 
         Raises:
-            RecipeError: an unknown name; the message says the nearest right one.
+            RecipeError: an unknown key; the message suggests the closest one.
         """
         content = self.model_dump()
         for path, text in settings.items():
             *parents, last = path.split(".")
-            place: Any = content
+            section: Any = content
             for name in parents:
-                place = place.get(name) if isinstance(place, dict) else None
-            if not isinstance(place, dict) or (last not in place and path != "model.arguments"):
-                near = difflib.get_close_matches(path, _paths(content), n=1, cutoff=0)
-                raise RecipeError(f"The recipe has no setting {path!r}", f"did you mean {near[0]}")
-            place[last] = _value(text)
+                section = section.get(name) if isinstance(section, dict) else None
+            if not isinstance(section, dict) or (last not in section and path != "model.arguments"):
+                raise RecipeError(f"The recipe has no setting {path!r}", did_you_mean(path, _paths(content)))
+            section[last] = _parse_value(text)
         if "model.variant" in settings and "model.sizes" not in settings:
-            content["model"]["sizes"] = "variant"  # a shape that the user names is taken as it is
+            content["model"]["sizes"] = "variant"  # the named variant is used unchanged
         if "model.architecture" in settings and "model.arguments" not in settings:
-            content["model"]["arguments"] = {}  # those of the recipe are for its own architecture
+            content["model"]["arguments"] = {}  # the recipe's arguments are for its own architecture
         return Recipe(**content)
 
     def tiny(self) -> Recipe:
-        """The same recipe in a size that a CPU runs in seconds, for tests and first tries."""
+        """Returns the recipe scaled down to run in seconds on a CPU, for tests and dry runs."""
         model: dict[str, Any] = {"image_size": 32}
         if isinstance(self.model, Transformer):
             variant = self.model.variant or TINY_VARIANTS[self.distillation.mode != "none"]
@@ -326,42 +345,43 @@ class Recipe(Section):
         return self.replace(**sizes, mirror_test=False, model=model)
 
     def to_toml(self) -> str:
-        """The recipe as TOML, every value in it."""
+        """Returns the recipe as TOML, with every value."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
     def save(self, path: Path) -> None:
-        """Write the recipe as a TOML file."""
+        """Writes the recipe to a TOML file."""
         write_text(path, self.to_toml())
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Read what :meth:`save` wrote.
+        """Loads a recipe from a TOML file.
 
         Raises:
-            RecipeError: no such file, no valid TOML, or impossible values.
+            RecipeError: the file is missing, is not valid TOML, or holds invalid values.
         """
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise RecipeError(f"Cannot read the recipe {path}", error.strerror or "check the path") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RecipeError(f"{path} is no valid TOML", str(error)) from error
+            raise RecipeError(f"{path} is not valid TOML", str(error)) from error
         return cls(**content)
 
 
-def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a section change what they name; a section of another kind, and a network's arguments, replace it whole."""
+def _merge(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Updates sections key by key; a section of another kind, and ``arguments``, are replaced whole."""
     result = dict(content)
     for name, value in changes.items():
-        parts = isinstance(result.get(name), dict) and isinstance(value, Mapping) and name != "arguments"
-        if parts and value.get("kind", result[name].get("kind")) == result[name].get("kind"):
-            value = _merged(result[name], value)
-        result[name] = value
+        is_section = isinstance(result.get(name), dict) and isinstance(value, Mapping) and name != "arguments"
+        if is_section and value.get("kind", result[name].get("kind")) == result[name].get("kind"):
+            result[name] = _merge(result[name], value)
+        else:
+            result[name] = value
     return result
 
 
-def _value(text: str) -> Any:
-    """A value as TOML writes it; anything else is a string."""
+def _parse_value(text: str) -> Any:
+    """Parses a TOML value, or ``none``; anything else is a string."""
     try:
         return None if text.lower() == "none" else tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -376,7 +396,7 @@ def _paths(content: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _without_none(content: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: a name that is left out has its default, which is None wherever None is allowed."""
+    """Drops None values: TOML has no null, and None is the default of every key that allows it."""
     return {
         name: _without_none(value) if isinstance(value, dict) else value for name, value in content.items() if value is not None
     }

@@ -1,15 +1,18 @@
-"""Epochs: train, evaluate, log, checkpoint; stop cleanly when asked to."""
+"""The training loop: train an epoch, evaluate, log, checkpoint; stop cleanly on a signal."""
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
@@ -24,169 +27,204 @@ from deit.system.malloc import retained_memory
 from deit.system.progress import Progress
 from deit.system.signals import stop_on_signals
 from deit.training.masking import masked_loss
-from deit.training.model_building import Trained
+from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import TrainState, save_checkpoint
-from deit.training.step import StepContext, train_step
+from deit.training.step import TOTAL, StepContext, train_step
 
 CHECKPOINTS_NAME = "checkpoints"
+LOSS_LABELS = {"label_loss": "label", "distillation_loss": "distillation", "feature_loss": "feature"}
 
 
 @dataclass
-class Training:
-    """A run in progress: everything that changes, and what it is done with.
+class Trainer:
+    """Everything that a run trains and trains with.
 
     Attributes:
-        directory: of the run.
-        model: in training mode; likewise ``average``, None where the recipe keeps none.
-        place: where training stands.
-        samples: makes the training batches; ``validation`` those by which checkpoints are chosen.
-        extras: further files of ``best``, ``last`` and each checkpoint: name -> JSON object.
+        directory: the run directory.
+        model: the model.
+        ema: the EMA of its weights; None if the recipe has none.
+        optimizer: over the model and the feature distillation heads.
+        state: training progress.
+        context: recipe, precision and teacher.
+        samples: makes training batches.
+        validation: makes the batches that checkpoints are selected on.
+        json_files: further files of ``best``, ``last`` and every checkpoint, name -> content.
+        workers: worker processes of the data loader; None chooses by the number of cores.
     """
 
     directory: Path
-    model: Trained
-    average: ModelEma[Trained] | None
+    model: TrainableModel
+    ema: ModelEma[TrainableModel] | None
     optimizer: torch.optim.Optimizer
-    place: TrainState
+    state: TrainState
     context: StepContext
     samples: TrainSamples
     validation: EvaluationSamples
-    extras: dict[str, dict[str, Any]]
+    json_files: dict[str, dict[str, Any]]
     workers: int | None = None
 
     @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
         return steps_per_epoch(len(self.samples.source.labels), self.context.recipe.batch_size)
 
     @property
-    def images_an_epoch(self) -> int:
-        """Samples that an epoch learns from."""
-        count = len(self.samples.source.labels)
-        return min(self.steps * self.context.recipe.batch_size, count)
+    def images_per_epoch(self) -> int:
+        """Training samples per epoch."""
+        return min(self.steps_per_epoch * self.context.recipe.batch_size, len(self.samples.source.labels))
+
+    @property
+    def remaining_images(self) -> int:
+        """Training samples from the current state to the end of the last epoch."""
+        return (self.context.recipe.epochs - self.state.epoch) * self.images_per_epoch - self.state.images
 
     def fit(self) -> None:
-        """Train from where training stands to the recipe's last epoch.
+        """Trains from the current state to the recipe's last epoch.
 
         Raises:
             NonFiniteLossError: training diverged.
-            InterruptedWorkError: Ctrl-C or a termination signal came; a checkpoint of this very step is left.
-            ImageError: an unreadable image, unless they are skipped.
+            InterruptedWorkError: SIGINT or SIGTERM was received; a checkpoint of the current step was written.
+            ImageError: an image is unreadable, unless unreadable images are skipped.
         """
-        recipe, place = self.context.recipe, self.place
-        on_gpu = self.context.device.type == "cuda"
-        loader = Loader(self.samples, self.workers, pin=on_gpu)
-        judge = Loader(self.validation, self.workers, pin=on_gpu)
-        remaining = (recipe.epochs - place.epoch) * self.images_an_epoch - place.images
-        with retained_memory(self.context.device), stop_on_signals() as stop, Progress("Training", remaining) as progress:
-            for epoch in range(place.epoch, recipe.epochs):
+        pin = self.device.type == "cuda"
+        loader = Loader(self.samples, self.workers, pin=pin)
+        validation_loader = Loader(self.validation, self.workers, pin=pin)
+        with retained_memory(self.device), stop_on_signals() as stop, Progress("Training", self.remaining_images) as progress:
+            for epoch in range(self.state.epoch, self.context.recipe.epochs):
                 self._train_epoch(epoch, loader, progress, stop)
-                row = self._finish_epoch(epoch, judge)
-                progress.advance(0, _words(row["validation"]))
+                row = self._finish_epoch(epoch, validation_loader)
+                progress.advance(0, _format_validation(row["validation"]))
 
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
-        recipe, place = self.context.recipe, self.place
-        count = len(self.samples.source.labels)
-        pieces = view_steps(recipe, count, recipe.view(epoch))[place.step :]
-        chosen = recipe.model
-        self.model.train(not (isinstance(chosen, Transformer) and chosen.evaluation_mode))
+        recipe, state = self.context.recipe, self.state
+        steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
+        eval_mode = isinstance(recipe.model, Transformer) and recipe.model.eval_mode
+        self.model.train(not eval_mode)
         start = time.perf_counter()
-        batches = loader.run([piece for step in pieces for piece in step])
-        for step, plan in enumerate(pieces, place.step):
-            group = [next(batches) for _ in plan]
-            lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps)
-            loss = train_step(self.model, self.optimizer, group, self.context, epoch, step, lr).item()
-            if not abs(loss) < float("inf"):
+        batches = loader.run([plan for step in steps for plan in step])
+        for step, plans in enumerate(steps, state.step):
+            micro_batches = [next(batches) for _ in plans]
+            lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
+            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr))
+            if not math.isfinite(losses[TOTAL]):
                 raise _diverged(epoch, step, lr, recipe.optimizer.clip_norm)
-            if self.average is not None:
-                self.average.update(self.model, place.steps_taken)
-            images = sum(len(batch.labels) for batch in group)
-            place.step, place.steps_taken = step + 1, place.steps_taken + 1
-            place.loss_sum, place.images = place.loss_sum + loss * images, place.images + images
-            place.skipped += sum(batch.skipped for batch in group)
-            progress.advance(images, f"epoch {epoch + 1}/{recipe.epochs}, loss {place.loss_sum / place.images:.3f}")
+            if self.ema is not None:
+                self.ema.update(self.model, state.steps_taken)
+            images = sum(len(batch.labels) for batch in micro_batches)
+            state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
+            progress.advance(images, f"epoch {epoch + 1}/{recipe.epochs}, {format_losses(state.mean_losses)}")
             if stop.is_set():
-                place.seconds += time.perf_counter() - start
-                path = self._checkpoint()
-                verb = "pretrain" if recipe.masked else "train"
+                state.seconds += time.perf_counter() - start
+                path = self._save_checkpoint()
+                command = "pretrain" if recipe.masked else "train"
                 raise InterruptedWorkError(
                     f"Stopped in epoch {epoch + 1}, with a checkpoint at {path}",
-                    f'go on with: deit {verb} --resume "{self.directory}"',
+                    f'resume with: deit {command} --resume "{self.directory}"',
                 )
-        place.seconds += time.perf_counter() - start
+        state.seconds += time.perf_counter() - start
 
-    def _finish_epoch(self, epoch: int, judge: Loader) -> dict[str, Any]:
-        """Evaluate, log, save, and move on to the next epoch."""
-        recipe, place = self.context.recipe, self.place
-        chosen = self.average.model if self.average is not None and recipe.average.evaluate else self.model
-        result = self._judged(chosen, judge)
-        last_step = epoch + (self.steps - 1) / self.steps
+    def _finish_epoch(self, epoch: int, validation_loader: Loader) -> dict[str, Any]:
+        """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""
+        recipe, state = self.context.recipe, self.state
+        model = self.ema.model if self.ema is not None and recipe.ema.evaluate else self.model
+        validation = self._validate(model, validation_loader)
+        last_step = epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch
         row: dict[str, Any] = {
             "epoch": epoch + 1,
-            "loss": place.loss_sum / place.images,
+            **state.mean_losses,
             "lr": learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, last_step),
-            "seconds": place.seconds,
-            "images_per_second": place.images / place.seconds,
-            "skipped": place.skipped,
-            "validation": result,
+            "seconds": state.seconds,
+            "images_per_second": state.images / state.seconds,
+            "skipped": state.skipped,
+            "validation": validation,
         }
-        if not place.best or rank(result) > rank(place.best):
-            place.best = {"epoch": epoch + 1, **result}
-            self._save_model(BEST_NAME, chosen)
-        place.epoch, place.step = epoch + 1, 0
-        place.loss_sum, place.images, place.skipped, place.seconds = 0.0, 0, 0, 0.0
+        if not state.best or rank(validation) > rank(state.best):
+            state.best = {"epoch": epoch + 1, **validation}
+            self._save_model(BEST_NAME, model)
+        state.start_epoch(epoch + 1)
         write_log(self.directory, [*read_log(self.directory)[:epoch], row])
-        self._save_model(LAST_NAME, chosen)
-        self._checkpoint()
+        self._save_model(LAST_NAME, model)
+        self._save_checkpoint()
         return row
 
-    def _judged(self, model: Trained, judge: Loader) -> dict[str, float]:
-        """The loss on the validation part, and the accuracy where labels are learned."""
+    def _validate(self, model: TrainableModel, loader: Loader) -> dict[str, float]:
+        """Returns the validation loss, and the accuracy of a classifier."""
         recipe, precision = self.context.recipe, self.context.precision
         if isinstance(model, DeiTForMaskedImageModeling):
-            size = recipe.micro_batch_size
-            settings = recipe.masking
             loss = masked_loss(
-                model, self.validation, settings, recipe.seed, loader=judge, batch_size=size, precision=precision
+                model,
+                self.validation,
+                recipe.masking,
+                recipe.seed,
+                loader=loader,
+                batch_size=recipe.micro_batch_size,
+                precision=precision,
             )
             return {"loss": loss}
-        answer = evaluate_source(model, self.validation, loader=judge, precision=precision, quiet=True).main
-        return {"top1": answer.top1, "loss": answer.loss}
+        metrics = evaluate_source(model, self.validation, loader=loader, precision=precision, quiet=True).main
+        return {"top1": metrics.top1, "loss": metrics.loss}
 
-    def _checkpoint(self) -> Path:
-        beside = {**self.extras, PROCESSOR_NAME: self.validation.processor.to_dict()}
-        folder = self.directory / CHECKPOINTS_NAME
-        return save_checkpoint(folder, self.place, self.model, self.average, self.optimizer, beside, self.context.hints)
+    def _save_checkpoint(self) -> Path:
+        json_files = {**self.json_files, PROCESSOR_NAME: self.validation.processor.to_dict()}
+        directory = self.directory / CHECKPOINTS_NAME
+        return save_checkpoint(directory, self.state, self.model, self.ema, self.optimizer, json_files, self.context.features)
 
-    def _save_model(self, name: str, model: Trained) -> None:
+    def _save_model(self, name: str, model: TrainableModel) -> None:
         with new_directory(self.directory / name) as draft:
             model.save_pretrained(draft)
             self.validation.processor.save_pretrained(draft)
-            for file, content in self.extras.items():
+            for file, content in self.json_files.items():
                 write_json(draft / file, content)
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
-    """The rows of ``log.jsonl``, one an epoch; empty where there is none yet."""
+    """Returns the rows of ``log.jsonl``, one per epoch; empty if there is none yet."""
     path = directory / LOG_NAME
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``log.jsonl`` whole."""
+    """Writes ``log.jsonl``."""
     write_text(directory / LOG_NAME, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _words(result: dict[str, float]) -> str:
-    return f"validation {result['top1']:.1%}" if "top1" in result else f"validation loss {result['loss']:.4f}"
+def format_losses(losses: Mapping[str, float]) -> str:
+    """Formats the losses of a step for the progress line: the unweighted terms, or the total of a single one.
+
+    Example:
+        >>> format_losses({"loss": 21.5, "label_loss": 1.5, "distillation_loss": 1.0, "feature_loss": 0.5})
+        'label loss 1.500, distillation loss 1.000, feature loss 0.500'
+        >>> format_losses({"loss": 1.5, "label_loss": 1.5})
+        'loss 1.500'
+    """
+    terms = {label: losses[name] for name, label in LOSS_LABELS.items() if name in losses}
+    if len(terms) < 2:
+        return f"loss {losses[TOTAL]:.3f}"
+    return ", ".join(f"{label} loss {value:.3f}" for label, value in terms.items())
+
+
+def _to_floats(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Reads scalars from the device in one transfer."""
+    return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+
+
+def _format_validation(validation: dict[str, float]) -> str:
+    if "top1" in validation:
+        return f"validation top-1 {validation['top1']:.1%}, loss {validation['loss']:.3f}"
+    return f"validation loss {validation['loss']:.4f}"
 
 
 def _diverged(epoch: int, step: int, lr: float, clip_norm: float | None) -> NonFiniteLossError:
-    tries = ["a lower optimizer.lr", "more optimizer.warmup_epochs", "precision=fp32"]
+    remedies = ["a lower optimizer.lr", "more optimizer.warmup_epochs", "precision=fp32"]
     if clip_norm is None:
-        tries.append("optimizer.clip_norm=1")
+        remedies.append("optimizer.clip_norm=1")
     return NonFiniteLossError(
         f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}",
-        f"try {', '.join(tries)} (each by --set); the checkpoints before it are kept",
+        f"try {', '.join(remedies)} (each by --set); earlier checkpoints are kept",
     )

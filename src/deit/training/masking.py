@@ -1,4 +1,4 @@
-"""Masked image modeling: which patches are hidden, and how well a model fills them in (SimMIM, arXiv 2111.09886)."""
+"""Masked image modeling (SimMIM, arXiv 2111.09886): random masks and the reconstruction loss."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from deit.recipes.schema import Masking
 from deit.rng import RngStream, generator
 from deit.system.devices import Precision, autocast
 
-JUDGED_EPOCH = 2**63  # whose masks are those of validation: no training gets so far
+VALIDATION_EPOCH = 2**63  # the masks of validation are those of this epoch, which no training reaches
 
 
-def masks(settings: Masking, seed: int, epoch: int, samples: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches of each image are hidden: whole blocks, the same share of each image.
+def random_masks(settings: Masking, seed: int, epoch: int, samples: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Draws the masked patches of a batch: whole blocks, the same fraction of every image.
 
     Args:
-        samples: (B, 3), of a batch: index, repeat, position. A mask belongs to the index and the repeat.
+        settings: mask ratio and block size.
+        seed: seed of the run.
+        epoch: counted from 0.
+        samples: (B, 3), the samples of a batch: index, repeat, position. A mask depends on the index and the repeat.
         grid: rows and columns of patches.
 
     Returns:
-        (B, rows x columns), bool.
+        (B, rows x columns) bool, True where a patch is masked.
     """
     rows, columns = (-(-side // settings.block) for side in grid)
-    hidden = max(round(settings.ratio * rows * columns), 1)
-    found = np.zeros((len(samples), rows * columns), bool)
-    for row, (index, repeat, _) in zip(found, samples.tolist(), strict=True):
-        row[generator(seed, RngStream.MASK, epoch, index, repeat).permutation(rows * columns)[:hidden]] = True
-    blocks = found.reshape(-1, rows, columns)
+    count = max(round(settings.ratio * rows * columns), 1)
+    masked = np.zeros((len(samples), rows * columns), bool)
+    for row, (index, repeat, _) in zip(masked, samples.tolist(), strict=True):
+        row[generator(seed, RngStream.MASK, epoch, index, repeat).permutation(rows * columns)[:count]] = True
+    blocks = masked.reshape(-1, rows, columns)
     patches = blocks.repeat(settings.block, axis=1).repeat(settings.block, axis=2)[:, : grid[0], : grid[1]]
     return torch.from_numpy(patches.reshape(len(samples), -1))
 
@@ -47,10 +50,13 @@ def masked_loss(
     batch_size: int,
     precision: Precision,
 ) -> float:
-    """Mean absolute difference of hidden pixels, in the normalized images' units, with masks that are always the same.
+    """Computes the reconstruction loss of a data set, with masks that are the same in every epoch.
+
+    Returns:
+        Mean absolute error of the masked pixels, in units of the normalized images.
 
     Raises:
-        DataError: nothing in the source is readable.
+        DataError: no image is readable.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -59,9 +65,9 @@ def masked_loss(
     for batch in loader.run(samples.plans(batch_size)):
         count = len(batch.labels)
         if count:
-            hidden = masks(settings, seed, JUDGED_EPOCH, batch.samples, model.config.grid)
+            masked = random_masks(settings, seed, VALIDATION_EPOCH, batch.samples, model.config.grid)
             with autocast(device, precision):
-                loss = model(batch.pixel_values.to(device), bool_masked_pos=hidden.to(device)).loss
+                loss = model(batch.pixel_values.to(device), bool_masked_pos=masked.to(device)).loss
             total, images = total + loss.item() * count, images + count
     model.train(was_training)
     if not images:

@@ -1,7 +1,7 @@
-"""Checkpoints: all that a resume needs, written whole and checked when read.
+"""Training checkpoints: everything needed to resume, written atomically and verified when read.
 
-Because every draw is keyed by integers, that is little: weights, their average, the optimizer's moments, and where training
-stood. A checkpoint is a directory of safetensors and JSON with a manifest of SHA-256 sums; nothing in it is pickled.
+Every random draw is keyed by integers, so this is little: weights, their EMA, optimizer state and training progress.
+A checkpoint is a directory of safetensors and JSON files with a manifest of SHA-256 sums; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,151 +24,188 @@ from deit.system.files import CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, new_directory
 from deit.training.optimization import ModelEma, trainable_modules
 
 FORMAT = 1
-HINTS_NAME = "hints.safetensors"
-KEPT = 2  # checkpoints that stay; an older one goes once a newer one is whole
+FEATURES_NAME = "feature_distillation.safetensors"
+OPTIMIZER_NAME = "optimizer.safetensors"
+STATE_NAME = "train_state.json"
+MANIFEST_NAME = "manifest.json"
+KEPT_CHECKPOINTS = 2  # an older one is removed once a newer one is complete
 _NAME = re.compile(r"epoch-(\d{6})-step-(\d{8})")
 
 
 @dataclass
 class TrainState:
-    """Where training stands.
+    """Training progress.
 
     Attributes:
-        epoch: the one to go on in, counted from 0.
-        step: of that epoch, the next to take.
-        steps_taken: in all epochs together.
-        loss_sum: over the images of the epoch so far, of their losses; likewise ``images``, ``skipped`` and ``seconds``.
-        best: of the best epoch so far: ``epoch``, ``top1``, ``loss``; empty before the first.
+        epoch: current epoch, counted from 0.
+        step: next step of that epoch, counted from 0.
+        steps_taken: steps over all epochs.
+        loss_sums: sums over the images of the current epoch, by name of the loss.
+        images: images of the current epoch so far.
+        skipped: unreadable images of the current epoch so far.
+        seconds: training time of the current epoch so far.
+        best: ``epoch``, ``top1`` and ``loss`` of the best epoch so far; empty before the first.
         data: fingerprint of the data set.
     """
 
     epoch: int = 0
     step: int = 0
     steps_taken: int = 0
-    loss_sum: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
     images: int = 0
     skipped: int = 0
     seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     data: str = ""
 
+    def add_step(self, losses: Mapping[str, float], images: int, skipped: int) -> None:
+        """Counts a step with the mean losses of its images."""
+        self.step, self.steps_taken = self.step + 1, self.steps_taken + 1
+        for name, loss in losses.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss * images
+        self.images, self.skipped = self.images + images, self.skipped + skipped
+
+    @property
+    def mean_losses(self) -> dict[str, float]:
+        """Mean losses of the current epoch so far."""
+        return {name: total / self.images for name, total in self.loss_sums.items()}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Resets the counters for a new epoch."""
+        self.epoch, self.step = epoch, 0
+        self.loss_sums, self.images, self.skipped, self.seconds = {}, 0, 0, 0.0
+
 
 def save_checkpoint(
     directory: Path,
-    place: TrainState,
+    state: TrainState,
     model: nn.Module,
-    average: ModelEma[Any] | None,
+    ema: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
-    beside: Mapping[str, dict[str, Any]] | None = None,
-    hints: nn.Module | None = None,
+    json_files: Mapping[str, dict[str, Any]] | None = None,
+    features: nn.Module | None = None,
 ) -> Path:
-    """Write a checkpoint below ``directory`` and remove those older than the last two.
+    """Writes a checkpoint below ``directory`` and removes all but the last two.
 
     Args:
-        hints: what learns beside the model.
-        beside: further JSON files, name -> content: what a model directory has besides weights and configuration.
+        directory: the run's checkpoints.
+        state: training progress.
+        model: the model.
+        ema: the EMA of its weights, if any.
+        optimizer: the optimizer.
+        json_files: further files of a model directory, name -> content.
+        features: feature distillation heads, if any.
+
+    Returns:
+        The checkpoint's directory.
     """
-    path = directory / f"epoch-{place.epoch:06d}-step-{place.step:08d}"
+    path = directory / f"epoch-{state.epoch:06d}-step-{state.step:08d}"
     with new_directory(path) as draft:
         write_tensors(draft / WEIGHTS_NAME, model.state_dict())
-        if average is not None:
-            write_tensors(draft / EMA_NAME, average.model.state_dict())
-        if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that it opens as a model, too
+        if ema is not None:
+            write_tensors(draft / EMA_NAME, ema.model.state_dict())
+        if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that the checkpoint loads as a model
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
-        for name, content in (beside or {}).items():
+        for name, content in (json_files or {}).items():
             write_json(draft / name, content)
-        if hints is not None:
-            write_tensors(draft / HINTS_NAME, hints.state_dict())
-        write_tensors(draft / "optimizer.safetensors", _moments(trainable_modules(model, hints), optimizer))
-        write_json(draft / "train_state.json", asdict(place))
+        if features is not None:
+            write_tensors(draft / FEATURES_NAME, features.state_dict())
+        write_tensors(draft / OPTIMIZER_NAME, _optimizer_state(trainable_modules(model, features), optimizer))
+        write_json(draft / STATE_NAME, asdict(state))
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": sums})
-    for old in _checkpoints(directory)[:-KEPT]:
+        write_json(draft / MANIFEST_NAME, {"format": FORMAT, "sha256": sums})
+    for old in _checkpoints(directory)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
     return path
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint below ``directory``; None where there is none."""
-    found = _checkpoints(directory)
-    return found[-1] if found else None
+    """Returns the newest checkpoint below ``directory``, or None."""
+    checkpoints = _checkpoints(directory)
+    return checkpoints[-1] if checkpoints else None
 
 
 def read_train_state(path: Path) -> TrainState:
-    """Where a checkpoint stands, after its files were checked against the manifest.
+    """Verifies a checkpoint against its manifest and returns its training progress.
 
     Raises:
-        CheckpointError: a file is missing, changed, or of a newer version of this package.
+        CheckpointError: a file is missing or changed, or the checkpoint is of another version of the format.
     """
-    manifest = read_json(path / "manifest.json")
+    manifest = read_json(path / MANIFEST_NAME)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {manifest.get('format')!r}", f"this version reads {FORMAT}")
     sums = manifest.get("sha256")
     sums = sums if isinstance(sums, dict) else {}
-    for name in (WEIGHTS_NAME, "optimizer.safetensors", "train_state.json"):
+    for name in (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME):
         if name not in sums:
             raise CheckpointError(f"The manifest of {path} lacks {name}", "resume from another checkpoint")
     for name, expected in sums.items():
         file = path / Path(name).name
         if not file.is_file() or sha256(file) != expected:
-            raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the one before it")
+            raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the previous checkpoint")
     try:
-        return TrainState(**read_json(path / "train_state.json"))
+        return TrainState(**read_json(path / STATE_NAME))
     except TypeError as error:
-        raise CheckpointError(f"{path / 'place.json'} is garbled", "resume from another checkpoint") from error
+        raise CheckpointError(f"{path / STATE_NAME} is corrupt", "resume from another checkpoint") from error
 
 
 def load_checkpoint(
     path: Path,
     model: nn.Module,
-    average: ModelEma[Any] | None,
+    ema: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
     steps_taken: int,
-    hints: nn.Module | None = None,
+    features: nn.Module | None = None,
 ) -> None:
-    """Put a checkpoint's weights, average and moments into place.
+    """Loads the weights, the EMA and the optimizer state of a checkpoint.
 
     Args:
-        steps_taken: in all epochs together, as its :class:`Place` says.
+        path: the checkpoint, verified by :func:`read_train_state`.
+        model: receives the weights.
+        ema: receives the EMA, if any.
+        optimizer: receives its state.
+        steps_taken: steps over all epochs, from its :class:`TrainState`.
+        features: feature distillation heads, if any.
 
     Raises:
         CheckpointError: the checkpoint is of another model or recipe.
     """
     load_into(model, read_tensors(path / WEIGHTS_NAME))
-    if average is not None:
-        load_into(average.model, read_tensors(path / EMA_NAME))
-    if hints is not None:
-        load_into(hints, read_tensors(path / HINTS_NAME))
-    _load_moments(trainable_modules(model, hints), optimizer, read_tensors(path / "optimizer.safetensors"))
-    if isinstance(optimizer, Lamb):  # which counts its steps beside the moments
+    if ema is not None:
+        load_into(ema.model, read_tensors(path / EMA_NAME))
+    if features is not None:
+        load_into(features, read_tensors(path / FEATURES_NAME))
+    _load_optimizer_state(trainable_modules(model, features), optimizer, read_tensors(path / OPTIMIZER_NAME))
+    if isinstance(optimizer, Lamb):  # counts its steps per group, not per parameter
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps_taken))
 
 
 def _checkpoints(directory: Path) -> list[Path]:
+    """Returns the checkpoints below a directory, oldest first."""
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``parameter's name/moment's name`` -> tensor."""
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the optimizer state as ``parameter name/state name`` -> tensor."""
     return {
-        f"{name}/{moment}": value
+        f"{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)  # Muon also notes what kind a parameter is, and finds it out again
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # Muon also caches the kind of a parameter, which it can recompute
     }
 
 
-def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+def _load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
-    for key, value in moments.items():
-        name, _, moment = key.rpartition("/")
+    for full_key, value in tensors.items():
+        name, _, key = full_key.rpartition("/")
         if name not in parameters:
-            raise CheckpointError(f"The optimizer's state has no place for {key}", "resume with the run's own recipe")
+            raise CheckpointError(f"The optimizer has no parameter for {full_key}", "resume with the run's own recipe")
         parameter = parameters[name]
-        # AdamW's step counter stays where its own constructor puts it: beside the parameter for the fused kernel. A moment
-        # lies in memory as its parameter does: that kernel goes through both by address.
-        like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][moment] = like.copy_(value).to(parameter.device)
+        # Moments need the memory format of their parameter: the fused AdamW kernel addresses both alike. Step counters are
+        # scalars; for the fused kernel they are on the parameter's device.
+        target = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][key] = target.copy_(value).to(parameter.device)

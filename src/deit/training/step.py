@@ -1,4 +1,4 @@
-"""One optimization step: batches in, weights moved. No input or output but tensors."""
+"""One optimizer step: forward, loss and backward of all micro-batches, then the update."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from deit.config import ViTConfig
 from deit.data.loader import Batch
-from deit.distillation.feature_distillation import Hints
-from deit.distillation.teacher import Teacher
+from deit.distillation.feature_distillation import FeatureDistillation
+from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError
-from deit.models.losses import binary_cross_entropy, soft_target_cross_entropy, training_loss
+from deit.models.losses import binary_cross_entropy, loss_terms, soft_target_cross_entropy, total_loss
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import Precision, autocast
-from deit.training.masking import masks
+from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
+
+TOTAL = "loss"  # key of the total among the losses of a step
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,16 @@ class StepContext:
     """What stays the same from step to step.
 
     Attributes:
-        teacher: needed where the recipe distils and the batches do not carry a stored teacher's answers.
-        config: of the transformer; None for a convolutional network.
-        precision: of the matrix products.
-        hints: learn beside the model, where the recipe asks for them.
+        recipe: the resolved recipe.
+        precision: precision of the matrix products.
+        teacher: the teacher; None if the recipe does not distill.
+        features: trained along with the model if feature maps are distilled.
     """
 
     recipe: Recipe
-    device: torch.device
     precision: Precision
-    teacher: Teacher | None
-    config: ViTConfig | None
-    hints: Hints | None = None
+    teacher: DistillationTeacher | None = None
+    features: FeatureDistillation | None = None
 
 
 def train_step(
@@ -47,71 +47,93 @@ def train_step(
     epoch: int,
     step: int,
     lr: float,
-) -> Tensor:
-    """Gradients of all micro-batches, then one step of the optimizer. A loss that is not finite moves nothing.
+) -> dict[str, Tensor]:
+    """Accumulates the gradients of all micro-batches and updates the weights. A loss that is not finite updates nothing.
 
     Args:
+        model: the model, in training mode.
+        optimizer: over :func:`deit.training.optimization.trainable_modules`.
         batches: the micro-batches of one global batch.
-        epoch: counted from 0; likewise ``step``, within the epoch.
+        context: what stays the same from step to step.
+        epoch: counted from 0.
+        step: within the epoch, counted from 0.
         lr: learning rate of this step.
 
     Raises:
-        DataError: the batches are all empty, which skipped images leave.
+        DataError: all batches are empty, because all of their images are unreadable and skipped.
 
     Returns:
-        The global batch's mean loss, a scalar on the device.
+        Means over the global batch, scalars on the model's device: the total ``loss`` and its unweighted terms
+        (``label_loss``, ``distillation_loss``, ``feature_loss``).
     """
     batches = [batch for batch in batches if len(batch.labels)]
-    total = sum(len(batch.labels) for batch in batches)
-    if not total:
+    total_images = sum(len(batch.labels) for batch in batches)
+    if not total_images:
         raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
-    loss = torch.zeros((), device=context.device)
+    means: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
-        part = batch_loss(model, batch, context, epoch, step) * (len(batch.labels) / total)
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.detach()
-    if not torch.isfinite(loss):
-        return loss
-    clip = context.recipe.optimizer.clip_norm
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(trainable_modules(model, context.hints).parameters(), clip)
+        share = len(batch.labels) / total_images
+        losses = batch_losses(model, batch, context, epoch, step)
+        (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
+        for name, loss in losses.items():
+            means[name] = means.get(name, 0.0) + loss.detach() * share
+    if not torch.isfinite(means[TOTAL]):
+        return means
+    clip_norm = context.recipe.optimizer.clip_norm
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(trainable_modules(model, context.features).parameters(), clip_norm)
     set_learning_rate(optimizer, lr)
     optimizer.step()
-    return loss
+    return means
 
 
-def batch_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int) -> Tensor:
-    """The training loss of one micro-batch, with its graph."""
+def batch_losses(model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int) -> dict[str, Tensor]:
+    """Computes the training losses of one micro-batch, with their graphs: the total ``loss`` and its unweighted terms."""
+    device = next(model.parameters()).device
     recipe = context.recipe
     if recipe.masked:
-        return _reconstruction_loss(model, batch, context, epoch)
-    scale = None
-    if isinstance(recipe.model, Transformer) and not recipe.model.evaluation_mode:
-        assert context.config is not None
-        positions, layers = batch.samples[:, 2], context.config.num_hidden_layers
-        scale = residual_scale(recipe.model.drop_path, layers, recipe.seed, epoch, step, positions)
-    batch = batch.to(context.device)
-    with autocast(context.device, context.precision):
-        scale = None if scale is None else scale.to(context.device)
-        if context.hints is None:
-            answer = batch.teacher_targets if context.teacher is None else context.teacher(batch.pixel_values)
+        return {TOTAL: _reconstruction_loss(model, batch, context, epoch, device)}
+    scale = _stochastic_depth(model, batch, recipe, epoch, step)
+    batch = batch.to(device)
+    feature_loss = None
+    with autocast(device, context.precision):
+        scale = None if scale is None else scale.to(device)
+        taught = None if context.teacher is None else context.teacher.targets(batch, features=context.features is not None)
+        if context.features is None:
             heads = model(batch.pixel_values, residual_scale=scale).heads
         else:
-            assert context.teacher is not None
-            answer, maps = context.teacher.forward_intermediates(batch.pixel_values)
+            assert taught is not None
             output = model(batch.pixel_values, residual_scale=scale, output_hidden_states=True)
-            heads, distance = output.heads, context.hints(output.hidden_states, maps)
-    part = binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy
-    loss = training_loss(recipe.distillation, heads["class"], batch.targets, heads.get("distillation"), answer, part)
-    return loss if context.hints is None else loss + recipe.distillation.hints * distance
+            heads = output.heads
+            feature_loss = context.features(output.hidden_states, taught.feature_maps)
+    terms = loss_terms(
+        recipe.distillation,
+        heads["class"],
+        batch.targets,
+        heads.get("distillation"),
+        None if taught is None else taught.targets,
+        binary_cross_entropy if recipe.loss == "binary" else soft_target_cross_entropy,
+    )
+    if feature_loss is not None:
+        terms["feature_loss"] = feature_loss
+    return {TOTAL: total_loss(recipe.distillation, terms), **terms}
 
 
-def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int) -> Tensor:
-    """Of masked image modeling: the hidden patches' pixels; labels and targets are not looked at."""
+def _stochastic_depth(model: nn.Module, batch: Batch, recipe: Recipe, epoch: int, step: int) -> Tensor | None:
+    """Draws the factors of the residual branches, (L, 2, B); None for a convolutional network or without stochastic depth."""
+    if not isinstance(recipe.model, Transformer) or recipe.model.eval_mode:
+        return None
+    config: ViTConfig = model.config  # type: ignore[assignment]  # a compiled model forwards the attribute
+    positions = batch.samples[:, 2]
+    return residual_scale(recipe.model.drop_path, config.num_hidden_layers, recipe.seed, epoch, step, positions)
+
+
+def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int, device: torch.device) -> Tensor:
+    """Computes the loss of masked image modeling."""
     recipe = context.recipe
-    assert context.config is not None
-    hidden = masks(recipe.masking, recipe.seed, epoch, batch.samples, context.config.grid).to(context.device)
-    with autocast(context.device, context.precision):
-        loss: Tensor = model(batch.pixel_values.to(context.device, non_blocking=True), bool_masked_pos=hidden).loss
+    config: ViTConfig = model.config  # type: ignore[assignment]
+    masked = random_masks(recipe.masking, recipe.seed, epoch, batch.samples, config.grid).to(device)
+    with autocast(device, context.precision):
+        loss: Tensor = model(batch.pixel_values.to(device, non_blocking=True), bool_masked_pos=masked).loss
     return loss

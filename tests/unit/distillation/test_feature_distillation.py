@@ -1,4 +1,4 @@
-"""What patches learn from a teacher's maps."""
+"""Feature distillation from a teacher's feature maps to patch tokens."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.distillation.feature_distillation import Hints
+from deit.distillation.feature_distillation import FeatureDistillation
 from tests.helpers import noise, tiny_vit
 
 GRID = (4, 4)  # of tiny_vit: 32 pixels in patches of 8
 
 
-def _hints(*shapes: tuple[int, int, int], layers: int = 4, seed: int = 0) -> Hints:
-    return Hints(tiny_vit(num_hidden_layers=layers), shapes, seed)
+def _module(*shapes: tuple[int, int, int], layers: int = 4, seed: int = 0) -> FeatureDistillation:
+    return FeatureDistillation(tiny_vit(num_hidden_layers=layers), shapes, seed)
 
 
 def _states(layers: int, width: int, prefix: int = 1) -> list[Tensor]:
@@ -25,43 +25,43 @@ def _states(layers: int, width: int, prefix: int = 1) -> list[Tensor]:
     ("layers", "maps", "expected"),
     [(6, 5, [1, 2, 3, 4, 6]), (4, 4, [1, 2, 3, 4]), (12, 4, [3, 6, 9, 12]), (2, 5, [1, 1, 1, 1, 2]), (3, 1, [3])],
 )
-def test_maps_are_spread_over_the_layers(layers: int, maps: int, expected: list[int]) -> None:
-    assert _hints(*[(3, 4, 4)] * maps, layers=layers).layers == expected
+def test_feature_maps_are_distributed_over_the_layers(layers: int, maps: int, expected: list[int]) -> None:
+    assert _module(*[(3, 4, 4)] * maps, layers=layers).layers == expected
 
 
-def test_a_fine_map_gives_a_patch_its_four_points() -> None:
-    hints = _hints((3, 9, 8), (5, 7, 8), (2, 1, 1))
-    assert hints.points == [2, 1, 1]
-    assert [hints.get_submodule(f"maps.{place}.1").out_features for place in range(3)] == [12, 5, 2]
+def test_fine_feature_maps_give_four_points_per_patch() -> None:
+    module = _module((3, 9, 8), (5, 7, 8), (2, 1, 1))
+    assert module.points == [2, 1, 1]
+    assert [module.get_submodule(f"heads.{index}.1").out_features for index in range(3)] == [12, 5, 2]
 
 
-def test_the_distance_is_that_of_the_definition() -> None:
-    hints, width = _hints((3, 8, 8), layers=2), tiny_vit().hidden_size
-    states, taught = _states(2, width, prefix=2), 5 * noise(2, 3, 8, 8) + 7
-    mean, deviation = taught.mean(dim=(0, 2, 3)), taught.std(dim=(0, 2, 3), correction=0)
+def test_loss_matches_its_definition() -> None:
+    module, width = _module((3, 8, 8), layers=2), tiny_vit().hidden_size
+    states, features = _states(2, width, prefix=2), 5 * noise(2, 3, 8, 8) + 7
+    mean, deviation = features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3), correction=0)
     expected = 0.0
     for image in range(2):
         for row in range(4):
             for column in range(4):
-                said = hints.maps[0](states[2][image, 2 + 4 * row + column])
-                points = taught[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-                wanted = ((points - mean[:, None, None]) / deviation[:, None, None]).clamp(-4, 6)
-                expected += F.mse_loss(said, wanted.permute(1, 2, 0).flatten()).item() / 32
-    assert hints(states, [taught]).item() == pytest.approx(expected, rel=1e-4)
+                predicted = module.heads[0](states[2][image, 2 + 4 * row + column])
+                points = features[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+                target = ((points - mean[:, None, None]) / deviation[:, None, None]).clamp(-4, 6)
+                expected += F.mse_loss(predicted, target.permute(1, 2, 0).flatten()).item() / 32
+    assert module(states, [features]).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_maps_of_any_size_and_scale_will_do() -> None:
+def test_loss_is_independent_of_feature_map_scale() -> None:
     shapes = ((3, 13, 13), (4, 5, 6), (2, 1, 1))
-    hints, states = _hints(*shapes), _states(4, tiny_vit().hidden_size)
+    module, states = _module(*shapes), _states(4, tiny_vit().hidden_size)
     maps = [noise(2, *shape, seed=place) for place, shape in enumerate(shapes)]
     scaled = [100 * one - 3 for one in maps]
-    torch.testing.assert_close(hints(states, maps), hints(states, scaled), rtol=1e-3, atol=1e-4)
-    assert torch.isfinite(hints(states, [torch.zeros_like(one) for one in maps]))
-    lone = [state[:1] for state in states]
-    assert torch.isfinite(_hints((2, 1, 1))(lone, [torch.ones(1, 2, 1, 1)]))
+    torch.testing.assert_close(module(states, maps), module(states, scaled), rtol=1e-3, atol=1e-4)
+    assert torch.isfinite(module(states, [torch.zeros_like(one) for one in maps]))
+    single = [state[:1] for state in states]
+    assert torch.isfinite(_module((2, 1, 1))(single, [torch.ones(1, 2, 1, 1)]))
 
 
-def test_the_seed_alone_draws_the_first_weights() -> None:
-    one, same, other = (_hints((3, 4, 4), seed=seed).maps[0][1].weight for seed in (1, 1, 2))  # type: ignore[index]
+def test_initial_weights_depend_only_on_the_seed() -> None:
+    one, same, other = (_module((3, 4, 4), seed=seed).heads[0][1].weight for seed in (1, 1, 2))  # type: ignore[index]
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

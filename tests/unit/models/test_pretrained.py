@@ -75,7 +75,7 @@ def test_a_run_keeps_the_factors_in_checkpoints_and_folds_them_in_models(tmp_pat
     recipe = (
         get_recipe("deit3")
         .tiny()
-        .replace(optimizer={"warmup_epochs": 0}, average={"decay": 0.5, "evaluate": True}, model={"layer_scale": 0.5})
+        .replace(optimizer={"warmup_epochs": 0}, ema={"decay": 0.5, "evaluate": True}, model={"layer_scale": 0.5})
     )
     run = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0).directory
     checkpoint = latest_checkpoint(run / "checkpoints")

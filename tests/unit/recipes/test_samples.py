@@ -1,4 +1,4 @@
-"""One place says which samples a recipe shows, to training and to a stored teacher."""
+"""The samples of a recipe, for training and for building a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deit.recipes.samples import training_samples, view_steps
 from tests.helpers import MemorySource
 
 
-def test_samples_are_as_the_recipe_says() -> None:
+def test_samples_follow_the_recipe() -> None:
     recipe = get_recipe("deit").tiny().replace(seed=7)
     samples = training_samples(recipe, MemorySource(40), skip_unreadable=True)
     assert (samples.seed, samples.smoothing, samples.skip_unreadable) == (7, recipe.smoothing, True)
@@ -20,7 +20,7 @@ def test_samples_are_as_the_recipe_says() -> None:
     assert samples.teacher_targets is None
 
 
-def test_a_view_s_steps_are_an_epoch_s_in_micro_batches() -> None:
+def test_view_steps_are_epoch_steps_in_micro_batches() -> None:
     recipe = get_recipe("deit").tiny()
     for view in (0, 3):
         whole = epoch_steps(70, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)

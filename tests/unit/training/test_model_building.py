@@ -1,4 +1,4 @@
-"""What training starts with: every form of a checkpoint, other classes, another resolution, with a token or without."""
+"""Building models from every kind of checkpoint, for other classes and resolutions, plain or distilled; and resuming."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import torch
 import transformers
 from torch import Tensor
 
-from deit.checkpoints.position_embeddings import resample
+from deit.checkpoints.key_maps import HEADS
+from deit.checkpoints.position_embeddings import resample_position_embeddings
 from deit.checkpoints.reading import open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import DeiTError, InterruptedWorkError, RecipeError, TeacherError
 from deit.images.processor import DeiTImageProcessor
-from deit.models.auto import TimmClassifier, fresh_network
 from deit.models.modeling import DeiTForImageClassification, DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from deit.models.timm_classifier import TimmClassifier, new_timm_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.training import loop
-from deit.training.model_building import start
+from deit.training.model_building import build_model
 from deit.training.run import pretrain, train, train_on
 from tests.helpers import TINY, memory_splits, randomized, tiny_deit, tiny_vit
 
 CLASSES = ("a", "b", "c")
 OTHERS = ("x", "y", "z")
-HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 PLAIN, DISTILLED = "finetune-small-data", "finetune-small-data-distilled"
 
 
@@ -40,7 +40,7 @@ def _recipe(name: str = PLAIN, **model: Any) -> Recipe:
 
 
 def _saved(path: Path, distilled: bool = False, classes: tuple[str, ...] = CLASSES, **fields: Any) -> Path:
-    """One of our own checkpoints, with a normalization of its own."""
+    """A checkpoint of this package with its own normalization."""
     if distilled:
         model: Any = DeiTForImageClassificationWithTeacher(tiny_deit(num_labels=len(classes), **fields).with_classes(classes))
     else:
@@ -55,7 +55,7 @@ def _canonical(model: Any) -> dict[str, Tensor]:
 
 
 def _same(model: Any, path: Path, but: tuple[str, ...] = ()) -> None:
-    """Every tensor is the checkpoint's to the bit, but those of the named parts, which are not."""
+    """Asserts that every tensor equals the checkpoint's, except those of the modules ``but``, which differ."""
     stored, mine = open_checkpoint(path).read(), _canonical(model)
     for name, value in mine.items():
         if name.startswith(but):
@@ -65,7 +65,7 @@ def _same(model: Any, path: Path, but: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_a_published_checkpoint_starts_training_with_new_heads_alone(tmp_path: Path, distilled: bool) -> None:
+def test_published_checkpoint_gets_only_new_heads(tmp_path: Path, distilled: bool) -> None:
     torch.manual_seed(0)
     fields = {**TINY, "num_labels": 7}
     kinds: Any = transformers
@@ -75,160 +75,161 @@ def test_a_published_checkpoint_starts_training_with_new_heads_alone(tmp_path: P
         else kinds.ViTForImageClassification(kinds.ViTConfig(**fields))
     )
     theirs.save_pretrained(tmp_path / "their model")
-    begun = start(_recipe(DISTILLED if distilled else PLAIN), CLASSES, str(tmp_path / "their model"))
-    assert isinstance(begun.model, DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
-    _same(begun.model, tmp_path / "their model", HEADS)
-    assert isinstance(begun.model.config, ViTConfig)
-    assert begun.model.config.classes == CLASSES
-    assert begun.model.training
-    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in begun.model.parameters())
-    assert "Position embeddings" not in " ".join(begun.notes)
+    built = build_model(_recipe(DISTILLED if distilled else PLAIN), CLASSES, str(tmp_path / "their model"))
+    assert isinstance(built.model, DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
+    _same(built.model, tmp_path / "their model", HEADS)
+    assert isinstance(built.model.config, ViTConfig)
+    assert built.model.config.classes == CLASSES
+    assert built.model.training
+    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in built.model.parameters())
+    assert "Position embeddings" not in " ".join(built.notes)
 
 
-def test_a_checkpoint_of_timm_starts_training(tmp_path: Path) -> None:
+def test_timm_checkpoint(tmp_path: Path) -> None:
     theirs: Any = randomized(timm.create_model("deit_tiny_distilled_patch16_224", depth=1, num_classes=4), std=0.05)
     torch.save(theirs.state_dict(), tmp_path / "of timm.pth")
-    begun = start(_recipe(DISTILLED), CLASSES, str(tmp_path / "of timm.pth"))
-    _same(begun.model, tmp_path / "of timm.pth", HEADS)
-    assert begun.recipe.image_hw == (224, 224)
+    built = build_model(_recipe(DISTILLED), CLASSES, str(tmp_path / "of timm.pth"))
+    _same(built.model, tmp_path / "of timm.pth", HEADS)
+    assert built.recipe.image_hw == (224, 224)
 
 
-def test_half_precision_weights_are_trained_in_single(tmp_path: Path) -> None:
+def test_half_precision_weights_are_trained_in_float32(tmp_path: Path) -> None:
     model = randomized(ViTForImageClassification(tiny_vit(num_labels=3).with_classes(CLASSES)))
     model.half().save_pretrained(tmp_path / "half")
-    begun = start(_recipe(), CLASSES, str(tmp_path / "half"))
-    assert {parameter.dtype for parameter in begun.model.parameters()} == {torch.float32}
+    built = build_model(_recipe(), CLASSES, str(tmp_path / "half"))
+    assert {parameter.dtype for parameter in built.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_the_same_classes_keep_their_heads_to_the_bit_and_others_get_new_ones(tmp_path: Path, distilled: bool) -> None:
+def test_heads_are_kept_for_the_same_classes_only(tmp_path: Path, distilled: bool) -> None:
     path, recipe = _saved(tmp_path / "m", distilled), _recipe(DISTILLED if distilled else PLAIN)
-    kept = start(recipe, CLASSES, str(path))
+    kept = build_model(recipe, CLASSES, str(path))
     _same(kept.model, path)
-    assert not any("New" in note for note in kept.notes)
+    assert not any("Newly" in note for note in kept.notes)
     for classes in (OTHERS, CLASSES[::-1]):  # as many, but others or in another order
-        new = start(recipe, classes, str(path))
+        new = build_model(recipe, classes, str(path))
         _same(new.model, path, HEADS)
         assert isinstance(new.model.config, ViTConfig)
         assert new.model.config.classes == classes
-        assert any(note.startswith("New, with fresh weights: ") and "classifier" in note for note in new.notes)
+        assert any(note.startswith("Newly initialized: ") and "classifier" in note for note in new.notes)
 
 
-def test_heads_are_kept_or_made_anew_on_demand(tmp_path: Path) -> None:
+def test_head_setting_keeps_or_replaces_heads(tmp_path: Path) -> None:
     path = _saved(tmp_path / "m")
-    _same(start(_recipe(head="keep"), OTHERS, str(path)).model, path)
-    _same(start(_recipe(head="new"), CLASSES, str(path)).model, path, HEADS)
-    with pytest.raises(RecipeError, match="knows 3 classes and the data has 2"):
-        start(_recipe(head="keep"), ("a", "b"), str(path))
+    _same(build_model(_recipe(head="keep"), OTHERS, str(path)).model, path)
+    _same(build_model(_recipe(head="new"), CLASSES, str(path)).model, path, HEADS)
+    with pytest.raises(RecipeError, match="has 3 classes and the data has 2"):
+        build_model(_recipe(head="keep"), ("a", "b"), str(path))
 
 
-def test_heads_that_are_not_there_cannot_be_kept(tmp_path: Path) -> None:
+def test_missing_heads_cannot_be_kept(tmp_path: Path) -> None:
     path = _saved(tmp_path / "m")
     ViTForImageClassification.from_pretrained(path).base_model.save_pretrained(tmp_path / "trunk")
     with pytest.raises(RecipeError, match="has no heads"):
-        start(_recipe(head="keep"), CLASSES, str(tmp_path / "trunk"))
-    begun = start(_recipe(), CLASSES, str(tmp_path / "trunk"))
-    _same(begun.model, tmp_path / "trunk", HEADS)
+        build_model(_recipe(head="keep"), CLASSES, str(tmp_path / "trunk"))
+    built = build_model(_recipe(), CLASSES, str(tmp_path / "trunk"))
+    _same(built.model, tmp_path / "trunk", HEADS)
 
 
 @pytest.mark.parametrize("size", [64, (48, 32), 24])
-def test_another_resolution_resamples_the_positions_alone(tmp_path: Path, size: Any) -> None:
+def test_other_resolution_resamples_only_position_embeddings(tmp_path: Path, size: Any) -> None:
     path = _saved(tmp_path / "m", distilled=True)
-    begun = start(_recipe(DISTILLED, image_size=size), CLASSES, str(path))
-    _same(begun.model, path, ("embeddings.position_embeddings",))
+    built = build_model(_recipe(DISTILLED, image_size=size), CLASSES, str(path))
+    _same(built.model, path, ("embeddings.position_embeddings",))
     height, width = (size, size) if isinstance(size, int) else size
-    assert begun.recipe.image_hw == (height, width)
+    assert built.recipe.image_hw == (height, width)
     grid = height // 8, width // 8
     positions = open_checkpoint(path).read()["embeddings.position_embeddings"]
-    assert torch.equal(_canonical(begun.model)["embeddings.position_embeddings"], resample(positions, 2, (4, 4), grid))
-    assert f"Position embeddings are resampled from 4 x 4 patches to {grid[0]} x {grid[1]}" in begun.notes
+    resampled = resample_position_embeddings(positions, 2, (4, 4), grid)
+    assert torch.equal(_canonical(built.model)["embeddings.position_embeddings"], resampled)
+    assert f"Position embeddings are resampled from 4 x 4 to {grid[0]} x {grid[1]} patches" in built.notes
 
 
-def test_a_size_that_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
+def test_indivisible_image_size_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DeiTError, match="is not divisible"):
-        start(_recipe(image_size=36), CLASSES, str(_saved(tmp_path / "m")))
+        build_model(_recipe(image_size=36), CLASSES, str(_saved(tmp_path / "m")))
 
 
-def test_a_distilled_checkpoint_goes_on_plain_with_its_class_head(tmp_path: Path) -> None:
+def test_distilled_checkpoint_without_teacher_keeps_its_class_head(tmp_path: Path) -> None:
     path = _saved(tmp_path / "m", distilled=True)
-    begun = start(_recipe(), CLASSES, str(path))
-    stored, mine = open_checkpoint(path).read(), _canonical(begun.model)
+    built = build_model(_recipe(), CLASSES, str(path))
+    stored, mine = open_checkpoint(path).read(), _canonical(built.model)
     assert torch.equal(mine["classifier.weight"], stored["cls_classifier.weight"])
     positions = stored["embeddings.position_embeddings"]
     assert torch.equal(mine["embeddings.position_embeddings"], torch.cat([positions[:, :1], positions[:, 2:]], dim=1))
-    notes = " ".join(begun.notes)
-    assert "not used: distillation_classifier, distillation_token" in notes
+    notes = " ".join(built.notes)
+    assert "Not used from the checkpoint: distillation_classifier, distillation_token" in notes
     assert "resampled" not in notes
 
 
 @pytest.mark.parametrize("token", [False, True])
-def test_a_checkpoint_with_one_head_gets_a_distillation_head(tmp_path: Path, token: bool) -> None:
+def test_checkpoint_with_one_head_gets_a_distillation_head(tmp_path: Path, token: bool) -> None:
     path = _saved(tmp_path / "m")
     if token:  # as transformers' DeiTForImageClassification is saved
         randomized(DeiTForImageClassification(tiny_deit(num_labels=3).with_classes(CLASSES))).save_pretrained(path)
-    begun = start(_recipe(DISTILLED), CLASSES, str(path))
-    assert isinstance(begun.model, DeiTForImageClassificationWithTeacher)
-    stored, mine = open_checkpoint(path).read(), _canonical(begun.model)
+    built = build_model(_recipe(DISTILLED), CLASSES, str(path))
+    assert isinstance(built.model, DeiTForImageClassificationWithTeacher)
+    stored, mine = open_checkpoint(path).read(), _canonical(built.model)
     assert torch.equal(mine["cls_classifier.weight"], stored["classifier.weight"])
-    [new] = [note for note in begun.notes if note.startswith("New")]
+    [new] = [note for note in built.notes if note.startswith("Newly initialized")]
     assert new.endswith(": distillation_classifier" + ("" if token else ", distillation_token"))
     if token:
         assert torch.equal(mine["embeddings.distillation_token"], stored["embeddings.distillation_token"])
 
 
-def test_the_normalization_is_the_checkpoint_s(tmp_path: Path) -> None:
-    begun = start(_recipe(), OTHERS, str(_saved(tmp_path / "m")))
-    assert (begun.recipe.mean, begun.recipe.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    assert begun.recipe.processor().rgb_statistics == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+def test_normalization_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
+    built = build_model(_recipe(), OTHERS, str(_saved(tmp_path / "m")))
+    assert (built.recipe.mean, built.recipe.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert built.recipe.processor().rgb_statistics == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def test_new_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
+def test_new_weights_depend_only_on_the_seed(tmp_path: Path) -> None:
     path = str(_saved(tmp_path / "m"))
     for recipe in (_recipe(DISTILLED), get_recipe("deit-distilled").tiny(), get_recipe("pretrain-mim").tiny()):
         init = path if recipe.model.kind == "transformer" and recipe.model.variant is None else None
         states: list[dict[str, Tensor]] = []
         for seed in (0, 0, 1):
-            torch.manual_seed(len(states))  # of no account
-            states.append(_canonical(start(recipe.replace(seed=seed), OTHERS, init).model))
+            torch.manual_seed(len(states))  # has no effect
+            states.append(_canonical(build_model(recipe.replace(seed=seed), OTHERS, init).model))
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
         assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def test_a_recipe_s_own_shape_has_no_effect_on_a_checkpoint_and_that_is_said(tmp_path: Path) -> None:
+def test_shape_of_the_recipe_is_ignored_with_a_note(tmp_path: Path) -> None:
     recipe = get_recipe("small-data").tiny().replace(model={"image_size": None})
-    begun = start(recipe, CLASSES, str(_saved(tmp_path / "m")))
-    assert isinstance(begun.model.config, ViTConfig)
-    assert begun.model.config.hidden_size == TINY["hidden_size"]
-    [note] = [note for note in begun.notes if "no effect" in note]
+    built = build_model(recipe, CLASSES, str(_saved(tmp_path / "m")))
+    assert isinstance(built.model.config, ViTConfig)
+    assert built.model.config.hidden_size == TINY["hidden_size"]
+    [note] = [note for note in built.notes if "no effect" in note]
     assert "variant, patch_size, hidden_size" in note
 
 
-def test_what_cannot_be_begun_with_is_refused(tmp_path: Path) -> None:
-    network = fresh_network("test_resnet", CLASSES, DeiTImageProcessor.for_size(32, 32), {}, 0)
+def test_unusable_initial_checkpoints_are_rejected(tmp_path: Path) -> None:
+    network = new_timm_classifier("test_resnet", CLASSES, DeiTImageProcessor.for_size(32, 32), {}, 0)
     network.save_pretrained(tmp_path / "net")
     student = _saved(tmp_path / "student")
     with pytest.raises(RecipeError, match="is a convolutional network"):
-        start(_recipe(), CLASSES, str(tmp_path / "net"))
+        build_model(_recipe(), CLASSES, str(tmp_path / "net"))
     with pytest.raises(TeacherError, match="is a transformer"):
-        start(get_recipe("convnet").tiny(), CLASSES, str(student))
+        build_model(get_recipe("convnet").tiny(), CLASSES, str(student))
     with pytest.raises(RecipeError, match="pass --init MODEL"):
-        start(_recipe(), CLASSES)
+        build_model(_recipe(), CLASSES)
     with pytest.raises(DeiTError, match="does not exist"):
-        start(_recipe(), CLASSES, str(tmp_path / "gone"))
+        build_model(_recipe(), CLASSES, str(tmp_path / "gone"))
 
 
-def test_a_teacher_goes_on_from_another_with_its_head_where_the_classes_are_its_own(tmp_path: Path) -> None:
-    network = fresh_network("test_resnet", CLASSES, DeiTImageProcessor.for_size(48, 48, 0.9, (0.5,) * 3, (0.25,) * 3), {}, 0)
+def test_convnet_starts_from_another_and_keeps_its_head_for_the_same_classes(tmp_path: Path) -> None:
+    network = new_timm_classifier("test_resnet", CLASSES, DeiTImageProcessor.for_size(48, 48, 0.9, (0.5,) * 3, (0.25,) * 3), {}, 0)
     network.save_pretrained(tmp_path / "net")
     recipe = get_recipe("convnet").tiny()
-    same = start(recipe, CLASSES, str(tmp_path / "net"))
+    same = build_model(recipe, CLASSES, str(tmp_path / "net"))
     assert isinstance(same.model, TimmClassifier)
     state = network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in same.model.state_dict().items())
     assert (same.recipe.mean, same.recipe.std) == ((0.5,) * 3, (0.25,) * 3)
     assert same.recipe.model.kind == "convnet"
     assert same.recipe.model.architecture == "test_resnet"
-    other = [start(recipe, ("p", "q", "r", "s"), str(tmp_path / "net")).model for _ in range(2)]
+    other = [build_model(recipe, ("p", "q", "r", "s"), str(tmp_path / "net")).model for _ in range(2)]
     assert all(isinstance(model, TimmClassifier) and model.classes == ("p", "q", "r", "s") for model in other)
     changed = {name for name, value in other[0].state_dict().items() if value.shape != state[name].shape}
     assert changed == {"network.fc.weight", "network.fc.bias"}
@@ -236,17 +237,17 @@ def test_a_teacher_goes_on_from_another_with_its_head_where_the_classes_are_its_
 
 
 def _interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training ends as by Ctrl-C after so many steps."""
+    """Trainer ends as by Ctrl-C after so many steps."""
     import os
     import signal
 
     original: Any = loop.train_step  # type: ignore[attr-defined]
     taken = iter(range(10**6))
 
-    def counted(*arguments: Any) -> Tensor:
+    def counted(*arguments: Any) -> dict[str, Tensor]:
         if next(taken) == step:
             os.kill(os.getpid(), signal.SIGINT)
-        result: Tensor = original(*arguments)
+        result: dict[str, Tensor] = original(*arguments)
         return result
 
     monkeypatch.setattr(loop, "train_step", counted)
@@ -257,7 +258,7 @@ def _weights(directory: Path) -> list[bytes]:
 
 
 RESUMED: dict[str, dict[str, Any]] = {
-    "as the recipe has it": {},
+    "recipe defaults": {},
     "lamb": {"optimizer": {"name": "lamb", "layer_decay": 1.0}},
     "sgd": {"optimizer": {"name": "sgd", "clip_norm": None}},
     "layer scale": {
@@ -267,13 +268,13 @@ RESUMED: dict[str, dict[str, Any]] = {
             "layer_scale": 0.1,
         }
     },
-    "heads alone": {"model": {"trainable": "heads"}},
-    "attention alone, in evaluation mode": {"model": {"trainable": "attention", "evaluation_mode": True}},
+    "heads only": {"model": {"trainable": "heads"}},
+    "attention only, in evaluation mode": {"model": {"trainable": "attention", "eval_mode": True}},
 }
 
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
-def test_a_resumed_run_ends_with_the_same_weights_though_its_checkpoint_is_gone(
+def test_resumed_run_gives_the_same_weights_without_its_initial_checkpoint(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, init = _recipe().replace(**changes), _saved(tmp_path / "a checkpoint", classes=OTHERS)
@@ -291,8 +292,8 @@ def test_a_resumed_run_ends_with_the_same_weights_though_its_checkpoint_is_gone(
     assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
 
 
-def test_a_resumed_teacher_needs_its_first_checkpoint_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh_network("test_resnet", OTHERS, DeiTImageProcessor.for_size(32, 32), {}, 0).save_pretrained(tmp_path / "net")
+def test_resumed_teacher_does_not_need_its_initial_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_timm_classifier("test_resnet", OTHERS, DeiTImageProcessor.for_size(32, 32), {}, 0).save_pretrained(tmp_path / "net")
     recipe, run = get_recipe("convnet").tiny().replace(batch_size=16), RunSettings("memory", init=str(tmp_path / "net"))
     splits = memory_splits(32)
     train_on(splits, recipe, run, tmp_path / "whole", device="cpu", workers=0)
@@ -305,7 +306,7 @@ def test_a_resumed_teacher_needs_its_first_checkpoint_no_more(tmp_path: Path, mo
     assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
 
 
-def test_a_pretrained_model_is_a_start_and_an_interrupted_pretraining_names_its_verb(
+def test_pretraining_resumes_and_its_model_can_be_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Path
 ) -> None:
     recipe = get_recipe("pretrain-mim").tiny().replace(batch_size=8, micro_batch_size=8)
@@ -322,19 +323,19 @@ def test_a_pretrained_model_is_a_start_and_an_interrupted_pretraining_names_its_
         (PLAIN, {"decoder", "mask_token", "distillation_token"}),
         (DISTILLED, {"decoder", "mask_token"}),
     ):
-        begun = start(_recipe(name), CLASSES, str(tmp_path / "whole"))
+        built = build_model(_recipe(name), CLASSES, str(tmp_path / "whole"))
         if name == DISTILLED:
-            _same(begun.model, tmp_path / "whole" / "best", HEADS)
-        [note] = [note for note in begun.notes if "not used" in note]
+            _same(built.model, tmp_path / "whole" / "best", HEADS)
+        [note] = [note for note in built.notes if "Not used" in note]
         assert set(note.partition(": ")[2].split(", ")) == left
     with pytest.raises(RecipeError, match="has no heads"):
-        start(_recipe(head="keep"), CLASSES, str(tmp_path / "whole"))
+        build_model(_recipe(head="keep"), CLASSES, str(tmp_path / "whole"))
 
 
-def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves(tmp_path: Path) -> None:
+def test_frozen_parameters_do_not_change(tmp_path: Path) -> None:
     init = _saved(tmp_path / "m", classes=OTHERS)
     recipe = _recipe(trainable="attention").replace(optimizer={"warmup_epochs": 0})
-    before = start(recipe, CLASSES, str(init)).model
+    before = build_model(recipe, CLASSES, str(init)).model
     result = train_on(
         memory_splits(16), recipe, RunSettings("memory", init=str(init)), tmp_path / "run", device="cpu", workers=0
     )
@@ -345,23 +346,23 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves(tmp_path: Path) -> N
         assert parameter.requires_grad == moved
 
 
-def test_a_card_and_a_report_say_what_a_run_started_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_and_report_name_the_initial_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     init = _saved(tmp_path / "secret folder" / "a start" / "best", classes=OTHERS)
     run = replace(RunSettings("memory"), init=str(init))
     recipe = _recipe(trainable="heads")
     result = train_on(memory_splits(16), recipe, run, tmp_path / "run", device="cpu", workers=0)
     said = capsys.readouterr().err
     assert f"vit-width24-depth2, from {init}, at 32 x 32" in said
-    assert "of which 75 learn" in said
+    assert "75 of them trainable" in said
     card = (result.directory / "best" / "README.md").read_text()
-    assert "It started from `a start`. Of its weights, the heads alone learned." in card
+    assert "Initialized from `a start`. Only the heads were trained." in card
     assert "secret folder" not in card
     assert f"from {init}" in (result.directory / "report.html").read_text()
 
 
-def test_each_verb_takes_the_recipes_of_its_kind(tmp_path: Path, photo_folder: Path) -> None:
-    with pytest.raises(RecipeError, match="learns labels: deit train takes it"):
+def test_commands_reject_recipes_of_the_other_kind(tmp_path: Path, photo_folder: Path) -> None:
+    with pytest.raises(RecipeError, match="trains on labels: use deit train"):
         pretrain(photo_folder, "deit", out=tmp_path / "run")
-    with pytest.raises(RecipeError, match="learns no labels: deit pretrain takes it"):
+    with pytest.raises(RecipeError, match="does not use labels: use deit pretrain"):
         train(photo_folder, "pretrain-mim", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Parameter groups, the schedule, stochastic depth, the moving average."""
+"""Parameter groups, optimizers, the learning rate schedule, stochastic depth and the EMA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deit.models.modeling import DeiTForImageClassificationWithTeacher
-from deit.recipes.schema import Average, Optimizer
+from deit.recipes.schema import Ema, Optimizer
 from deit.training.optimization import (
     ModelEma,
     freeze,
@@ -30,11 +30,11 @@ PAPER = Optimizer()
 
 def test_biases_norms_tokens_and_positions_do_not_decay() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
-    decayed, kept = parameter_groups(model, 0.05)
-    assert decayed["scale"] == kept["scale"] == 1
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
+    decayed, undecayed_group = parameter_groups(model, 0.05)
+    assert decayed["scale"] == undecayed_group["scale"] == 1
+    assert (decayed["weight_decay"], undecayed_group["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    undecayed = {names[id(parameter)] for parameter in kept["params"]}
+    undecayed = {names[id(parameter)] for parameter in undecayed_group["params"]}
     expected = {
         name for name in names.values() if name.endswith((".bias", "_token", "position_embeddings")) or "layernorm" in name
     }
@@ -42,14 +42,14 @@ def test_biases_norms_tokens_and_positions_do_not_decay() -> None:
     assert len(decayed["params"]) + len(undecayed) == len(names)
 
 
-def test_a_frozen_parameter_is_in_no_group() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = nn.Linear(2, 2)
     model.weight.requires_grad_(False)
     assert [len(group["params"]) for group in parameter_groups(model, 0.1)] == [1]
 
 
-def test_the_schedule_is_the_released_code_s() -> None:
-    # timm's cosine without a warm-up prefix: the cosine counts from epoch 0, and the warm-up hides its first five epochs.
+def test_schedule_matches_the_released_code() -> None:
+    # timm's cosine without warmup_prefix: it spans all epochs, and the warm-up replaces its first five.
     peak = 1e-3
 
     def rate(epoch: float) -> float:
@@ -59,10 +59,10 @@ def test_the_schedule_is_the_released_code_s() -> None:
     assert rate(4) == pytest.approx(1e-6 + (peak - 1e-6) * 4 / 5)
     assert rate(5) == pytest.approx(1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * 5 / 300)) / 2)
     assert rate(150) == pytest.approx((peak + 1e-5) / 2)
-    assert rate(5.9) == rate(5)  # it moves once an epoch
+    assert rate(5.9) == rate(5)  # updated once per epoch
 
 
-def test_the_schedule_is_timm_s() -> None:
+def test_schedule_matches_timm() -> None:
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1e-3)
@@ -72,21 +72,21 @@ def test_the_schedule_is_timm_s() -> None:
         assert learning_rate(PAPER, 1e-3, 300, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
 
 
-def test_a_schedule_by_step_moves_within_the_epoch() -> None:
-    by_step = Optimizer(by="step", warmup_epochs=2)
+def test_schedule_per_step_changes_within_an_epoch() -> None:
+    by_step = Optimizer(lr_update="step", warmup_epochs=2)
     assert learning_rate(by_step, 1.0, 10, 0.5) == pytest.approx(1e-6 + (1 - 1e-6) / 4)
     assert learning_rate(by_step, 1.0, 10, 5.5) < learning_rate(by_step, 1.0, 10, 5)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 20))
-def test_the_rate_never_leaves_its_bounds(epochs: int, share: float, warmup: float) -> None:
-    by_step = Optimizer(by="step", warmup_epochs=warmup)
+def test_learning_rate_stays_within_bounds(epochs: int, share: float, warmup: float) -> None:
+    by_step = Optimizer(lr_update="step", warmup_epochs=warmup)
     rate = learning_rate(by_step, 1e-3, epochs, share * epochs)
     assert 1e-6 - 1e-12 <= rate <= 1e-3 + 1e-12
 
 
-def test_stochastic_depth_keeps_the_mean_and_rises_linearly() -> None:
+def test_stochastic_depth_keeps_the_mean_and_increases_linearly() -> None:
     positions = torch.arange(20_000)
     scale = residual_scale(0.5, 3, seed=1, epoch=2, step=3, positions=positions)
     assert scale is not None
@@ -97,7 +97,7 @@ def test_stochastic_depth_keeps_the_mean_and_rises_linearly() -> None:
     assert set(scale[2].flatten().tolist()) == {0.0, 2.0}
 
 
-def test_a_draw_of_stochastic_depth_belongs_to_its_place() -> None:
+def test_stochastic_depth_depends_on_the_position_in_the_batch() -> None:
     whole = residual_scale(0.5, 4, 0, 1, 2, torch.arange(10))
     part = residual_scale(0.5, 4, 0, 1, 2, torch.tensor([7, 3]))
     assert whole is not None
@@ -109,29 +109,29 @@ def test_a_draw_of_stochastic_depth_belongs_to_its_place() -> None:
     assert residual_scale(0.0, 4, 0, 1, 2, torch.arange(10)) is None
 
 
-def test_the_average_follows_by_its_decay() -> None:
+def test_ema_follows_by_its_decay() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
-    average = ModelEma(model, Average(decay=0.9))
-    before = average.model.state_dict()["cls_classifier.weight"].clone()
+    ema = ModelEma(model, Ema(decay=0.9))
+    before = ema.model.state_dict()["cls_classifier.weight"].clone()
     with torch.no_grad():
         model.cls_classifier.weight.add_(1)
-    average.update(model, step=0)
-    after = average.model.state_dict()["cls_classifier.weight"]
+    ema.update(model, step=0)
+    after = ema.model.state_dict()["cls_classifier.weight"]
     torch.testing.assert_close(after, before + 0.1)
-    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
 
-def test_the_average_s_memory_is_short_at_first() -> None:
+def test_ema_warmup_starts_with_a_short_memory() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
-    average = ModelEma(model, Average(decay=0.9, warmup=True))
-    before = average.model.state_dict()["cls_classifier.bias"].clone()
+    ema = ModelEma(model, Ema(decay=0.9, warmup=True))
+    before = ema.model.state_dict()["cls_classifier.bias"].clone()
     with torch.no_grad():
         model.cls_classifier.bias.add_(1)
-    average.update(model, step=0)  # decay min(0.9, 1 / 10)
-    torch.testing.assert_close(average.model.state_dict()["cls_classifier.bias"], before + 0.9)
+    ema.update(model, step=0)  # decay min(0.9, 1 / 10)
+    torch.testing.assert_close(ema.model.state_dict()["cls_classifier.bias"], before + 0.9)
 
 
-def test_the_optimizer_is_the_paper_s() -> None:
+def test_adamw_has_the_paper_s_values() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), PAPER)
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["eps"] == 1e-8
@@ -154,7 +154,7 @@ TRAINABLE = {
 
 
 @pytest.mark.parametrize("part", ["heads", "attention", "all"])
-def test_what_learns_is_what_its_name_says(part: Literal["all", "heads", "attention"]) -> None:
+def test_freeze_keeps_the_named_parameters_trainable(part: Literal["all", "heads", "attention"]) -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
     freeze(model, part)
     names = [name for name, _ in model.named_parameters()]
@@ -166,7 +166,7 @@ def test_what_learns_is_what_its_name_says(part: Literal["all", "heads", "attent
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_layer_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
+def test_layer_decay_scales_the_learning_rate_per_layer() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit(num_hidden_layers=3, layer_scale=0.1))
     optimizer = make_optimizer(model, Optimizer(layer_decay=0.5, weight_decay=0.2))
     set_learning_rate(optimizer, 0.8)
@@ -188,13 +188,13 @@ def test_a_layer_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
         assert decays[name] == (0.0 if still else 0.2), name
 
 
-def test_a_step_moves_each_layer_by_its_own_rate() -> None:
+def test_step_size_follows_the_layer_s_learning_rate() -> None:
     model = DeiTForImageClassificationWithTeacher(tiny_deit())
     optimizer = make_optimizer(model, Optimizer(layer_decay=0.1, weight_decay=0.0, eps=1e-20))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     set_learning_rate(optimizer, 1e-2)
     backward(model(noise(4, 3, 32, 32)).logits.square().sum())
-    optimizer.step()  # the first step of Adam moves each weight by the rate
+    optimizer.step()  # the first step of Adam changes each weight by the learning rate
     moved = {name: (parameter - before[name]).abs().median().item() for name, parameter in model.named_parameters()}
     assert moved["cls_classifier.weight"] == pytest.approx(1e-2, rel=1e-2)
     assert moved["deit.layers.1.mlp.fc1.weight"] == pytest.approx(1e-3, rel=1e-2)
@@ -215,18 +215,18 @@ def test_lamb_is_adam_with_a_trust_ratio() -> None:
         backward((model(noise(6, 5, seed=step)) - 1).square().sum() * 40)  # a large gradient, which nothing here clips
         gradients = [parameter.grad.double() for parameter in (model.weight, model.bias) if parameter.grad is not None]
         optimizer.step()
-        for place, (gradient, decay) in enumerate(zip(gradients, (0.1, 0.0), strict=True)):
-            first[place] = 0.8 * first[place] + 0.2 * gradient
-            second[place] = 0.9 * second[place] + 0.1 * gradient**2
-            scaled = first[place] / (1 - 0.8**step) / ((second[place] / (1 - 0.9**step)).sqrt() + 1e-6)
-            update = scaled + decay * weights[place]
-            trust = weights[place].norm() / update.norm() if decay else 1.0  # biases and the like are plain Adam's
-            weights[place] = weights[place] - 0.05 * trust * update
+        for index, (gradient, decay) in enumerate(zip(gradients, (0.1, 0.0), strict=True)):
+            first[index] = 0.8 * first[index] + 0.2 * gradient
+            second[index] = 0.9 * second[index] + 0.1 * gradient**2
+            scaled = first[index] / (1 - 0.8**step) / ((second[index] / (1 - 0.9**step)).sqrt() + 1e-6)
+            update = scaled + decay * weights[index]
+            trust = weights[index].norm() / update.norm() if decay else 1.0  # biases and the like are plain Adam's
+            weights[index] = weights[index] - 0.05 * trust * update
     torch.testing.assert_close(model.weight.detach().double(), weights[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.bias.detach().double(), weights[1], rtol=1e-5, atol=1e-6)
 
 
-def test_sgd_has_momentum_and_decays_by_the_recipe() -> None:
+def test_sgd_has_momentum_and_weight_decay() -> None:
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, Optimizer(name="sgd", momentum=0.5, weight_decay=0.1))
     weight, velocity = model.weight.detach().clone(), torch.zeros(2, 3)
@@ -242,15 +242,15 @@ def test_sgd_has_momentum_and_decays_by_the_recipe() -> None:
     assert optimizer.param_groups[1]["weight_decay"] == 0
 
 
-@pytest.mark.parametrize("by", ["epoch", "step"])
-def test_a_constant_schedule_stays_after_its_warm_up(by: Literal["epoch", "step"]) -> None:
-    constant = Optimizer(schedule="constant", warmup_epochs=4, by=by)
+@pytest.mark.parametrize("lr_update", ["epoch", "step"])
+def test_constant_schedule_after_warmup(lr_update: Literal["epoch", "step"]) -> None:
+    constant = Optimizer(schedule="constant", warmup_epochs=4, lr_update=lr_update)
     rates = [learning_rate(constant, 5e-6, 30, epoch) for epoch in (0, 2, 4, 17, 29.5)]
     assert rates == pytest.approx([1e-6, 3e-6, 5e-6, 5e-6, 5e-6])
-    assert learning_rate(constant, 5e-6, 30, 1.5) == pytest.approx(1e-6 + 4e-6 * ((1 if by == "epoch" else 1.5) / 4))
+    assert learning_rate(constant, 5e-6, 30, 1.5) == pytest.approx(1e-6 + 4e-6 * ((1 if lr_update == "epoch" else 1.5) / 4))
 
 
-def test_muon_takes_the_kernels_and_adamw_the_rest() -> None:
+def test_muon_updates_kernels_and_adamw_the_rest() -> None:
     model = randomized(DeiTForImageClassificationWithTeacher(tiny_deit()))
     optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.2, adamw_lr_scale=0.25))
     set_learning_rate(optimizer, 0.1)
@@ -263,14 +263,14 @@ def test_muon_takes_the_kernels_and_adamw_the_rest() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_muon_takes_filters_but_those_on_the_image_and_depthwise_ones() -> None:
+def test_muon_skips_input_and_depthwise_filters() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(6, 2))
     groups = make_optimizer(model, Optimizer(name="muon")).param_groups
     chosen = [parameter for group in groups if group["use_muon"] for parameter in group["params"]]
     assert [id(parameter) for parameter in chosen] == [id(model[2].weight)]
 
 
-def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adam() -> None:
+def test_muon_update_is_orthogonal_and_as_large_as_adam_s() -> None:
     linear = nn.Linear(48, 32, bias=False)
     model = nn.ModuleDict({"layers": nn.ModuleList([linear])})
     optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.0))
@@ -280,13 +280,13 @@ def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adam() -> None:
     optimizer.step()
     update = (before - linear.weight.detach()) / 0.01
     values = torch.linalg.svdvals(update) / (0.2 * 48**0.5)
-    assert values.min() > 0.5  # five rounds of Newton and Schulz come this near to 1
+    assert values.min() > 0.5  # as close to 1 as five Newton-Schulz iterations come
     assert values.max() < 1.5
 
 
-def test_what_learns_beside_the_model_is_in_the_optimizer_too() -> None:
-    model, hints = nn.Linear(3, 2), nn.Linear(2, 5)
+def test_feature_distillation_heads_are_in_the_optimizer() -> None:
+    model, module = nn.Linear(3, 2), nn.Linear(2, 5)
     assert trainable_modules(model, None) is model
-    groups = make_optimizer(trainable_modules(model, hints), PAPER).param_groups
+    groups = make_optimizer(trainable_modules(model, module), PAPER).param_groups
     learning = {id(parameter) for group in groups for parameter in group["params"]}
-    assert learning == {id(parameter) for parameter in [*model.parameters(), *hints.parameters()]}
+    assert learning == {id(parameter) for parameter in [*model.parameters(), *module.parameters()]}

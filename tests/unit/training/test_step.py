@@ -1,4 +1,4 @@
-"""One step: accumulation, clipping, losses that are not finite."""
+"""The optimizer step: accumulation, loss terms, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from deit.models.modeling import ViTForImageClassification, new_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.schema import Recipe, Transformer
 from deit.training.optimization import make_optimizer
-from deit.training.step import StepContext, batch_loss, train_step
+from deit.training.step import TOTAL, StepContext, batch_losses, train_step
 from tests.helpers import MemorySource, backward, randomized, tiny_vit
 
 CLASSES = ("a", "b", "c")
 
 
 def _context(recipe: Recipe, teacher: Teacher | None = None) -> StepContext:
-    return StepContext(recipe, torch.device("cpu"), "fp32", teacher, tiny_vit(num_hidden_layers=2))
+    return StepContext(recipe, "fp32", teacher)
 
 
 def _batches(recipe: Recipe, size: int) -> list[Batch]:
@@ -57,17 +57,17 @@ def test_micro_batches_do_not_change_the_step(name: str) -> None:
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
 
 
-def test_a_step_lowers_the_loss_of_its_batch() -> None:
+def test_steps_lower_the_loss_of_a_batch() -> None:
     recipe = get_recipe("deit").tiny()
     model, batches, context = _student(recipe), _batches(recipe, 16), _context(recipe)
     optimizer = make_optimizer(model, recipe.optimizer)
     first = train_step(model, optimizer, batches, context, 0, 0, 3e-3)
     for _ in range(5):
         last = train_step(model, optimizer, batches, context, 0, 0, 3e-3)
-    assert last < first
+    assert last[TOTAL] < first[TOTAL]
 
 
-def test_the_learning_rate_is_the_one_asked_for() -> None:
+def test_learning_rate_of_zero_changes_nothing() -> None:
     recipe = get_recipe("deit").tiny()
     model = _student(recipe)
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -76,21 +76,21 @@ def test_the_learning_rate_is_the_one_asked_for() -> None:
         assert torch.equal(old, new)
 
 
-def test_a_loss_that_is_not_finite_moves_nothing() -> None:
+def test_non_finite_loss_updates_nothing() -> None:
     recipe = get_recipe("deit").tiny()
     model, batches = _student(recipe), _batches(recipe, 16)
     batches[1].pixel_values[0, 0, 0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loss = train_step(model, make_optimizer(model, recipe.optimizer), batches, _context(recipe), 0, 0, 1e-3)
-    assert not torch.isfinite(loss)
+    assert not torch.isfinite(loss[TOTAL])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_s_token_does() -> None:
+def test_only_the_student_gets_gradients() -> None:
     recipe = get_recipe("deit-distilled").tiny()
     model, teacher = _student(recipe), _teacher(recipe)
-    batch_loss(model, _batches(recipe, 16)[0], _context(recipe, teacher), 0, 0).backward()  # type: ignore[no-untyped-call]
+    backward(batch_losses(model, _batches(recipe, 16)[0], _context(recipe, teacher), 0, 0)[TOTAL])
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
@@ -99,7 +99,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_s_token_does() -> None:
         assert not frozen.requires_grad
 
 
-def test_an_empty_micro_batch_is_passed_over_and_a_batch_of_them_is_an_error() -> None:
+def test_empty_micro_batches_are_skipped_and_an_empty_batch_raises() -> None:
     recipe = get_recipe("deit").tiny()
     broken = TrainSamples(
         MemorySource(4, CLASSES, broken=frozenset(range(4))),
@@ -116,23 +116,23 @@ def test_an_empty_micro_batch_is_passed_over_and_a_batch_of_them_is_an_error() -
         train_step(model, optimizer, [broken, broken], context, 0, 0, 0.0)
 
 
-def test_in_evaluation_mode_nothing_is_dropped() -> None:
+def test_eval_mode_disables_stochastic_depth() -> None:
     recipe = get_recipe("deit").tiny().replace(model={"drop_path": 0.8})
     batch = _batches(recipe, 32)[0]
-    model, quiet = _student(recipe), recipe.replace(model={"evaluation_mode": True})
+    model, eval_mode = _student(recipe), recipe.replace(model={"eval_mode": True})
     plain = recipe.replace(model={"drop_path": 0.0})
-    losses = [batch_loss(model, batch, _context(quiet), 0, step) for step in (0, 1)]
+    losses = [batch_losses(model, batch, _context(eval_mode), 0, step)[TOTAL] for step in (0, 1)]
     assert torch.equal(losses[0], losses[1])
-    assert torch.equal(losses[0], batch_loss(model, batch, _context(plain), 0, 0))
-    assert not torch.equal(losses[0], batch_loss(model, batch, _context(recipe), 0, 0))
+    assert torch.equal(losses[0], batch_losses(model, batch, _context(plain), 0, 0)[TOTAL])
+    assert not torch.equal(losses[0], batch_losses(model, batch, _context(recipe), 0, 0)[TOTAL])
     backward(losses[0])
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_labels_loss_is_the_recipe_s() -> None:
+def test_label_loss_follows_the_recipe() -> None:
     recipe = get_recipe("deit").tiny().replace(smoothing=0.0, loss="binary", model={"drop_path": 0.0})
     batch, model = _batches(recipe, 32)[0], _student(recipe)
     expected = binary_cross_entropy(model(batch.pixel_values).logits, batch.targets)
-    assert torch.equal(batch_loss(model, batch, _context(recipe), 0, 0), expected)
-    other = batch_loss(model, batch, _context(recipe.replace(loss="cross-entropy")), 0, 0)
+    assert torch.equal(batch_losses(model, batch, _context(recipe), 0, 0)[TOTAL], expected)
+    other = batch_losses(model, batch, _context(recipe.replace(loss="cross-entropy")), 0, 0)[TOTAL]
     assert not torch.equal(other, expected)

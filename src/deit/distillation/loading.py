@@ -1,0 +1,64 @@
+"""Loads the teacher of a run, live or cached."""
+
+from __future__ import annotations
+
+from deit.data.splits import DataRecord, Splits
+from deit.distillation.cache_format import is_logit_cache
+from deit.distillation.cached_teacher import CachedTeacher
+from deit.distillation.protocol import DistillationTeacher
+from deit.distillation.teacher import Teacher
+from deit.errors import TeacherError
+from deit.recipes.run_settings import RunSettings
+from deit.recipes.schema import Recipe
+
+
+def check_teacher(recipe: Recipe, settings: RunSettings) -> None:
+    """Checks that a teacher is given if, and only if, the recipe distills.
+
+    Raises:
+        TeacherError: it is missing, or has no effect.
+    """
+    if recipe.distillation.mode == "none" and settings.teacher is not None:
+        raise TeacherError(
+            f"The recipe {recipe.name} learns from labels only, but a teacher is given",
+            "use a recipe with -distilled in its name, set distillation.mode=hard, or leave the teacher out",
+        )
+    if recipe.distillation.mode != "none" and settings.teacher is None:
+        raise TeacherError(
+            f"The recipe {recipe.name} distills from a teacher, but none is given",
+            "pass --teacher; to train one first: deit teacher train DATA",
+        )
+
+
+def load_teacher(recipe: Recipe, settings: RunSettings, splits: Splits, record: DataRecord) -> DistillationTeacher | None:
+    """Loads the teacher of a run; None if the run has none.
+
+    Args:
+        recipe: the recipe, with image size and normalization resolved.
+        settings: ``teacher`` is a directory of ``deit teacher cache``, or anything that :meth:`Teacher.load` takes.
+        splits: the data set.
+        record: fingerprint and split of the data set.
+
+    Raises:
+        TeacherError: there is no such teacher, or it does not fit the data set or the recipe.
+    """
+    if settings.teacher is None:
+        return None
+    if not is_logit_cache(settings.teacher):
+        return Teacher.load(settings.teacher, splits.classes, recipe.processor(), settings.teacher_weights)
+    if settings.teacher_weights is not None:
+        raise TeacherError(f"{settings.teacher} holds cached logits, which need no weights", "leave out --teacher-weights")
+    return CachedTeacher.open(settings.teacher, recipe, splits, record)
+
+
+def limit_views(recipe: Recipe, teacher: DistillationTeacher | None) -> tuple[Recipe, list[str]]:
+    """Limits the number of distinct epochs of a recipe to the views of cached logits.
+
+    Returns:
+        The recipe, and a note for the user if it changed.
+    """
+    if teacher is None or teacher.views is None or recipe.views is not None:
+        return recipe, []
+    views = teacher.views
+    repeated = "" if recipe.epochs <= views else f": samples repeat after {views} epochs"
+    return recipe.replace(views=views), [f"The cached teacher has {views} views, so views = {views}{repeated}"]

@@ -1,0 +1,107 @@
+"""Finishes a run: evaluates the best model and the teacher, writes model cards and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit.checkpoints.model_card import model_card
+from deit.data.loader import EvaluationSamples
+from deit.data.opening import title
+from deit.data.splits import Splits
+from deit.distillation.protocol import DistillationTeacher
+from deit.errors import MissingExtraError
+from deit.evaluation.evaluate import evaluate_source
+from deit.evaluation.metrics import Evaluation
+from deit.evaluation.report import ReportData, write_report
+from deit.models.auto import LoadedClassifier, load_classifier
+from deit.recipes.run_settings import RunSettings
+from deit.system.files import BEST_NAME, CARD_NAME, EVALUATION_NAME, LAST_NAME, write_json, write_text
+from deit.system.progress import print_status
+from deit.training.loop import Trainer, read_log
+from deit.training.summary import image_counts, run_summary
+
+REPORT_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        directory: the run directory; ``best`` in it is the model.
+        split: the split that was evaluated: ``test``, or ``validation`` if the data set has no test split.
+        evaluation: evaluation of the best model on that split.
+        teacher: evaluation of the teacher on the same images; None without a teacher.
+    """
+
+    directory: Path
+    split: str
+    evaluation: Evaluation
+    teacher: Evaluation | None
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """A finished pretraining run.
+
+    Attributes:
+        directory: the run directory; pass it as ``init`` to :func:`deit.train`.
+        epoch: epoch of the best model, counted from 1.
+        loss: its validation loss: mean absolute error of the masked pixels, in units of the normalized images.
+    """
+
+    directory: Path
+    epoch: int
+    loss: float
+
+
+def finish_training(
+    trainer: Trainer, splits: Splits, teacher: DistillationTeacher | None, settings: RunSettings
+) -> TrainResult:
+    """Evaluates the best model and the teacher on the held-out split; writes ``evaluation.json``, model cards and the report.
+
+    The evaluation runs in fp32, whatever the precision of training, so that ``deit evaluate`` gives the same metrics.
+    """
+    directory, recipe = trainer.directory, trainer.context.recipe
+    split, source = splits.held_out
+
+    def evaluate(classifier: LoadedClassifier) -> Evaluation:
+        samples = EvaluationSamples(source, classifier.processor, settings.skip_unreadable)
+        return evaluate_source(classifier.model.to(trainer.device), samples, workers=trainer.workers)
+
+    evaluation = evaluate(load_classifier(directory / BEST_NAME))
+    classifier = None if teacher is None else teacher.for_evaluation()
+    teacher_evaluation = None if classifier is None else evaluate(classifier)
+    content: dict[str, Any] = {"split": split, "best_epoch": trainer.state.best["epoch"], **evaluation.to_dict()}
+    content["data"] = {"images": image_counts(splits), "origin": splits.origin}
+    if teacher_evaluation is not None:
+        content["teacher"] = teacher_evaluation.to_dict()
+    write_json(directory / EVALUATION_NAME, content)
+    for model in (directory / BEST_NAME, directory / LAST_NAME):
+        write_text(model / CARD_NAME, model_card(model))
+    report = ReportData(
+        title=f"{recipe.name} on {title(settings.data)}",
+        facts=run_summary(trainer, splits, settings, teacher),
+        history=read_log(directory),
+        split=split,
+        evaluation=evaluation,
+        teacher=teacher_evaluation,
+        source=source,
+        distillation=recipe.distillation,
+        label_loss=recipe.loss,
+    )
+    try:
+        write_report(directory / REPORT_NAME, report)
+    except MissingExtraError as error:
+        print_status(str(error))
+    return TrainResult(directory, split, evaluation, teacher_evaluation)
+
+
+def finish_pretraining(trainer: Trainer) -> PretrainResult:
+    """Writes ``evaluation.json`` of a pretraining run."""
+    best = trainer.state.best
+    content = {"split": "validation", "best_epoch": best["epoch"], "loss": best["loss"]}
+    write_json(trainer.directory / EVALUATION_NAME, content)
+    return PretrainResult(trainer.directory, int(best["epoch"]), best["loss"])

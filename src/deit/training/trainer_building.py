@@ -1,0 +1,123 @@
+"""Builds the trainer of a run, and plans a recipe for a given time with trainers of candidate recipes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from deit.data.loader import EvaluationSamples
+from deit.data.splits import DataRecord, Splits
+from deit.distillation.feature_distillation import FeatureDistillation
+from deit.distillation.loading import load_teacher
+from deit.distillation.protocol import DistillationTeacher
+from deit.errors import CheckpointError
+from deit.models.auto import TimmClassifier
+from deit.recipes.planning import dataset_stats, needs_planning, plan_from_time
+from deit.recipes.run_settings import RunSettings
+from deit.recipes.samples import training_samples
+from deit.recipes.schema import Recipe, Transformer
+from deit.system.devices import choose_precision
+from deit.system.files import RECORD_NAME
+from deit.system.progress import print_status
+from deit.training.loop import Trainer
+from deit.training.model_building import BuiltModel, TrainableModel, build_model
+from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
+from deit.training.state import TrainState, load_checkpoint, read_train_state
+from deit.training.step import StepContext
+from deit.training.throughput import seconds_per_image
+
+
+def build_trainer(
+    directory: Path,
+    built: BuiltModel,
+    teacher: DistillationTeacher | None,
+    splits: Splits,
+    record: DataRecord,
+    settings: RunSettings,
+    device: torch.device,
+    workers: int | None,
+) -> Trainer:
+    """Builds a trainer at the beginning of a run.
+
+    Args:
+        directory: the run directory.
+        built: recipe and model.
+        teacher: the teacher, on ``device``; None if the recipe does not distill.
+        splits: the data set.
+        record: its fingerprint and split.
+        settings: of the run.
+        device: where training runs.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+    """
+    recipe, model = built.recipe, built.model.to(device)
+    features = _feature_distillation(recipe, model, teacher, device)
+    targets = None if teacher is None else teacher.sample_targets
+    return Trainer(
+        directory=directory,
+        model=model,
+        ema=ModelEma(model, recipe.ema) if recipe.ema.decay else None,
+        optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer),
+        state=TrainState(data=record.fingerprint),
+        context=StepContext(recipe, choose_precision(recipe.precision, device), teacher, features),
+        samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets),
+        validation=EvaluationSamples(splits.validation, recipe.processor(), settings.skip_unreadable),
+        json_files={RECORD_NAME: asdict(record)},
+        workers=workers,
+    )
+
+
+def restore(trainer: Trainer, checkpoint: Path, data: str) -> None:
+    """Restores a trainer from a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another data set.
+    """
+    state = read_train_state(checkpoint)
+    if state.data != trainer.state.data:
+        raise CheckpointError(f"{data} is not the data that {trainer.directory} was trained on", "pass the same data")
+    trainer.state = state
+    features = trainer.context.features
+    load_checkpoint(checkpoint, trainer.model, trainer.ema, trainer.optimizer, state.steps_taken, features)
+
+
+def fit_recipe_to_time(
+    recipe: Recipe,
+    splits: Splits,
+    record: DataRecord,
+    settings: RunSettings,
+    device: torch.device,
+    workers: int | None,
+) -> tuple[Recipe, list[str]]:
+    """Fills in what the time decides, by measuring how fast candidate recipes train on this machine.
+
+    Returns:
+        The recipe, and one sentence per choice.
+    """
+    if not needs_planning(recipe):
+        return recipe, []
+    teachers: list[DistillationTeacher | None] = []  # loaded once, for the first candidate
+
+    def speed(candidate: Recipe) -> float:
+        built = build_model(candidate, splits.classes, settings.init)
+        if not teachers:  # before any output: a teacher that does not fit is a mistake of the user
+            teachers.append(load_teacher(built.recipe, settings, splits, record))
+            print_status("Measuring how fast candidate models train")
+        teacher = None if teachers[0] is None else teachers[0].to(device)
+        trainer = build_trainer(Path(), built, teacher, splits, record, settings, device, workers)
+        return seconds_per_image(trainer)
+
+    if settings.init is not None and isinstance(recipe.model, Transformer):
+        recipe = recipe.replace(model={"sizes": "variant"})  # the checkpoint decides the shape
+    return plan_from_time(recipe, dataset_stats(splits.train, test_mirror=False), speed)
+
+
+def _feature_distillation(
+    recipe: Recipe, model: TrainableModel, teacher: DistillationTeacher | None, device: torch.device
+) -> FeatureDistillation | None:
+    if not recipe.distillation.features or teacher is None:
+        return None
+    assert not isinstance(model, TimmClassifier)  # a convolutional network has no teacher
+    shapes = teacher.feature_shapes(*recipe.image_hw)
+    return FeatureDistillation(model.config, shapes, recipe.seed).to(device) if shapes else None
