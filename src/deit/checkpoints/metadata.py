@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deit.checkpoints.selection import best_epoch
 from deit.checkpoints.shapes import trunk_shapes
 from deit.checkpoints.tensors import TensorFile, open_index, open_safetensors
 from deit.config import ViTConfig, config_from_dict, variant_config
@@ -117,7 +118,7 @@ def read_metadata(directory: Path) -> ModelMetadata:
     content, run = read_json(directory / CONFIG_NAME), directory.parent
     in_run = directory.name in (BEST_NAME, LAST_NAME) and (run / RUN_NAME).is_file()
     log = list(_read_log(run / LOG_NAME)) if in_run else []
-    log_row = max(log, key=_selection_key, default={}) if directory.name == BEST_NAME else log[-1] if log else {}
+    log_row = _best_row(log) if directory.name == BEST_NAME else log[-1] if log else {}
     evaluation = _read_json(run / EVALUATION_NAME) if in_run else {}
     same_epoch = get_count(evaluation, "best_epoch") == get_count(log_row, "epoch") > 0
     return ModelMetadata(
@@ -183,10 +184,11 @@ def _shape(config: ViTConfig) -> object:
     return trunk_shapes(config), config.num_attention_heads, config.image_hw
 
 
-def _selection_key(row: dict[str, Any]) -> tuple[float, float]:
-    """Returns the key by which a run selects its best epoch."""
-    top1, loss = get_number(row, "validation.top1"), get_number(row, "validation.loss")
-    return (-math.inf, 0.0) if loss is None else (0.0 if top1 is None else top1, -loss)
+def _best_row(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of the best epoch; values of another type count as missing."""
+    metrics = [{name: get_number(row, f"validation.{name}") for name in ("top1", "loss")} for row in log]
+    best = best_epoch([{"validation": validation} for validation in metrics])
+    return {} if best is None else log[best]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

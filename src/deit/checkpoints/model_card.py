@@ -7,7 +7,6 @@ last component is kept, so that a card reveals nothing about the machine it was 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ MAX_LENGTH = 80  # characters of a name
 LISTED_CLASSES, WORST_CLASSES = 10, 3
 MIN_TOP5_CLASSES = 6  # with fewer classes, top-5 accuracy is always 100%
 ESCAPED_PIPE = r"\|"  # a pipe ends the cell of a table, even within code
-Z_95 = 1.96  # 95% of a normal distribution is within this many standard deviations of the mean
 
 HEAD_NAMES = {"class": "class head", "distillation": "distillation head", "both": "both heads (the prediction)"}
 COLUMNS = {"top-1": "top1", "top-5": "top5", "loss": "loss", "calibration error": "calibration_error"}
@@ -199,8 +197,8 @@ def _metrics_section(metadata: ModelMetadata) -> str:
         "Loss: mean cross-entropy, in nats. Calibration error: expected difference of confidence and accuracy, over 15 bins.",
     ]
     top1 = get_number(list(heads.values())[-1], "top1")
-    if top1 is not None and 0 <= top1 <= 1:
-        low, high = _wilson_interval(top1, images)
+    low, high = (get_number(metadata.evaluation, f"top1_interval.{end}") for end in ("low", "high"))
+    if top1 is not None and low is not None and high is not None:
         lines.append(f"95% confidence interval of the top-1 accuracy of {top1:.1%}: {low:.1%} to {high:.1%}.")
     return "\n".join([*lines, *_worst_classes(metadata)])
 
@@ -271,13 +269,6 @@ def _usage_section(metadata: ModelMetadata, repo_id: str | None) -> str:
         blocks.append(["from transformers import AutoModel", "", f"model = AutoModel.from_pretrained({name})"])
     text = "\n\n".join("\n".join(["```python", *lines, "```"]) for lines in blocks)
     return text if repo_id else f"`.` is the directory of this card.\n\n{text}"
-
-
-def _wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """Returns the 95% Wilson score interval of an accuracy measured on a number of images."""
-    ratio = Z_95**2 / images
-    center, margin = accuracy + ratio / 2, math.sqrt(ratio * (accuracy * (1 - accuracy) + ratio / 4))
-    return max((center - margin) / (1 + ratio), 0.0), min((center + margin) / (1 + ratio), 1.0)
 
 
 def _data_name(metadata: ModelMetadata) -> str:

@@ -1,11 +1,10 @@
-"""Metrics of a classifier: accuracy, confusion, calibration, confidence intervals, and the best epoch of a run.
+"""Metrics of a classifier: accuracy, confusion, calibration and confidence intervals.
 
 Shapes: n images, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,22 +169,3 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
     center = (share + Z_95**2 / (2 * images)) / scale
     half_width = Z_95 / scale * (share * (1 - share) / images + Z_95**2 / (4 * images**2)) ** 0.5
     return max(center - half_width, 0.0), min(center + half_width, 1.0)
-
-
-def rank(result: Mapping[str, float]) -> tuple[float, float]:
-    """Returns the key by which epochs are compared: higher ``top1`` first, then lower ``loss``.
-
-    Args:
-        result: validation metrics of an epoch; ``top1`` is absent in masked image modeling.
-    """
-    return result.get("top1") or 0.0, -result["loss"]
-
-
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Returns the row of the best epoch by :func:`rank`, of equal ones the earliest; None if no row has a validation loss.
-
-    Args:
-        history: rows of ``log.jsonl``.
-    """
-    rows = [row for row in history if (row.get("validation") or {}).get("loss") is not None]
-    return dict(max(rows, key=lambda row: rank(row["validation"]))) if rows else None

@@ -8,18 +8,19 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from deit.checkpoints.selection import best_epoch
 from deit.data.sources import ImageSource
 from deit.errors import ImageError, MissingExtraError
 from deit.evaluation.charts import MODEL, STYLE, TRAIN, accuracy_chart, calibration_chart, curve_chart, stacked_chart
-from deit.evaluation.metrics import Evaluation, best_epoch, calibration_bins
+from deit.evaluation.metrics import Evaluation, calibration_bins
 from deit.models.losses import Distillation
 from deit.system.files import write_text
 from deit.system.progress import duration
@@ -81,8 +82,8 @@ class ReportData:
     evaluation: Evaluation
     teacher: Evaluation | None
     source: ImageSource
-    distillation: Distillation = field(default_factory=Distillation)
-    label_loss: Literal["cross-entropy", "binary"] = "cross-entropy"
+    distillation: Distillation
+    label_loss: Literal["cross-entropy", "binary"]
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -166,19 +167,19 @@ def _training(data: ReportData) -> dict[str, Any]:
             "Validation accuracy by epoch",
             epochs,
             _series(history, "validation", "top1"),
-            None if best is None else [row.get("epoch") for row in history].index(best["epoch"]),
+            best,
         ),
         "learning_rate": curve_chart("Learning rate by epoch", epochs, (_series(history, "lr"), MODEL)),
     }
 
 
-def _training_facts(history: list[dict[str, Any]], best: Mapping[str, Any] | None) -> dict[str, str]:
+def _training_facts(history: list[dict[str, Any]], best: int | None) -> dict[str, str]:
     facts = {"Epochs": f"{len(history):,}", "Time": duration(float(np.nansum(_series(history, "seconds"))))}
     speeds = _series(history, "images_per_second")
     if np.isfinite(speeds).any():
         facts["Speed"] = f"{np.nanmedian(speeds):,.0f} images/s"
-    if best is not None and best["validation"].get("top1") is not None:
-        facts["Best epoch"] = f"{best['epoch']:,} ({best['validation']['top1']:.2%} validation accuracy)"
+    if best is not None and (top1 := history[best]["validation"].get("top1")) is not None:
+        facts["Best epoch"] = f"{history[best]['epoch']:,} ({top1:.2%} validation accuracy)"
     return facts
 
 

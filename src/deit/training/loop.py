@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deit.checkpoints.selection import rank
 from deit.data.loader import EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
 from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
-from deit.evaluation.metrics import rank
 from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import Transformer

@@ -40,6 +40,7 @@ def evaluation() -> dict[str, Any]:
         "best_epoch": 1,
         "images": 40,
         "heads": {"class": head(0.7), "distillation": head(0.725), "both": head(0.75)},
+        "top1_interval": {"low": 0.598, "high": 0.858},
         "per_class": {"red": 0.5, "green": 1.0, "blue": 0.75},
         "data": {"images": {"train": 120, "validation": 40, "test": 40}, "origin": "the folder's own splits: train, val, test"},
         "teacher": {"heads": {"class": head(0.8)}},

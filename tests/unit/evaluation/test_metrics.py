@@ -1,10 +1,9 @@
-"""Metrics computed by hand, their ranges, and the choice of the best epoch."""
+"""Metrics computed by hand, and their ranges."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ from hypothesis import strategies as st
 from deit.evaluation.metrics import (
     Evaluation,
     HeadMetrics,
-    best_epoch,
     calibration_bins,
     calibration_error,
     head_metrics,
-    rank,
     wilson_interval,
 )
 
@@ -94,33 +91,3 @@ def test_calibration_error_is_in_range(count: int, classes: int, sharpness: floa
 )
 def test_wilson_interval(correct: int, images: int, expected: tuple[float, float]) -> None:
     assert wilson_interval(correct, images) == pytest.approx(expected, abs=1e-4)
-
-
-def row(epoch: int, **validation: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "validation": validation}
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        ([row(1, top1=0.5, loss=1.0), row(2, top1=0.6, loss=2.0)], 2),
-        ([row(1, top1=0.6, loss=2.0), row(2, top1=0.6, loss=1.0), row(3, top1=0.5, loss=0.1)], 2),  # lower loss
-        ([row(1, top1=0.6, loss=1.0), row(2, top1=0.6, loss=1.0)], 1),  # the earlier one
-        ([row(1, loss=0.3), row(2, loss=0.2), row(3, loss=0.4)], 2),  # masked image modeling has no accuracy
-        ([{"epoch": 1}, row(2, top1=None), {"epoch": 3, "validation": None}, row(4, top1=0.1, loss=1.0)], 4),
-    ],
-)
-def test_best_epoch(history: list[dict[str, Any]], expected: int) -> None:
-    best = best_epoch(history)
-    assert best is not None
-    assert best["epoch"] == expected
-
-
-def test_best_epoch_of_an_empty_history() -> None:
-    assert best_epoch([]) is None
-    assert best_epoch([{"epoch": 1}]) is None
-
-
-def test_rank_orders_by_accuracy_then_loss() -> None:
-    assert rank({"top1": 0.5, "loss": 9.0}) > rank({"top1": 0.4, "loss": 0.0})
-    assert rank({"top1": 0.5, "loss": 1.0}) > rank({"top1": 0.5, "loss": 2.0})

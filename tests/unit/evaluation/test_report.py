@@ -131,6 +131,8 @@ def report_data(evaluation: Evaluation, **changes: Any) -> ReportData:
         "split": "test",
         "teacher": None,
         "source": source,
+        "distillation": Distillation(),
+        "label_loss": "cross-entropy",
     }
     return ReportData(title="animals", evaluation=evaluation, **(fields | changes))
 
