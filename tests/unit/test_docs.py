@@ -1,4 +1,4 @@
-"""The documentation: its links resolve, its commands exist with their options, and its examples run."""
+"""The documentation: its links and file names resolve, its commands exist with their options, and its examples run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SHELL_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FILE_NAME = re.compile(r"`([\w/]+\.py)`")
 MAKE_TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
 
 
@@ -48,6 +49,12 @@ def test_links_resolve(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_named_files_exist(page: Path) -> None:
+    for name in FILE_NAME.findall(page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists() or list((ROOT / "src" / "deit").rglob(name)), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
