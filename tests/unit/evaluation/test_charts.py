@@ -26,7 +26,7 @@ VALUES = np.array([0.9, 0.5, 0.7])
 
 @pytest.fixture(autouse=True)
 def report_style() -> Iterator[None]:
-    with style.context(STYLE, after_reset=True):  # type: ignore[arg-type]
+    with style.context(STYLE, after_reset=True):
         yield
 
 

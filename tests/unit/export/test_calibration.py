@@ -16,7 +16,8 @@ from tests.helpers import MemorySource
 
 
 def mean_color(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB"), np.float64).mean(axis=(0, 1))[:, None, None]
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+    return np.moveaxis(pixels.mean(axis=(0, 1), keepdims=True), -1, 0)
 
 
 def test_images_are_evenly_spaced() -> None:
