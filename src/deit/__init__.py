@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deit.config import DeiTConfig, ViTConfig
     from deit.distillation.teacher import Teacher
     from deit.evaluation.evaluate import evaluate
-    from deit.export.export import export
+    from deit.export.export import export_model
     from deit.images.processor import DeiTFeatureExtractor, DeiTImageProcessor
     from deit.inference.predictor import Predictor
     from deit.models.modeling import (
@@ -44,7 +44,7 @@ _MODULES = {  # public name -> module that defines it
     "ViTForImageClassification": "deit.models.modeling",
     "ViTModel": "deit.models.modeling",
     "evaluate": "deit.evaluation.evaluate",
-    "export": "deit.export.export",
+    "export_model": "deit.export.export",
     "load_model": "deit.models.modeling",
     "pretrain": "deit.training.run",
     "train": "deit.training.run",
@@ -65,7 +65,7 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "evaluate",
-    "export",
+    "export_model",
     "load_model",
     "pretrain",
     "train",

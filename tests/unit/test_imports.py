@@ -52,7 +52,7 @@ PUBLIC = [
     "ViTForImageClassification",
     "ViTModel",
     "evaluate",
-    "export",
+    "export_model",
     "load_model",
     "pretrain",
     "train",
@@ -134,6 +134,11 @@ def test_public_api() -> None:
 def test_public_name_is_importable(name: str) -> None:
     assert getattr(deit, name).__module__.startswith("deit.")
     assert getattr(deit, name) is getattr(importlib.import_module(deit._MODULES[name]), name)
+
+
+def test_no_public_name_is_shadowed_by_a_package() -> None:
+    """Importing a package binds its name in ``deit``, so that a function of that name would vanish."""
+    assert set(PUBLIC).isdisjoint(ORDER)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

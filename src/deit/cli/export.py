@@ -32,7 +32,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export a model for fast inference; the bundle is kept only if its predictions match the model's."""
-    from deit.export.export import export as run
+    from deit.export.export import export_model as run
 
     result = run(
         model,

@@ -74,7 +74,7 @@ class ExportResult:
         }
 
 
-def export(
+def export_model(
     source: str | Path,
     destination: str | Path | None = None,
     to: Format | None = None,

@@ -15,7 +15,7 @@ from deit.errors import CheckpointError, DataError, MissingExtraError, UserError
 from deit.evaluation.evaluate import evaluate
 from deit.export import export as export_module
 from deit.export import formats, parity
-from deit.export.export import ExportResult, default_destination, export
+from deit.export.export import ExportResult, default_destination, export_model
 from deit.export.parity import Limit
 from deit.images.processor import DeiTImageProcessor
 from deit.inference import libraries
@@ -23,8 +23,9 @@ from deit.inference.bundle import GRAPH_FILES, open_bundle
 from deit.inference.graph import Graph, operations
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import usable
-from deit.models.auto import LoadedClassifier, TimmClassifier
+from deit.models.auto import LoadedClassifier
 from deit.models.modeling import DeiTForImageClassification, load_model
+from deit.models.timm_classifier import TimmClassifier
 from deit.system.files import BUNDLE_NAME, PROCESSOR_NAME
 from tests.helpers import pattern, randomized, tiny_deit
 from tests.unit.inference.conftest import CLASSES, SIDE
@@ -97,7 +98,7 @@ def test_operations_match_a_count_by_hand() -> None:
 def test_failed_parity_check_writes_nothing(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parity.LIMITS, "fp32", Limit(error=0.0, agreement=1.0))
     with pytest.raises(WorkError, match="nothing was written"):
-        export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
+        export_model(model, tmp_path / "a bundle", "onnx", calibrate=photos)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,21 +113,21 @@ def test_wrong_graph_fails_the_parity_check(model: Path, photos: Path, tmp_path:
 
     monkeypatch.setattr(formats, "onnx_model", with_swapped_heads)
     with pytest.raises(WorkError, match="In fp32 on openvino, the exported model agrees"):
-        export(model, tmp_path / "a bundle", "onnx", calibrate=photos)
+        export_model(model, tmp_path / "a bundle", "onnx", calibrate=photos)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_export_keeps_the_existing_bundle(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = export(model, tmp_path / "a bundle", "torch", calibrate=photos)
+    first = export_model(model, tmp_path / "a bundle", "torch", calibrate=photos)
     before = {file.name: file.read_bytes() for file in first.bundle.path.iterdir()}
     monkeypatch.setitem(parity.LIMITS, "bf16", Limit(error=0.0, agreement=1.0))
     with pytest.raises(WorkError):
-        export(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
+        export_model(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
     assert {file.name: file.read_bytes() for file in first.bundle.path.iterdir()} == before
     monkeypatch.undo()
-    second = export(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
+    second = export_model(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
     assert open_bundle(second.bundle.path).facts.precision == "bf16"
 
 
@@ -146,20 +147,20 @@ def test_invalid_request_is_an_error_before_the_model_runs(
 ) -> None:
     monkeypatch.setattr(export_module, "_reference_logits", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(UserError, match=message):
-        export(model, tmp_path / "a bundle", **{"calibrate": photos, **fields})
+        export_model(model, tmp_path / "a bundle", **{"calibrate": photos, **fields})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_a_bundle_is_replaced(model: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="already exists"):
-        export(model, tmp_path, "torch", calibrate=photos)
+        export_model(model, tmp_path, "torch", calibrate=photos)
     with pytest.raises(UserError, match="contains other files than a bundle"):
-        export(model, tmp_path, "torch", calibrate=photos, overwrite=True)
+        export_model(model, tmp_path, "torch", calibrate=photos, overwrite=True)
     with pytest.raises(UserError, match="contains other files than a bundle"):
-        export(model, model, "torch", calibrate=photos, overwrite=True)
+        export_model(model, model, "torch", calibrate=photos, overwrite=True)
     with pytest.raises(UserError, match="contains other files than a bundle"):
-        export(model, tmp_path / "thesis.txt", "torch", calibrate=photos, overwrite=True)
+        export_model(model, tmp_path / "thesis.txt", "torch", calibrate=photos, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -168,11 +169,11 @@ def test_missing_library_is_an_error(model: Path, photos: Path, tmp_path: Path, 
     assert export_module.default_format() == "onnx"
     for fields in ({"to": "openvino"}, {"to": "onnx", "precision": "int8"}):
         with pytest.raises(MissingExtraError, match=r"pip install 'deit\[inference\]'"):
-            export(model, tmp_path / "a bundle", calibrate=photos, **fields)  # type: ignore[arg-type]
+            export_model(model, tmp_path / "a bundle", calibrate=photos, **fields)  # type: ignore[arg-type]
 
 
 def test_comparison_without_data_uses_sample_photographs(model: Path, tmp_path: Path) -> None:
-    exported = export(model, tmp_path / "a bundle", "torch", images=20)
+    exported = export_model(model, tmp_path / "a bundle", "torch", images=20)
     assert exported.bundle.facts.report["compared_on"] == "20 crops of scikit-learn's two sample photographs"
 
 
@@ -182,22 +183,22 @@ def test_too_few_images_are_an_error(model: Path, tmp_path: Path) -> None:
     for number in range(4):
         pattern(40, 40, seed=number).save(folder / f"{number}.png")
     with pytest.raises(DataError, match="1 held-out images of few: pass a data set with at least 8"):
-        export(model, tmp_path / "a bundle", "torch", calibrate=folder)
+        export_model(model, tmp_path / "a bundle", "torch", calibrate=folder)
 
 
 def test_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     processor = DeiTImageProcessor.for_size(SIDE, SIDE)
     TimmClassifier("resnet10t", CLASSES, processor).save_pretrained(tmp_path / "a teacher")
-    exported = export(tmp_path / "a teacher", tmp_path / "a bundle", "onnx", calibrate=photos)
+    exported = export_model(tmp_path / "a teacher", tmp_path / "a bundle", "onnx", calibrate=photos)
     assert exported.bundle.facts.heads == ("class",)
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(tmp_path / "a teacher"), atol=1e-5)
     with pytest.raises(UserError, match="pass --to onnx"):
-        export(tmp_path / "a teacher", tmp_path / "another", "torch", calibrate=photos)
+        export_model(tmp_path / "a teacher", tmp_path / "another", "torch", calibrate=photos)
 
 
 def test_model_that_pads_is_exported_with_normalized_input(model: Path, photos: Path, tmp_path: Path) -> None:
-    exported = export(model, tmp_path / "a bundle", "onnx", calibrate=photos, crop="pad")
+    exported = export_model(model, tmp_path / "a bundle", "onnx", calibrate=photos, crop="pad")
     assert exported.bundle.facts.pixels == "float32"
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model, crop="pad"), atol=1e-5)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deit.export.export import ExportResult, export
+from deit.export.export import ExportResult, export_model
 from deit.images.processor import DeiTImageProcessor
 from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from tests.helpers import pattern, randomized, tiny_deit
@@ -46,19 +46,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def openvino_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(model, tmp_path_factory.mktemp("out") / "a bundle", "openvino", calibrate=photos)
+    return export_model(model, tmp_path_factory.mktemp("out") / "a bundle", "openvino", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
 def onnx_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", calibrate=photos)
+    return export_model(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
 def torch_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(model, tmp_path_factory.mktemp("out") / "a bundle", "torch", "bf16", calibrate=photos)
+    return export_model(model, tmp_path_factory.mktemp("out") / "a bundle", "torch", "bf16", calibrate=photos)
 
 
 @pytest.fixture(scope="session")
 def int8_bundle(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", "int8", calibrate=photos)
+    return export_model(model, tmp_path_factory.mktemp("out") / "a bundle", "onnx", "int8", calibrate=photos)
