@@ -179,7 +179,7 @@ def _training_facts(history: list[dict[str, Any]], best: int | None) -> dict[str
     if np.isfinite(speeds).any():
         facts["Speed"] = f"{np.nanmedian(speeds):,.0f} images/s"
     if best is not None and (top1 := history[best]["validation"].get("top1")) is not None:
-        facts["Best epoch"] = f"{history[best]['epoch']:,} ({top1:.2%} validation accuracy)"
+        facts["Best epoch"] = f"{history[best]['epoch']:,} ({top1:.2%} top-1)"
     return facts
 
 

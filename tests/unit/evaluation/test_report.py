@@ -273,7 +273,7 @@ def test_charts_use_the_colors_of_the_page(tmp_path: Path) -> None:
 
 def test_training_facts_are_those_of_the_log(tmp_path: Path) -> None:
     facts = report_page(tmp_path, three_classes()).section("Training").find("dd")
-    assert [fact.text for fact in facts] == ["3", "1 min 30 s", "500 images/s", "3 (83.33% validation accuracy)"]
+    assert [fact.text for fact in facts] == ["3", "1 min 30 s", "500 images/s", "3 (83.33% top-1)"]
 
 
 def test_training_loss_is_the_label_loss(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_best_epoch_is_that_of_the_saved_model(tmp_path: Path) -> None:
     for row, loss in zip(log, (0.5, 0.4, 0.45), strict=True):
         row["validation"] = {"top1": 0.75, "loss": loss}
     facts = report_page(tmp_path, three_classes(history=log)).section("Training").find("dd")
-    assert facts[-1].text == "2 (75.00% validation accuracy)"
+    assert facts[-1].text == "2 (75.00% top-1)"
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 300])
