@@ -7,7 +7,8 @@ from typing import Any
 from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
 from deit.errors import RecipeError
 from deit.hub import fetch
-from deit.models.auto import is_convolutional, processor_beside
+from deit.models.auto import load_processor, wrapper_class
+from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.schema import SHAPE, ConvNet, Recipe, Transformer
 
 
@@ -22,7 +23,7 @@ def open_initial_checkpoint(name: str) -> Checkpoint:
         RecipeError: it is a convolutional network.
     """
     path = model_path(fetch(name))
-    if is_convolutional(path):
+    if wrapper_class(path) is TimmClassifier:
         raise RecipeError(f"{name} is a convolutional network", "use `deit teacher train` to continue training it")
     return open_checkpoint(path)
 
@@ -35,7 +36,7 @@ def config_changes(model: Transformer) -> dict[str, Any]:
 def take_checkpoint_shape(recipe: Recipe, model: Transformer, checkpoint: Checkpoint) -> Recipe:
     """Returns the recipe with the model shape left to the checkpoint, and its image size and normalization filled in."""
     config = checkpoint.config.override(config_changes(model))
-    mean, std = processor_beside(checkpoint, config).rgb_statistics
+    mean, std = load_processor(checkpoint, config).rgb_statistics
     height, width = config.image_hw
     shape = dict.fromkeys(SHAPE) | {"variant": None, "image_size": height if height == width else (height, width)}
     return recipe.replace(model=shape, mean=mean, std=std)

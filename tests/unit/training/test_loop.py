@@ -14,24 +14,14 @@ from deit.errors import InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
 from deit.models.modeling import load_model
 from deit.recipes.presets import get_recipe
-from deit.recipes.run_settings import RunSettings
 from deit.training import loop
-from deit.training.loop import Trainer, read_log
-from deit.training.model_building import build_model
+from deit.training.loop import format_losses, read_log
 from deit.training.state import latest_checkpoint, read_train_state
-from deit.training.trainer_building import build_trainer
-from tests.helpers import memory_splits
-
-
-def _trainer(directory: Path) -> Trainer:
-    recipe = get_recipe("small-data").tiny()
-    splits = memory_splits(48)
-    built = build_model(recipe, splits.classes)
-    return build_trainer(directory, built, None, splits, splits.record, RunSettings("memory"), torch.device("cpu"), 0)
+from tests.unit.training.trainers import tiny_trainer
 
 
 def test_each_epoch_writes_a_log_row_and_a_checkpoint(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path)
+    trainer = tiny_trainer(tmp_path)
     trainer.fit()
     rows = read_log(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -42,7 +32,7 @@ def test_each_epoch_writes_a_log_row_and_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_best_model_is_of_the_best_epoch(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path)
+    trainer = tiny_trainer(tmp_path)
     trainer.fit()
     best = max(read_log(tmp_path), key=lambda row: (row["validation"]["top1"], -row["validation"]["loss"]))
     assert trainer.state.best["epoch"] == best["epoch"]
@@ -58,7 +48,7 @@ def test_best_model_is_of_the_best_epoch(tmp_path: Path) -> None:
 def test_non_finite_loss_raises_with_epoch_step_and_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", lambda *_: {"loss": torch.tensor(float("nan"))})
     with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1, at learning rate 1e-06.*optimizer\.lr") as error_info:
-        _trainer(tmp_path).fit()
+        tiny_trainer(tmp_path).fit()
     assert error_info.value.exit_code == 1
 
 
@@ -73,7 +63,7 @@ def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Pa
     monkeypatch.setattr(loop, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedWorkError, match="deit train --resume"):
-        _trainer(tmp_path).fit()
+        tiny_trainer(tmp_path).fit()
     assert signal.getsignal(signal.SIGINT) is before
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
@@ -84,9 +74,7 @@ def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Pa
 @pytest.mark.parametrize("eval_mode", [False, True])
 def test_eval_mode_disables_dropout(eval_mode: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = get_recipe("small-data").tiny().replace(epochs=1, model={"eval_mode": eval_mode})
-    splits = memory_splits(32)
-    built = build_model(recipe, splits.classes)
-    trainer = build_trainer(tmp_path, built, None, splits, splits.record, RunSettings("memory"), torch.device("cpu"), 0)
+    trainer = tiny_trainer(tmp_path, recipe, images=32)
     step: Any = loop.train_step  # type: ignore[attr-defined]
     modes: set[bool] = set()
 
@@ -98,3 +86,17 @@ def test_eval_mode_disables_dropout(eval_mode: bool, tmp_path: Path, monkeypatch
     monkeypatch.setattr(loop, "train_step", seen)
     trainer.fit()
     assert modes == {not eval_mode}
+
+
+def test_log_rows_have_the_terms_of_the_loss(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path).fit()
+    for row in read_log(tmp_path):
+        assert row["loss"] == row["label_loss"] > 0
+        assert "distillation_loss" not in row
+        assert "feature_loss" not in row
+
+
+def test_progress_shows_the_terms_of_the_loss() -> None:
+    losses = {"loss": 31.3, "label_loss": 1.5, "distillation_loss": 1.25, "feature_loss": 0.75}
+    assert format_losses(losses) == "label loss 1.500, distillation loss 1.250, feature loss 0.750"
+    assert format_losses({"loss": 0.25}) == "loss 0.250"

@@ -219,7 +219,9 @@ def test_unusable_initial_checkpoints_are_rejected(tmp_path: Path) -> None:
 
 
 def test_convnet_starts_from_another_and_keeps_its_head_for_the_same_classes(tmp_path: Path) -> None:
-    network = new_timm_classifier("test_resnet", CLASSES, DeiTImageProcessor.for_size(48, 48, 0.9, (0.5,) * 3, (0.25,) * 3), {}, 0)
+    network = new_timm_classifier(
+        "test_resnet", CLASSES, DeiTImageProcessor.for_size(48, 48, 0.9, (0.5,) * 3, (0.25,) * 3), {}, 0
+    )
     network.save_pretrained(tmp_path / "net")
     recipe = get_recipe("convnet").tiny()
     same = build_model(recipe, CLASSES, str(tmp_path / "net"))

@@ -68,7 +68,9 @@ def _network(folder: Path) -> str:
     return str(folder)
 
 
-def test_feature_distillation_is_trained_but_not_saved_with_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_feature_distillation_is_trained_but_not_saved_with_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = get_recipe("small-data-distilled").tiny()
     run = RunSettings("memory", teacher=_network(tmp_path / "a teacher"))
     train_on(memory_splits(48), recipe, run, tmp_path / "run", device="cpu", workers=0)
