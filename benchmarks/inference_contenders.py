@@ -1,8 +1,8 @@
-"""Who takes part in ``inference.py``: classifiers that answer pixels and files, ours and others'."""
+"""The contenders of ``inference.py``: classifiers of pixels and files, by this package and by other libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,8 @@ from deit.system.hardware import cores
 from deit.system.threads import ordered_map
 
 CLASSES = tuple(map(str, range(1000)))
-CALIBRATED = 16  # random weights have no accuracy to lose
+CALIBRATION_IMAGES = 16  # few, because random weights have no accuracy to lose
+FILE_BATCH = 16  # files per call of the other libraries
 OURS = "ours, "
 GPU_CONTENDERS = ("transformers bf16", "timm bf16", "timm bf16, compiled", "ours, torch bf16", "ours, torch-compiled bf16")
 CPU_CONTENDERS = (
@@ -54,11 +55,16 @@ class Job:
     """What a process measures.
 
     Attributes:
-        operations: of one image in its graph.
-        folder: with what was prepared for it.
+        contender: name of the contender.
+        size: "tiny", "small" or "base".
+        precision: precision of the matrix products.
+        device: "cpu" or "cuda".
+        operations: additions and multiplications per image in its graph.
+        folder: folder of the graphs that :func:`prepare` wrote.
+        files: paths of JPEG files.
     """
 
-    name: str
+    contender: str
     size: str
     precision: Precision
     device: str
@@ -68,52 +74,54 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """A classifier that is ready.
+class Classifier:
+    """A loaded classifier.
 
     Attributes:
-        values: number of images a call -> arrays of so many images, one for each call at once.
-        many: such arrays -> logits, as it answers many.
-        single: one such array -> logits, as it answers one image.
-        files: paths -> labels, many; ``single_file`` one.
+        make_batches: images per call -> input arrays (images, 3, 224, 224), one per parallel call.
+        run_batches: input arrays -> logits, for throughput.
+        run_batch: one input array -> logits, for latency.
+        classify_files: paths -> labels, for throughput.
+        classify_file: one path -> label, for latency.
     """
 
-    values: Callable[[int], Any]
-    many: Callable[[Any], object]
-    single: Callable[[Any], object]
-    files: Callable[[Sequence[str]], object]
-    single_file: Callable[[str], object]
+    make_batches: Callable[[int], list[np.ndarray]]
+    run_batches: Callable[[list[np.ndarray]], object]
+    run_batch: Callable[[np.ndarray], object]
+    classify_files: Callable[[Sequence[str]], object]
+    classify_file: Callable[[str], object]
 
 
-def classifier(size: str) -> LoadedClassifier:
-    """A distilled model with random weights."""
+def our_model(size: str) -> LoadedClassifier:
+    """Returns a distilled model with random weights."""
     config = variant_config(f"deit-{size}-distilled-patch16-224").with_classes(CLASSES)
     model = new_classifier(config, torch.Generator().manual_seed(0)).eval()
     return LoadedClassifier(model, DeiTImageProcessor.for_size(224, 224), CLASSES)
 
 
-def their_model(size: str) -> torch.nn.Module:
-    """The same shape in transformers."""
+def transformers_model(size: str) -> torch.nn.Module:
+    """Returns a model of the same shape in transformers."""
     config = variant_config(f"deit-{size}-distilled-patch16-224").with_classes(CLASSES)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     fields: dict[str, Any] = {name: getattr(config, name) for name in names}
-    theirs = transformers.DeiTConfig(**fields, id2label=dict(enumerate(CLASSES)))
-    network: torch.nn.Module = transformers.DeiTForImageClassificationWithTeacher(theirs)
+    their_config = transformers.DeiTConfig(**fields, id2label=dict(enumerate(CLASSES)))
+    network: torch.nn.Module = transformers.DeiTForImageClassificationWithTeacher(their_config)
     return network.eval()
 
 
 def jobs(size: str, device: str, folder: str, files: tuple[str, ...]) -> dict[str, Job]:
-    """By name, those that run on the device."""
-    ours = operations(Graph(classifier(size)))
-    theirs = _operations(their_model(size))
-    made = {}
+    """Returns the jobs of a device by the name of the contender."""
+    our_operations = operations(Graph(our_model(size)))
+    their_operations = _count_operations(transformers_model(size))
+    by_name = {}
     for name in GPU_CONTENDERS if device == "cuda" else CPU_CONTENDERS:
         precision: Precision = next(value for value in get_args(Precision) if value in name)
-        made[name] = Job(name, size, precision, device, ours if name.startswith(OURS) else theirs, folder, files)
-    return made
+        count = our_operations if name.startswith(OURS) else their_operations
+        by_name[name] = Job(name, size, precision, device, count, folder, files)
+    return by_name
 
 
-def _operations(model: torch.nn.Module) -> int:
+def _count_operations(model: torch.nn.Module) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -121,133 +129,132 @@ def _operations(model: torch.nn.Module) -> int:
     return int(counter.get_total_flops())
 
 
-def prepare(size: str, folder: Path, entrants: dict[str, Job]) -> None:
-    """Write the graphs that the entrants read. Ours are written without the gate: random weights would not pass it."""
-    ours = classifier(size)
+def prepare(size: str, folder: Path, contenders: Collection[str]) -> None:
+    """Writes the graphs that the contenders read. Bundles skip the parity check: random weights would not pass it."""
+    ours = our_model(size)
     graph = Graph(ours)
-    images = [ours.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATED)]
+    images = [ours.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATION_IMAGES)]
     pixels = np.stack([np.moveaxis(image, -1, 0) for image in images])
-    names = [name.removeprefix(OURS) for name in entrants if name.startswith(OURS) and "torch" not in name]
+    names = [name.removeprefix(OURS) for name in contenders if name.startswith(OURS) and "torch" not in name]
     network = formats.onnx_model(graph) if names else None
-    small = quantization.quantize(network, pixels, ()) if any("int8" in name for name in names) else None
+    quantized = quantization.run_nncf(network, pixels, ()) if any("int8" in name for name in names) else None
     for name in names:
         runtime, precision = name.split()
-        form: Format = "onnx" if runtime == "onnxruntime" else "openvino"
-        draft = folder / name
-        draft.mkdir()
-        model = small if precision == "int8" else network
-        if form == "onnx":
-            formats.write_onnx(model, draft)
+        bundle_format: Format = "onnx" if runtime == "onnxruntime" else "openvino"
+        bundle = folder / name
+        bundle.mkdir()
+        model = quantized if precision == "int8" else network
+        if bundle_format == "onnx":
+            formats.write_onnx(model, bundle)
         else:
-            formats.write_openvino(model, draft, precision)  # type: ignore[arg-type]
-        fields = {"format": form, "precision": precision, "pixels": "uint8", "shape": graph.shape, "heads": graph.heads}
-        write_bundle(draft, ours.processor, {**fields, "classes": CLASSES})
-    if any(name.startswith("plain") for name in entrants):
-        _prepare_plain(size, folder, entrants, ours.processor.normalize(images))
+            formats.write_openvino(model, bundle, precision)  # type: ignore[arg-type]
+        fields = {"format": bundle_format, "precision": precision, "pixels": "uint8", "shape": graph.shape}
+        write_bundle(bundle, ours.processor, {**fields, "heads": graph.heads, "classes": CLASSES})
+    if any(name.startswith("plain") for name in contenders):
+        _prepare_plain(size, folder, contenders, ours.processor.normalize(images))
 
 
-def _prepare_plain(size: str, folder: Path, entrants: dict[str, Job], values: np.ndarray) -> None:
-    """The model of transformers, converted as each library's own pages say."""
-    openvino = libraries.load("openvino", "A peer")
-    nncf = libraries.load("nncf", "A peer")
+def _prepare_plain(size: str, folder: Path, contenders: Collection[str], pixel_values: np.ndarray) -> None:
+    """Converts the model of transformers as the documentation of each library says."""
+    openvino = libraries.load("openvino", "This contender")
+    nncf = libraries.load("nncf", "This contender")
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = their_model(size)
+            self.network = transformers_model(size)
 
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.network(pixel_values).logits
             return logits
 
-    example = torch.from_numpy(values[:2])
+    example = torch.from_numpy(pixel_values[:2])
     batch = torch.export.Dim("batch", min=1, max=1024)
     with torch.no_grad():
-        if "plain ONNX Runtime fp32" in entrants:
+        if "plain ONNX Runtime fp32" in contenders:
             path = str(folder / "plain.onnx")
             torch.onnx.export(
                 Logits(), (example,), path, dynamic_shapes=({0: batch},), dynamo=True, external_data=False, verbose=False
             )
         model = openvino.convert_model(Logits(), example_input=example, input=[openvino.PartialShape([-1, 3, 224, 224])])
     openvino.save_model(model, folder / "plain bf16.xml")
-    if "plain OpenVINO int8" in entrants:
-        dataset = nncf.Dataset([image[None] for image in values])
-        small = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(values))
-        openvino.save_model(small, folder / "plain int8.xml")
+    if "plain OpenVINO int8" in contenders:
+        dataset = nncf.Dataset([image[None] for image in pixel_values])
+        quantized = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixel_values))
+        openvino.save_model(quantized, folder / "plain int8.xml")
 
 
-def answerer(job: Job) -> Answerer:
-    """A contender, loaded."""
+def load_classifier(job: Job) -> Classifier:
+    """Loads the classifier of a contender."""
     torch.set_num_threads(cores())
-    return _ours(job) if job.name.startswith(OURS) else _theirs(_network(job))
+    return _our_classifier(job) if job.contender.startswith(OURS) else _their_classifier(_their_network(job))
 
 
-def _ours(job: Job) -> Answerer:
-    runtime: RuntimeName = job.name.removeprefix(OURS).split()[0]  # type: ignore[assignment]
+def _our_classifier(job: Job) -> Classifier:
+    runtime: RuntimeName = job.contender.removeprefix(OURS).split()[0]  # type: ignore[assignment]
     if runtime.startswith("torch"):
-        ready = classifier(job.size)
-        graph = Graph(ready)
-        run = TorchRuntime(graph, job.device, job.precision, compiled=runtime == "torch-compiled")
-        single = many = Predictor(run, ready.processor, ready.classes)
+        model = our_model(job.size)
+        torch_runtime = TorchRuntime(Graph(model), job.device, job.precision, compiled=runtime == "torch-compiled")
+        for_latency = for_throughput = Predictor(torch_runtime, model.processor, model.classes)
     else:
-        bundle = f"{job.folder}/{job.name.removeprefix(OURS)}"
-        single, many = (
+        bundle = f"{job.folder}/{job.contender.removeprefix(OURS)}"
+        for_latency, for_throughput = (
             Predictor.from_pretrained(bundle, job.device, runtime=runtime, work=work) for work in ("latency", "throughput")
         )
 
-    def all_calls(parts: list[np.ndarray]) -> None:
-        for _ in ordered_map(many.runtime, parts, many.runtime.calls):
+    def run_batches(batches: list[np.ndarray]) -> None:
+        for _ in ordered_map(for_throughput.runtime, batches, for_throughput.runtime.calls):
             pass
 
-    def values(count: int) -> list[np.ndarray]:
-        return [np.zeros((count, 3, 224, 224), np.uint8)] * 2 * many.runtime.calls
+    def make_batches(count: int) -> list[np.ndarray]:
+        return [np.zeros((count, 3, 224, 224), np.uint8)] * 2 * for_throughput.runtime.calls
 
-    return Answerer(values, all_calls, single.runtime, many, lambda path: single([path]))
+    return Classifier(make_batches, run_batches, for_latency.runtime, for_throughput, lambda path: for_latency([path]))
 
 
-def _network(job: Job) -> Callable[[np.ndarray], Any]:
-    """Normalized float32 images -> logits."""
-    if job.name.startswith("plain ONNX"):
-        onnxruntime = libraries.load("onnxruntime", "A peer")
+def _their_network(job: Job) -> Callable[[np.ndarray], Any]:
+    """Returns a function from normalized float32 images to logits."""
+    if job.contender.startswith("plain ONNX"):
+        onnxruntime = libraries.load("onnxruntime", "This contender")
         session = onnxruntime.InferenceSession(f"{job.folder}/plain.onnx", providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda values: session.run(None, {name: values})[0]
-    if job.name.startswith("plain OpenVINO"):
-        openvino = libraries.load("openvino", "A peer")
+        input_name = session.get_inputs()[0].name
+        return lambda pixel_values: session.run(None, {input_name: pixel_values})[0]
+    if job.contender.startswith("plain OpenVINO"):
+        openvino = libraries.load("openvino", "This contender")
         compiled = openvino.Core().compile_model(f"{job.folder}/plain {job.precision}.xml", "CPU")
-        return lambda values: compiled([values])[0]
-    if job.name.startswith("timm"):
+        return lambda pixel_values: compiled([pixel_values])[0]
+    if job.contender.startswith("timm"):
         network: torch.nn.Module = timm.create_model(f"deit_{job.size}_distilled_patch16_224").eval()
     else:
-        network = their_model(job.size)
+        network = transformers_model(job.size)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     network = network.to(job.device, dtype)
-    run: Callable[..., Any] = torch.compile(network, mode="max-autotune") if "compiled" in job.name else network
+    model: Callable[..., Any] = torch.compile(network, mode="max-autotune") if "compiled" in job.contender else network
 
-    def answer(values: np.ndarray) -> np.ndarray:
+    def run(pixel_values: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits = run(torch.from_numpy(values).to(job.device, dtype))
-            logits = getattr(logits, "logits", logits)
-            found: np.ndarray = logits.float().cpu().numpy()
-        return found
+            output = model(torch.from_numpy(pixel_values).to(job.device, dtype))
+            logits: np.ndarray = getattr(output, "logits", output).float().cpu().numpy()
+        return logits
 
-    return answer
+    return run
 
 
-def _theirs(network: Callable[[np.ndarray], Any]) -> Answerer:
+def _their_classifier(run: Callable[[np.ndarray], Any]) -> Classifier:
     processor = transformers.DeiTImageProcessor(
         size={"shortest_edge": 256}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
     )
 
-    def labels(paths: Sequence[str]) -> list[int]:
+    def classify_batch(paths: Sequence[str]) -> list[int]:
         images = [Image.open(path).convert("RGB") for path in paths]
-        values = processor(images, return_tensors="pt").pixel_values.numpy()
-        return [int(place) for place in np.asarray(network(values)).argmax(axis=1)]
+        pixel_values = processor(images, return_tensors="pt").pixel_values.numpy()
+        return [int(label) for label in np.asarray(run(pixel_values)).argmax(axis=1)]
 
-    def files(paths: Sequence[str]) -> list[int]:
-        return [label for start in range(0, len(paths), 16) for label in labels(paths[start : start + 16])]
+    def classify_files(paths: Sequence[str]) -> list[int]:
+        starts = range(0, len(paths), FILE_BATCH)
+        return [label for start in starts for label in classify_batch(paths[start : start + FILE_BATCH])]
 
-    def values(count: int) -> list[np.ndarray]:
+    def make_batches(count: int) -> list[np.ndarray]:
         return [np.zeros((count, 3, 224, 224), np.float32)]
 
-    return Answerer(values, lambda arrays: network(arrays[0]), network, files, lambda path: labels([path]))
+    return Classifier(make_batches, lambda batches: run(batches[0]), run, classify_files, lambda path: classify_batch([path]))
