@@ -7,14 +7,14 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 UPGRADE ?= --upgrade
 
-.PHONY: quickstart test check lock clean
+.PHONY: quickstart test check docs lock clean
 
 quickstart: $(VENV)/quickstart.done
 	$(BIN)/deit quickstart
 
-# A process for each core, each with one thread: more would wait for each other in turn.
+# One process per core, with one thread each, so that they do not compete for the cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
@@ -22,7 +22,13 @@ check: $(VENV)/test.done
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
-# The stamp files hold what is installed: `make test` after `make quickstart` adds only what is missing.
+# A warning is an error. Every page is read again, because a warning appears only when its page is read.
+docs: $(VENV)/test.done
+	$(BIN)/sphinx-build -q -W --keep-going -E -j auto docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/unit/test_docs.py
+	@echo "Open docs/_build/html/index.html"
+
+# The stamp files record what is installed: `make test` after `make quickstart` only adds what is missing.
 $(VENV)/pip.done:
 	$(PYTHON) -c 'import sys; sys.exit("deit needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +48,4 @@ lock: | $(VENV)/pip.done
 	$(COMPILE) --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build docs/api/generated
