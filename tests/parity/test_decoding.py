@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from deit.images import decoding as image_decoding
 from deit.images.decoding import open_image
 from deit.images.processor import Crop, DeiTImageProcessor
 from deit.inference import decoding
@@ -69,9 +70,9 @@ def test_a_large_jpeg_is_decoded_smaller_within_the_bound(name: str, size: tuple
 def test_a_jpeg_that_is_not_large_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     file = encoded(photograph(500, 375), "JPEG")
     assert difference(DeiTImageProcessor.for_size(224, 224), file).max() <= 1
-    monkeypatch.setattr(decoding, "SPARE", 1.0)
+    monkeypatch.setattr(image_decoding, "OVERSAMPLING", 1.0)
     small = encoded(photograph(520, 520), "JPEG")
-    assert difference(DeiTImageProcessor.for_size(224, 224), small).max() > 1  # and so the spare matters
+    assert difference(DeiTImageProcessor.for_size(224, 224), small).max() > 1  # so that the oversampling matters
 
 
 def test_what_the_products_are_not_for_goes_the_exact_way(monkeypatch: pytest.MonkeyPatch) -> None:

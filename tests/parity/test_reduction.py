@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deit.data.transforms.crops import Box, crop_box, reduced_box, reduction, resized
-from deit.images.decoding import open_image
+from deit.data.transforms.crops import Box, crop_box, crop_reduction, reduced_box, resized
+from deit.images.decoding import EncodedImage
 from deit.rng import RngStream, generator
 
 
@@ -25,10 +25,11 @@ def test_crops_of_a_smaller_decoding_are_within_the_stated_bound(name: str, grai
     apart = []
     for seed in range(60):
         box = crop_box(640, 427, (0.08, 1.0), (3 / 4, 4 / 3), generator(seed, RngStream.AUGMENT))
-        factor = reduction([box], 64, 64)
+        factor = crop_reduction([box], 64, 64)
         if factor == 1:
             continue
-        small = open_image(file.getvalue(), reduction=lambda _height, _width, factor=factor: factor)  # type: ignore[misc]
+        with EncodedImage(file.getvalue()) as image:
+            small = image.decode(factor)
         ours = resized(np.asarray(small), reduced_box(box, factor), 64, 64)
         theirs = resized(whole, on_grid(box, factor), 64, 64)
         apart.append(np.abs(ours.astype(int) - theirs).mean())

@@ -28,11 +28,20 @@ from deit.errors import DeiTError
 
 app = typer.Typer(
     name="deit",
-    help="Train, distill, evaluate and export small vision transformers (DeiT) on your own images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def configure() -> None:
+    """Train, distill, evaluate and export small vision transformers (DeiT) on your own images."""
+    from deit.images.decoding import configure_pillow
+
+    configure_pillow()
+
+
 app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("pretrain")(pretrain.pretrain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.data.sampler import BatchPlan
-from deit.data.sources import ImageSource, load_reduced
+from deit.data.sources import ImageSource, open_encoded
 from deit.data.transforms.augment import TrainTransform
-from deit.data.transforms.crops import Box, reduced_box
+from deit.data.transforms.crops import reduced_box
 from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
 from deit.errors import DeiTError, ImageError
+from deit.images.decoding import configure_pillow
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
+from deit.system.hardware import cores
 
 MAX_WORKERS = 8
 
@@ -134,38 +135,24 @@ class TrainSamples:
                 readable[places] = False
         return torch.from_numpy(pixels if readable.all() else pixels[readable]), np.flatnonzero(readable)
 
-    def _write(self, epoch: int, index: int, repeats: Sequence[int], values: Sequence[np.ndarray]) -> None:
-        """Make some repeats of an image, decoded once."""
-        every = sorted({*range(self.transform.settings.repeats), *repeats})
-        draws = {repeat: generator(self.seed, RngStream.AUGMENT, epoch, index, repeat) for repeat in every}
-        crops = _Crops(self.transform, draws)
-        image = load_reduced(self.source, index, crops.reduction)
+    def _write(self, epoch: int, index: int, repeats: Sequence[int], outputs: Sequence[np.ndarray]) -> None:
+        """Makes some repeats of an image, which is decoded once.
+
+        The crops of all repeats decide how much smaller it may be decoded, including those of other batches: otherwise the
+        pixels of a sample would depend on how batches are cut.
+        """
+        transform = self.transform
+        all_repeats = range(transform.settings.repeats)
+        rngs = {repeat: generator(self.seed, RngStream.AUGMENT, epoch, index, repeat) for repeat in {*all_repeats, *repeats}}
+        with open_encoded(self.source, index) as encoded:
+            boxes = {repeat: transform.box(encoded.width, encoded.height, rng) for repeat, rng in rngs.items()}
+            reduction = transform.reduction(boxes[repeat] for repeat in all_repeats)
+            image = encoded.decode(reduction)
+            if image.width == encoded.width:  # not a JPEG
+                reduction = 1
         pixels = np.asarray(image)
-        for repeat, place in zip(repeats, values, strict=True):
-            self.transform.write(pixels, crops.box(repeat, image.width), draws[repeat], place)
-
-
-class _Crops:
-    """Where all repeats of an image are cropped, and so how small it may be decoded.
-
-    All of them are asked, also those that are in another batch: else a sample's pixels would depend on how batches are cut.
-    """
-
-    def __init__(self, transform: TrainTransform, draws: dict[int, np.random.Generator]) -> None:
-        self._transform, self._draws = transform, draws
-        self._boxes: dict[int, Box] = {}
-        self._width, self._factor = 0, 1
-
-    def reduction(self, height: int, width: int) -> int:
-        """Draw the crops of an image of this size; how many times smaller it may be decoded."""
-        self._boxes = {repeat: self._transform.box(width, height, rng) for repeat, rng in self._draws.items()}
-        seen = (self._boxes[repeat] for repeat in range(self._transform.settings.repeats))
-        self._width, self._factor = width, self._transform.reduction(seen)
-        return self._factor
-
-    def box(self, repeat: int, width: int) -> Box:
-        """A repeat's crop, in an image that was decoded to this width."""
-        return reduced_box(self._boxes[repeat], self._factor if width < self._width else 1)
+        for repeat, output in zip(repeats, outputs, strict=True):
+            transform.write(pixels, reduced_box(boxes[repeat], reduction), rngs[repeat], output)
 
 
 @dataclass(frozen=True)
@@ -224,7 +211,7 @@ class Loader:
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=pin,
-            worker_init_fn=_leave_interrupts_to_the_main_process if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
 
     def run(self, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
@@ -246,11 +233,6 @@ class Loader:
 def default_workers() -> int:
     """One process for every core but the one that trains, within bounds."""
     return min(max(cores() - 1, 1), MAX_WORKERS)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Batches(Dataset[Batch | DeiTError]):
@@ -277,5 +259,6 @@ class _Order(Sampler[BatchPlan]):
         return len(self.plans)
 
 
-def _leave_interrupts_to_the_main_process(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(_worker: int) -> None:
+    configure_pillow()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles interrupts

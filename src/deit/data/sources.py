@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from deit.data.class_names import places_among
-from deit.images.decoding import Reduction, check_header, open_image
+from deit.images.decoding import Decodable, DecodedImage, EncodedImage, check_header, open_image
 
 HASHED_AT_ONCE = 10_000  # names: hashing them one by one takes several times as long
 UNLABELED = ("image",)  # the classes of images whose labels are not known, or of no interest
@@ -176,24 +177,21 @@ def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
     return Subset(base, chosen, base.classes, base.labels[chosen])
 
 
-def load_reduced(source: ImageSource, index: int, reduction: Reduction) -> Image.Image:
-    """An image that may be smaller than its file says, where its format offers that.
+def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Decodable]:
+    """Opens an image of a source, so that its size is known before it is decoded.
 
-    Args:
-        reduction: is told height and width of the whole image, and answers how many times smaller it may be.
+    Images that do not come from files of a :class:`FileSource` are decoded at once.
 
     Raises:
-        ImageError: as :meth:`ImageSource.load`.
+        ImageError: the image is unreadable.
     """
     if isinstance(source, Subset):
-        return load_reduced(source.base, int(source.indices[index]), reduction)
+        return open_encoded(source.base, int(source.indices[index]))
     if isinstance(source, ManyLabels):
-        return load_reduced(source.base, index, reduction)
+        return open_encoded(source.base, index)
     if isinstance(source, FileSource):
-        return open_image(source.path(index), reduction=reduction)
-    image = source.load(index)
-    reduction(image.height, image.width)
-    return image
+        return EncodedImage(source.path(index))
+    return nullcontext(DecodedImage(source.load(index)))
 
 
 def unlabeled(base: ImageSource) -> Subset:

@@ -18,13 +18,11 @@ import numpy as np
 from PIL import Image
 
 from deit.images.arrays import fitted
-from deit.images.decoding import open_image
+from deit.images.decoding import EncodedImage, largest_reduction, open_image
 from deit.images.processor import DeiTImageProcessor
 from deit.images.processor_settings import Sides, target_size
 from deit.images.resizing import vertical_first
 
-SPARE = 1.5  # as many times the pixels a side that the resize makes has what a JPEG is decoded to, at least
-REDUCTIONS = (8, 4, 2)
 BLOCK = 16  # rows of a matrix at once: they share most of their columns
 PILLOW_BITS = 22  # of the fixed-point weights that Pillow computes with
 # Multiplications of one product, at most: OpenBLAS starts its own threads for more (interface/gemm.c), and here several
@@ -41,21 +39,15 @@ def near_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarr
     """
     if not processor.do_resize:
         return processor.pixels(open_image(source))
-    whole: list[Sides] = []
-
-    def reduction(height: int, width: int) -> int:
-        whole.append((height, width))
-        wanted = target_size(processor.size, height, width)
-        room = min(height / wanted[0], width / wanted[1]) / SPARE
-        return next((factor for factor in REDUCTIONS if factor <= room), 1)
-
-    image = open_image(source, reduction=reduction)
-    sides = target_size(processor.size, *whole[0])
+    with EncodedImage(source) as encoded:
+        whole = encoded.height, encoded.width
+        sides = target_size(processor.size, *whole)
+        image = encoded.decode(largest_reduction(min(whole[0] / sides[0], whole[1] / sides[1])))
     crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else sides
     inside = crop[0] <= sides[0] and crop[1] <= sides[1]
     if processor.resample not in FILTERS or not inside or image.width * image.height > MOST_PIXELS:
         return fitted(image, sides, crop, processor.resample)
-    return np.moveaxis(_resized(image, whole[0], sides, crop, processor.resample), 0, -1)
+    return np.moveaxis(_resized(image, whole, sides, crop, processor.resample), 0, -1)
 
 
 def _resized(image: Image.Image, whole: Sides, target: Sides, crop: Sides, resample: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deit.data.transforms.crops import TRIES, Box, crop_box, reduction, resized, shifted_crop, simple_crop
+from deit.data.transforms.crops import TRIES, Box, crop_box, crop_reduction, resized, shifted_crop, simple_crop
 from deit.data.transforms.randaugment import Color, RandAugment, change, draw_changes
 from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -102,7 +102,7 @@ class TrainTransform:
 
     def reduction(self, boxes: Iterable[Box]) -> int:
         """How many times smaller an image may be decoded of which these boxes are needed: 1, 2, 4 or 8."""
-        return reduction(boxes, *self.size)
+        return crop_reduction(boxes, *self.size)
 
     def write(self, pixels: np.ndarray, box: Box, rng: np.random.Generator, values: np.ndarray) -> None:
         """Make a sample of a decoded image.

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from deit.images.decoding import largest_reduction
+
 TRIES = 10  # to find a rectangle that fits
 PADDING = 4  # pixels on each side of a padded crop
-REDUCTIONS = (8, 4, 2)  # of a side, that JPEG offers
-SPARE = 1.5  # pixels a side that a crop is made of for each of its own, at least, where an image is decoded smaller
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
@@ -39,14 +39,14 @@ def crop_box(width: int, height: int, scale: tuple[float, float], ratio: tuple[f
     return left, top, left + crop_width, top + crop_height
 
 
-def reduction(boxes: Iterable[Box], height: int, width: int) -> int:
-    """1, 2, 4 or 8: how much smaller an image may be decoded, so that every box still has 1.5 times its crop's pixels a side.
+def crop_reduction(boxes: Iterable[Box], height: int, width: int) -> int:
+    """Returns the JPEG reduction, 1, 2, 4 or 8, at which every box still has 1.5 times its crop's pixels per side.
 
-    Photos' crops differ by 0.4 to 0.9 levels of 255 on average from those of the whole image, by 2 in the worst crop
-    (tests/parity/test_reduction.py); JPEG of quality 90 costs two to three.
+    Crops of photos differ from those of full-size decoding by 0.4 to 0.9 of 255 levels on average, and by 2 in the worst crop
+    (tests/parity/test_reduction.py); JPEG compression of quality 90 costs two to three.
     """
-    room = min(min((right - left) / width, (bottom - top) / height) for left, top, right, bottom in boxes)
-    return next((factor for factor in REDUCTIONS if factor * SPARE <= room), 1)
+    scale = min(min((right - left) / width, (bottom - top) / height) for left, top, right, bottom in boxes)
+    return largest_reduction(scale)
 
 
 def reduced_box(box: Box, factor: int) -> Box:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deit.data.transforms.crops import crop_box, reduced_box, reduction, resized, shifted_crop, simple_crop
+from deit.data.transforms.crops import crop_box, crop_reduction, reduced_box, resized, shifted_crop, simple_crop
 from deit.rng import RngStream, generator
 from tests.helpers import pattern
 
@@ -87,7 +87,7 @@ def test_a_reduced_box_has_pixels_enough_and_lies_where_it_did(
     width: int, height: int, target_height: int, target_width: int, seed: int
 ) -> None:
     boxes = [crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed + place)) for place in range(3)]
-    factor = reduction(boxes, target_height, target_width)
+    factor = crop_reduction(boxes, target_height, target_width)
     assert factor in (1, 2, 4, 8)
     for box in boxes:
         small = reduced_box(box, factor)
@@ -101,12 +101,12 @@ def test_a_reduced_box_has_pixels_enough_and_lies_where_it_did(
 
 def test_the_smallest_box_decides_the_reduction() -> None:
     whole = (0, 0, 2000, 1500)
-    assert reduction([whole], 224, 224) == 4  # 1500 / 4 = 375, 1.67 times 224
-    assert reduction([whole, (0, 0, 672, 900)], 224, 224) == 2
-    assert reduction([whole, (0, 0, 671, 900)], 224, 224) == 1
-    assert reduction([whole], 100, 150) == 8
-    assert reduction([whole], 100, 250) == 4
-    assert reduction([(5, 5, 30, 30)], 224, 224) == 1
+    assert crop_reduction([whole], 224, 224) == 4  # 1500 / 4 = 375, 1.67 times 224
+    assert crop_reduction([whole, (0, 0, 672, 900)], 224, 224) == 2
+    assert crop_reduction([whole, (0, 0, 671, 900)], 224, 224) == 1
+    assert crop_reduction([whole], 100, 150) == 8
+    assert crop_reduction([whole], 100, 250) == 4
+    assert crop_reduction([(5, 5, 30, 30)], 224, 224) == 1
 
 
 def test_a_shifted_crop_lies_over_black() -> None:
