@@ -1,4 +1,4 @@
-"""Who takes part in ``train_step.py``: models in training, ours and others', and a stopwatch for their steps."""
+"""The contenders of ``train_step.py``, training loops of this package, timm and transformers, and a timer of their steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from deit.training.optimization import make_optimizer
 from deit.training.step import StepContext, train_step
 
 CLASSES = 1000
-OURS, FED = "ours", "ours, from JPEG files"
+OURS, OURS_FROM_FILES = "ours", "ours, from JPEG files"
+TIMM, TRANSFORMERS = "timm", "transformers"
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,25 @@ class Job:
     """What a process measures.
 
     Attributes:
-        compiled: mode of ``torch.compile``; None runs the model as it is.
-        keeps_memory: has our allocator setting.
+        contender: name of the contender.
+        implementation: key of ``IMPLEMENTATIONS``.
+        size: "tiny", "small" or "base".
+        precision: precision of the matrix products.
+        batch: images per step.
+        device: "cpu" or "cuda".
+        compile_mode: mode of ``torch.compile``; None does not compile the model.
+        retain_memory: use the allocator settings of this package.
         photos: folder of JPEG files, for the contender that reads them.
     """
 
     contender: str
-    kind: str
+    implementation: str
     size: str
     precision: Precision
     batch: int
     device: str
-    compiled: str | None = None
-    keeps_memory: bool = False
+    compile_mode: str | None = None
+    retain_memory: bool = False
     photos: str = ""
 
     @property
@@ -56,11 +63,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainingLoop:
     """A model in training.
 
     Attributes:
-        step: one whole step; what it answers is of no interest.
+        model: the model, in training mode.
+        optimizer: its optimizer.
+        step: runs one training step; its return value is not used.
     """
 
     model: nn.Module
@@ -69,122 +78,137 @@ class Trainee:
 
 
 @dataclass
-class Stopwatch:
-    """Seconds by part of a step, kept by hooks. The loss belongs to the backward pass."""
+class PhaseTimer:
+    """Measures the phases of a step through hooks. Computing the loss counts as part of the backward pass."""
 
     device: torch.device
     running: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = 0.0
 
-    def attach(self, trainee: Trainee) -> None:
-        trainee.model.register_forward_pre_hook(lambda *_: self.lap("data"))
-        trainee.model.register_forward_hook(lambda *_: self.lap("forward"))
-        trainee.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
-        trainee.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
+    def attach(self, loop: TrainingLoop) -> None:
+        loop.model.register_forward_pre_hook(lambda *_: self.end_phase("data"))
+        loop.model.register_forward_hook(lambda *_: self.end_phase("forward"))
+        loop.optimizer.register_step_pre_hook(lambda *_: self.end_phase("backward"))
+        loop.optimizer.register_step_post_hook(lambda *_: self.end_phase("optimizer"))
 
     def start(self) -> None:
         self.running, self.seconds, self.last = True, {}, self.now()
 
     def stop(self) -> dict[str, float]:
-        self.lap("optimizer")
+        """Returns seconds by phase."""
+        self.end_phase("optimizer")
         self.running = False
         return self.seconds
 
-    def lap(self, part: str) -> None:
+    def end_phase(self, phase: str) -> None:
         if self.running:
             now = self.now()
-            self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
             self.last = now
 
     def now(self) -> float:
+        """Returns the time in seconds, after waiting for the GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def random_batch(job: Job) -> Batch:
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(job.batch, 3, 224, 224, generator=draw)
-    targets = torch.randn(job.batch, CLASSES, generator=draw).softmax(-1)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(job.batch, 3, 224, 224, generator=generator)
+    targets = torch.randn(job.batch, CLASSES, generator=generator).softmax(-1)
     samples = torch.stack([torch.arange(job.batch)] * 3, dim=1)
     return Batch(pixels, targets.argmax(-1), targets, samples).to(torch.device(job.device))
 
 
-def compiled(job: Job, model: nn.Module) -> nn.Module:
-    return model if job.compiled is None else torch.compile(model, mode=job.compiled)  # type: ignore[return-value]
+def maybe_compile(job: Job, model: nn.Module) -> nn.Module:
+    return model if job.compile_mode is None else torch.compile(model, mode=job.compile_mode)  # type: ignore[return-value]
 
 
-def ours(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | None = None) -> Trainee:
-    """Our step on one batch again and again, or on those of a loader."""
+def our_loop(job: Job, batches: Iterator[Batch] | None = None, config: ViTConfig | None = None) -> TrainingLoop:
+    """Returns our training step, on the batches of a loader, or on the same random batch each time."""
     device = torch.device(job.device)
     recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
     config = config or job.config
     model = new_classifier(config, torch.Generator().manual_seed(0)).to(device).train()
     optimizer = make_optimizer(model, recipe.optimizer)
     context = StepContext(recipe, job.precision)
-    running, batch = compiled(job, model), random_batch(job)
+    trained, batch = maybe_compile(job, model), random_batch(job)
 
     def step() -> object:
-        return train_step(running, optimizer, [batch if batches is None else next(batches)], context, 0, 0, 1e-4)
+        return train_step(trained, optimizer, [batch if batches is None else next(batches)], context, 0, 0, 1e-4)
 
-    return Trainee(running, optimizer, step)
+    return TrainingLoop(trained, optimizer, step)
 
 
-def fed(job: Job) -> Trainee:
-    """Our step, fed by our loader."""
+def our_loop_from_files(job: Job) -> TrainingLoop:
+    """Returns our training step, fed by our data loader."""
     recipe = get_recipe("deit").replace(batch_size=job.batch, micro_batch_size=job.batch)
     source = folder_source(Path(job.photos))
     transform = TrainTransform(recipe.augmentation, 224, 224, *recipe.processor().rgb_statistics)
     loader = Loader(TrainSamples(source, transform, recipe.mixing, 0, recipe.smoothing), pin=job.device == "cuda")
     images, repeats = len(source.labels), recipe.augmentation.repeats
     plans = [plan for epoch in range(1000) for plan in epoch_steps(images, job.batch, 0, epoch, repeats)]
-    return ours(job, loader.run(plans), job.config.with_classes(source.classes))
+    return our_loop(job, loader.run(plans), job.config.with_classes(source.classes))
 
 
-def of_timm(job: Job) -> Trainee:
-    """timm's model in the loop of its training script."""
+def timm_loop(job: Job) -> TrainingLoop:
+    """Returns timm's model in the loop of its training script."""
     model = timm.create_model(f"deit_{job.size}_patch16_224", drop_path_rate=0.1).to(job.device).train()
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)  # type: ignore[attr-defined]
-    return looped(job, compiled(job, model), optimizer, lambda logits: logits)
+    return plain_loop(job, maybe_compile(job, model), optimizer, lambda logits: logits)
 
 
-def of_transformers(job: Job) -> Trainee:
-    """The model of transformers with the optimizer of its trainer."""
+def transformers_loop(job: Job) -> TrainingLoop:
+    """Returns the model of transformers with the optimizer of its trainer."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
     shape = {name: getattr(job.config, name) for name in names}
     config = transformers.ViTConfig(**shape, id2label={n: str(n) for n in range(CLASSES)})
     model: nn.Module = transformers.ViTForImageClassification(config)
     model = model.to(job.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    return looped(job, compiled(job, model), optimizer, lambda answer: answer.logits)
+    return plain_loop(job, maybe_compile(job, model), optimizer, lambda output: output.logits)
 
 
-def looped(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, logits: Callable[[Any], Tensor]) -> Trainee:
+def plain_loop(
+    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, get_logits: Callable[[Any], Tensor]
+) -> TrainingLoop:
+    """Returns a plain loop of forward, loss, backward and optimizer step under autocast."""
     batch, device = random_batch(job), torch.device(job.device)
-    loss_of = timm.loss.SoftTargetCrossEntropy()  # type: ignore[attr-defined, no-untyped-call]
+    loss_function = timm.loss.SoftTargetCrossEntropy()  # type: ignore[attr-defined, no-untyped-call]
 
     def step() -> None:
         with autocast(device, job.precision):
-            loss = loss_of(logits(model(batch.pixel_values)), batch.targets)
+            loss = loss_function(get_logits(model(batch.pixel_values)), batch.targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return Trainee(model, optimizer, step)
+    return TrainingLoop(model, optimizer, step)
 
 
-KINDS: dict[str, Callable[[Job], Trainee]] = {OURS: ours, FED: fed, "timm": of_timm, "transformers": of_transformers}
+IMPLEMENTATIONS: dict[str, Callable[[Job], TrainingLoop]] = {
+    OURS: our_loop,
+    OURS_FROM_FILES: our_loop_from_files,
+    TIMM: timm_loop,
+    TRANSFORMERS: transformers_loop,
+}
 
 
 def jobs(size: str, precision: Precision, batch: int, device: str) -> dict[str, Job]:
-    """All contenders of one table, by name."""
-    rows: dict[str, tuple[str, str | None, bool]] = {OURS: (OURS, None, True), f"{OURS}, compiled": (OURS, "default", True)}
-    for other in ("timm", "transformers"):
-        rows |= {other: (other, None, False), f"{other}, compiled": (other, "default", False)}
+    """Returns the jobs of one size and precision by the name of the contender."""
+    variants: list[tuple[str, str, str | None, bool]] = []  # contender, implementation, compile mode, retain memory
+    for implementation in (OURS, TIMM, TRANSFORMERS):
+        retain = implementation == OURS
+        variants.append((implementation, implementation, None, retain))
+        variants.append((f"{implementation}, compiled", implementation, "default", retain))
     if device == "cpu":
-        rows["timm, memory kept"] = ("timm", None, True)
-        rows["timm, memory kept, compiled"] = ("timm", "default", True)
+        variants.append(("timm, freed memory kept", TIMM, None, True))
+        variants.append(("timm, freed memory kept, compiled", TIMM, "default", True))
     else:
-        rows |= {f"{kind}, CUDA graphs": (kind, "reduce-overhead", False) for kind in (OURS, "timm")}
-    return {name: Job(name, kind, size, precision, batch, device, mode, keeps) for name, (kind, mode, keeps) in rows.items()}
+        variants += [(f"{name}, CUDA graphs", name, "reduce-overhead", False) for name in (OURS, TIMM)]
+    return {
+        name: Job(name, implementation, size, precision, batch, device, mode, retain)
+        for name, implementation, mode, retain in variants
+    }

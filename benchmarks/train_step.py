@@ -1,21 +1,21 @@
-"""Images a second of our training step beside those of timm and transformers, and where the time of each goes.
+"""Throughput of our training step beside those of timm and transformers, and where the time of each goes.
 
     python -m benchmarks.train_step [--device cpu|cuda] [--sizes tiny small] [--precision bf16 fp32] [--batch 32]
                                     [--contenders NAME ...] [--repeats 9] [--write]
 
-Each contender is a process of its own, with its own allocator settings, and does one step when it is its turn (ten on a
-GPU); all take their turns in each repeat, and the figure is the median over the repeats. A step is forward, soft-target
-cross-entropy over 1,000 classes, backward and AdamW, on the same random images of 224 pixels. Ours is ``train_step`` with the
-recipe ``deit``; timm's is the loop of its training script (autocast, ``create_optimizer_v2``, stochastic depth 0.1 as ours);
-that of transformers has fused AdamW, as its trainer does. "memory kept" gives timm our allocator setting, which its script
-does not have. A ratio is ours to the other in the same repeat, and its median.
+Each contender runs in a process of its own, with its own allocator settings, and takes one step per turn (ten on a GPU). In
+each repeat all contenders take turns; figures are medians over the repeats. A step is forward, soft-target cross-entropy over
+1,000 classes, backward and AdamW, on the same random images of 224 pixels. Ours is ``train_step`` with the recipe ``deit``.
+timm's is the loop of its training script (autocast, ``create_optimizer_v2``, stochastic depth 0.1 as in ours). That of
+transformers uses fused AdamW, as its trainer does. "freed memory kept" gives timm our allocator settings, which its script does
+not set. A speedup is the ratio of our throughput to another contender's in the same repeat.
 
-Then ours once more, fed by the loader from JPEG files of 500 x 375 with the recipe's whole augmentation: images a second, and
-how much of the time the step waits for data.
+Then our step is measured once more, fed by the data loader from 500 x 375 JPEG files with the recipe's whole augmentation:
+images per second, and the share of time spent waiting for data.
 
-The share of the peak counts three times the forward pass's matrix products, against a square product measured in turn with
-the others. Processor time is that of all threads; on a machine that others use too it says more than the clock does, if
-threads that wait do not spin (``OMP_WAIT_POLICY=passive``).
+The share of the peak counts the forward pass's matrix products three times, relative to a square matrix product measured in
+turn with the contenders. CPU time is that of all threads. On a machine that also runs other programs it says more than
+wall-clock time, provided that idle threads do not spin (``OMP_WAIT_POLICY=passive``).
 
 The last line printed is the result as JSON. ``--write`` writes ``train_step.json`` and ``train_step.md``, on a GPU
 ``train_step_cuda.json`` and ``train_step_cuda.md``.
@@ -24,8 +24,6 @@ The last line printed is the result as JSON. ``--write`` writes ``train_step.jso
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import tempfile
@@ -33,83 +31,83 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import transformers
-from PIL import Image
 
 from benchmarks.contender import Contender
-from benchmarks.train_contenders import CLASSES, FED, KINDS, OURS, Job, Stopwatch, jobs
+from benchmarks.reporting import environment, publish, quartiles, with_quartiles
+from benchmarks.train_contenders import CLASSES, IMPLEMENTATIONS, OURS, OURS_FROM_FILES, TIMM, Job, PhaseTimer, jobs
 from deit.config import ViTConfig
-from deit.data.loader import cores
-from deit.system.devices import Precision, describe
+from deit.inference.benchmark import write_synthetic_photos
+from deit.system.devices import Precision
+from deit.system.hardware import cores
 from deit.system.malloc import retained_memory
 
-WARM_UP = 3
-FED_STEPS = 16
-PREFETCHED = 6  # first batches that the loader had ready: they say nothing of its speed
-GPU_STEPS = 10  # of one turn
-PARTS = ("forward", "backward", "optimizer", "processor")
+WARM_UP_STEPS = 3
+FILE_STEPS = 16  # measured steps that are fed from files
+PREFETCHED_STEPS = 6  # not measured: the loader had prepared their batches beforehand
+GPU_STEPS = 10  # per turn
+PHASES = ("forward", "backward", "optimizer", "cpu")
 
 
 def serve(connection: Connection, job: Job) -> None:
-    """A contender's process: steps whenever it is asked for some."""
+    """Runs a contender: takes as many steps as requested, and replies with the seconds of each."""
     device = torch.device(job.device)
     torch.set_num_threads(cores())
-    with retained_memory(device) if job.keeps_memory else nullcontext():
-        trainee, watch = KINDS[job.kind](job), Stopwatch(device)
-        watch.attach(trainee)
-        for _ in range(WARM_UP):
-            trainee.step()
+    with retained_memory(device) if job.retain_memory else nullcontext():
+        loop, timer = IMPLEMENTATIONS[job.implementation](job), PhaseTimer(device)
+        timer.attach(loop)
+        for _ in range(WARM_UP_STEPS):
+            loop.step()
         connection.send("ready")
         for steps in iter(connection.recv, None):
-            connection.send(measured(trainee.step, watch, steps))
+            connection.send(measure_steps(loop.step, timer, steps))
         if device.type == "cuda":
             connection.send(torch.cuda.max_memory_allocated(device) / 2**20)
         else:
             connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
-def measured(step: Callable[[], object], watch: Stopwatch, steps: int) -> list[dict[str, float]]:
-    """Seconds of each step and of its parts; on a GPU the mean of all steps together, and the parts of one more."""
-    if watch.device.type != "cuda":
-        return [parts_of(step, watch) for _ in range(steps)]
-    start = watch.now()
+def measure_steps(step: Callable[[], object], timer: PhaseTimer, steps: int) -> list[dict[str, float]]:
+    """Returns the seconds of each step and its phases; on a GPU the mean of all steps, and the phases of one more step."""
+    if timer.device.type != "cuda":
+        return [measure_phases(step, timer) for _ in range(steps)]
+    start = timer.now()
     for _ in range(steps):
         step()
-    total = (watch.now() - start) / steps
-    return [parts_of(step, watch) | {"total": total}]
+    total = (timer.now() - start) / steps
+    return [measure_phases(step, timer) | {"total": total}]
 
 
-def parts_of(step: Callable[[], object], watch: Stopwatch) -> dict[str, float]:
-    busy = time.process_time()
-    watch.start()
+def measure_phases(step: Callable[[], object], timer: PhaseTimer) -> dict[str, float]:
+    """Returns the seconds of a step: of its phases, in total, and of CPU time."""
+    cpu_start = time.process_time()
+    timer.start()
     step()
-    parts = watch.stop()
-    return {**parts, "total": sum(parts.values()), "processor": time.process_time() - busy}
+    phases = timer.stop()
+    return {**phases, "total": sum(phases.values()), "cpu": time.process_time() - cpu_start}
 
 
 def peak_rate(device: torch.device, precision: Precision) -> float:
-    """Operations a second of a square matrix product, the best of a few."""
+    """Returns the FLOP/s of a square matrix product, the best of five."""
     side = 8192 if device.type == "cuda" else 3072
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    watch, seconds = Stopwatch(device), []
+    timer, seconds = PhaseTimer(device), []
     for _ in range(5):
-        start = watch.now()
+        start = timer.now()
         torch.mm(left, right)
-        seconds.append(watch.now() - start)
+        seconds.append(timer.now() - start)
     return 2 * side**3 / min(seconds)
 
 
-def operations(config: ViTConfig) -> int:
-    """Additions and multiplications of one image's forward matrix products."""
+def forward_flops(config: ViTConfig) -> int:
+    """Returns the FLOPs (additions and multiplications) of the matrix products in one image's forward pass."""
     width, tokens = config.hidden_size, config.tokens
     patches = tokens - config.PREFIX_TOKENS
     block = tokens * (4 * width**2 + 2 * width * config.intermediate_size) + 2 * tokens**2 * width
@@ -117,76 +115,77 @@ def operations(config: ViTConfig) -> int:
     return 2 * (config.num_hidden_layers * block + embedding + width * CLASSES)
 
 
-def turns(entrants: dict[str, Job], repeats: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, float], list[float]]:
-    """Steps by contender, most memory in MiB by contender, and the peak rate of each repeat.
+def take_turns(
+    jobs_by_name: dict[str, Job], repeats: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, float], list[float]]:
+    """Returns the steps and the peak memory in MiB of each contender, and the peak rate of each repeat.
 
-    On a CPU all contenders are there at once and take turns; on a GPU, which nobody else disturbs, one comes after the other.
+    On a CPU the processes of all contenders exist side by side and take turns. On a GPU, which no other program uses, they run
+    one after the other.
     """
-    first = next(iter(entrants.values()))
+    first = next(iter(jobs_by_name.values()))
     device = torch.device(first.device)
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in jobs_by_name}
     memory: dict[str, float] = {}
     if device.type == "cuda":
         peaks = [peak_rate(device, first.precision) for _ in range(repeats)]
-        for name, job in entrants.items():
+        for name, job in jobs_by_name.items():
             contender = Contender(serve, job)
-            steps[name] = [contender.ask(GPU_STEPS)[0] for _ in range(repeats)]
-            memory[name] = contender.end()
+            steps[name] = [contender.request(GPU_STEPS)[0] for _ in range(repeats)]
+            memory[name] = contender.stop()
         return steps, memory, peaks
     peaks = []
-    contenders = {name: Contender(serve, job) for name, job in entrants.items()}
+    contenders = {name: Contender(serve, job) for name, job in jobs_by_name.items()}
     for _ in range(repeats):
         peaks.append(peak_rate(device, first.precision))
         for name, contender in contenders.items():
-            steps[name] += contender.ask(1)
-    return steps, {name: contender.end() for name, contender in contenders.items()}, peaks
+            steps[name] += contender.request(1)
+    return steps, {name: contender.stop() for name, contender in contenders.items()}, peaks
 
 
-def summary(rates: list[float]) -> dict[str, float]:
-    return dict(zip(("low", "median", "high"), np.percentile(rates, (25, 50, 75)).tolist(), strict=True))
+def to_row(job: Job) -> dict[str, Any]:
+    """Returns the fields of a job that are part of the result."""
+    return {name: value for name, value in asdict(job).items() if name != "photos"}
 
 
-def compare(entrants: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
-    """Rows of one size and precision."""
-    steps, memory, peaks = turns(entrants, repeats)
+def compare(jobs_by_name: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
+    """Measures contenders of one size and precision, and returns one row for each."""
+    steps, memory, peaks = take_turns(jobs_by_name, repeats)
     peak = statistics.median(peaks)
     rows: list[dict[str, Any]] = []
-    for name, job in entrants.items():
+    for name, job in jobs_by_name.items():
         rates = [job.batch / step["total"] for step in steps[name]]
-        baseline = [job.batch / step["total"] for step in steps[OURS]] if OURS in steps else rates
+        our_rates = [job.batch / step["total"] for step in steps[OURS]] if OURS in steps else rates
         rows.append(
             {
-                **asdict(job),
-                "images_per_second": summary(rates),
-                "ours_to_it": summary([one / other for one, other in zip(baseline, rates, strict=True)]),
-                "seconds": {part: statistics.median(step[part] for step in steps[name]) for part in steps[name][0]},
-                "share_of_peak": statistics.median(rates) * 3 * operations(job.config) / peak,
+                **to_row(job),
+                "images_per_second": quartiles(rates),
+                "speedup_of_ours": quartiles([ours / other for ours, other in zip(our_rates, rates, strict=True)]),
+                "seconds": {phase: statistics.median(step[phase] for step in steps[name]) for phase in steps[name][0]},
+                "share_of_peak": statistics.median(rates) * 3 * forward_flops(job.config) / peak,
                 "peak_gflops": peak / 1e9,
-                "memory_mib": memory[name],
+                "peak_mib": memory[name],
             }
         )
     return rows
 
 
-def photos(folder: Path, images: int) -> None:
-    """JPEG files with large shapes and fine grain in two classes, the same on every machine."""
-    for number in range(images):
-        rng = np.random.default_rng(number)
-        shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
-        grain = rng.normal(0, 8, (375, 500, 3))
-        place = folder / f"class {number % 2}" / f"{number}.jpg"
-        place.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(place, quality=90)
+def write_photos(folder: Path, count: int) -> None:
+    """Writes JPEG files of two classes, the same on every machine."""
+    for number, path in enumerate(write_synthetic_photos(folder, count)):
+        class_folder = folder / f"class {number % 2}"
+        class_folder.mkdir(exist_ok=True)
+        path.rename(class_folder / path.name)
 
 
-def from_files(job: Job) -> dict[str, Any]:
-    """Our step fed by the loader: images a second, and the share of the time in which it waits."""
+def measure_from_files(job: Job) -> dict[str, Any]:
+    """Measures our step fed by the data loader: images per second, and the share of time spent waiting for data."""
     contender = Contender(serve, job)
-    steps = [step for _ in range(PREFETCHED + FED_STEPS) for step in contender.ask(1)][PREFETCHED:]
-    contender.end()
+    steps = [step for _ in range(PREFETCHED_STEPS + FILE_STEPS) for step in contender.request(1)][PREFETCHED_STEPS:]
+    contender.stop()
     seconds = sum(step["total"] for step in steps)
     waiting = sum(step["data"] for step in steps) / seconds
-    return {**asdict(job), "images_per_second": job.batch * len(steps) / seconds, "waiting": waiting}
+    return {**to_row(job), "images_per_second": job.batch * len(steps) / seconds, "waiting_for_data": waiting}
 
 
 def main() -> None:
@@ -195,89 +194,94 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=("tiny", "small", "base"), default=["tiny", "small"])
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--contenders", nargs="+", help="some of them only, by name")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--write", action="store_true", help="write the results into benchmarks/results")
+    parser.add_argument("--contenders", nargs="+", help="measure only these contenders")
+    parser.add_argument("--repeats", type=int, default=9, help="number of turns of each contender")
+    parser.add_argument("--write", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args()
     unknown = set(options.contenders or ()) - jobs("tiny", "bf16", options.batch, options.device).keys()
     if unknown:
-        parser.error(f"no such contender on {options.device}: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown contender on {options.device}: {', '.join(sorted(unknown))}")
     torch.set_num_threads(cores())
     rows: list[dict[str, Any]] = []
-    fed_rows: list[dict[str, Any]] = []
+    from_files: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        photos(Path(folder), max(2 * options.batch, 64))
+        write_photos(Path(folder), max(2 * options.batch, 64))
         for size in options.sizes:
             for precision in options.precision:
-                entrants = jobs(size, precision, options.batch, options.device)
-                chosen = {name: job for name, job in entrants.items() if name in (options.contenders or entrants)}
-                rows += compare(chosen, options.repeats)
-                fed_job = Job(FED, FED, size, precision, options.batch, options.device, None, True, folder)
-                fed_rows.append(from_files(fed_job))
+                available = jobs(size, precision, options.batch, options.device)
+                selected = {name: job for name, job in available.items() if name in (options.contenders or available)}
+                rows += compare(selected, options.repeats)
+                job = Job(OURS_FROM_FILES, OURS_FROM_FILES, size, precision, options.batch, options.device, None, True, folder)
+                from_files.append(measure_from_files(job))
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
     result = {
-        "date": date.today().isoformat(),
-        "hardware": describe(torch.device(options.device)),
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
-        f"transformers {transformers.__version__}",
+        **environment(torch.device(options.device), versions),
         "repeats": options.repeats,
         "steps": rows,
-        "from_files": [{**row, "photos": ""} for row in fed_rows],
+        "from_files": from_files,
     }
-    print(table(result))
-    if options.write:
-        place = Path(__file__).parent / "results"
-        place.mkdir(exist_ok=True)
-        name = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
-        (place / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        (place / f"{name}.md").write_text(table(result))
-    print(json.dumps(result))
+    stem = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
+    publish(result, table(result), stem if options.write else None)
 
 
-def best_to_best(rows: list[dict[str, Any]]) -> list[str]:
-    """For each size and precision, our fastest contender beside the fastest of timm, by their medians."""
+def best_of_each(rows: list[dict[str, Any]]) -> list[str]:
+    """Compares our fastest contender with the fastest of timm, by their medians, for each size and precision."""
     lines = []
     for size, precision in dict.fromkeys((row["size"], row["precision"]) for row in rows):
-        here = [row for row in rows if (row["size"], row["precision"]) == (size, precision)]
-        rates = {row["contender"]: row["images_per_second"]["median"] for row in here}
-        kinds = [[row["contender"] for row in here if row["kind"] == kind] for kind in (OURS, "timm")]
-        best = [max(names, key=rates.__getitem__, default="") for names in kinds]
-        if all(best):
-            ratio = rates[best[0]] / rates[best[1]]
-            lines.append(f"{size} in {precision}, our best ({best[0]}) to timm's best ({best[1]}): {ratio:.2f}.")
+        group = [row for row in rows if (row["size"], row["precision"]) == (size, precision)]
+        rates = {row["contender"]: row["images_per_second"]["median"] for row in group}
+        ours, timms = (
+            max((row["contender"] for row in group if row["implementation"] == name), key=rates.__getitem__, default="")
+            for name in (OURS, TIMM)
+        )
+        if ours and timms:
+            ratio = rates[ours] / rates[timms]
+            lines.append(f"{size} in {precision}, our best ({ours}) / timm's best ({timms}): {ratio:.2f}.")
     return lines
 
 
+def command(result: dict[str, Any]) -> str:
+    """Returns the command that measures this result."""
+    rows = result["steps"]
+    sizes, precisions, contenders = (dict.fromkeys(row[key] for row in rows) for key in ("size", "precision", "contender"))
+    names = " ".join(f'"{name}"' if " " in name else name for name in contenders)
+    return (
+        f"python -m benchmarks.train_step --device {rows[0]['device']} --sizes {' '.join(sizes)} "
+        f"--precision {' '.join(precisions)} --batch {rows[0]['batch']} --contenders {names} "
+        f"--repeats {result['repeats']} --write"
+    )
+
+
 def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Returns the result as Markdown."""
     lines = [
-        "# A training step",
+        "# Training step",
         "",
         f"{result['date']}, {result['hardware']}, {result['software']}.",
-        f"Median of {result['repeats']} turns and the quartiles; images of 224 pixels; milliseconds of forward, backward,",
-        "optimizer, and of the processor.",
+        f"Median of {result['repeats']} turns, and the quartiles; 224 pixels; milliseconds of forward, backward, optimizer and",
+        "of CPU time; peak resident memory in MiB, on a GPU that of its memory. Command:",
+        f"`{command(result)}`.",
         "",
-        "| size | precision | batch | contender | images/s | ours to it | parts, ms | of peak | MiB |",
+        "| size | precision | batch | contender | images/s | speedup of ours | phases, ms | of peak | memory |",
         "|---|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in result["steps"]:
-        rate, ratio = row["images_per_second"], row["ours_to_it"]
-        parts = ", ".join(f"{row['seconds'].get(part, 0) * 1e3:.0f}" for part in PARTS)
+        phases = ", ".join(f"{row['seconds'].get(phase, 0) * 1e3:.0f}" for phase in PHASES)
         lines.append(
-            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['contender']} | {rate['median']:.1f} "
-            f"({rate['low']:.1f} to {rate['high']:.1f}) | {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-            f"{parts} | {row['share_of_peak']:.0%} | {row['memory_mib']:.0f} |"
+            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['contender']} | "
+            f"{with_quartiles(row['images_per_second'], 1)} | {with_quartiles(row['speedup_of_ours'], 2)} | "
+            f"{phases} | {row['share_of_peak']:.0%} | {row['peak_mib']:.0f} |"
         )
-    lines += ["", *best_to_best(result["steps"])]
+    lines += ["", *best_of_each(result["steps"])]
     peaks = {row["precision"]: row["peak_gflops"] for row in result["steps"]}
-    lines += [
-        "",
-        "Peak, a square matrix product: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in peaks.items()) + ".",
-    ]
-    lines += ["", "Ours, fed by the loader from JPEG files of 500 x 375:", ""]
-    lines += ["| size | precision | batch | images/s | waiting for data |", "|---|---|--:|--:|--:|"]
+    listed = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in peaks.items())
+    lines += ["", f"Peak of a square matrix product: {listed}."]
+    lines += ["", "Our step, fed by the data loader from 500 x 375 JPEG files:", ""]
+    lines += ["| size | precision | batch | images/s | time waiting for data |", "|---|---|--:|--:|--:|"]
     for row in result["from_files"]:
         lines.append(
-            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['images_per_second']:.1f} | {row['waiting']:.1%} |"
+            f"| {row['size']} | {row['precision']} | {row['batch']} | {row['images_per_second']:.1f} | "
+            f"{row['waiting_for_data']:.1%} |"
         )
     return "\n".join(lines) + "\n"
 
