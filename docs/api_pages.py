@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections import namedtuple
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.util.docstrings import prepare_docstring
+from torch import nn
 from typer.cli import get_docs_for_click
 
 import deit
@@ -60,11 +64,17 @@ def public_page() -> str:
     lines += [".. currentmodule:: deit", "", ".. autosummary::", "", *(f"   {name}" for name in deit.__all__), ""]
     for name in deit.__all__:
         member = getattr(deit, name)
-        if inspect.isclass(member):
-            bases = [] if member.__bases__ == (object,) else ["   :show-inheritance:"]
-            lines += [f".. autoclass:: {name}", "   :members:", *bases, ""]
-        else:
+        if not inspect.isclass(member):
             lines += [f".. autofunction:: {name}", ""]
+            continue
+        lines += [
+            f".. autoclass:: {name}",
+            "   :members:",
+            *(["   :show-inheritance:"] if member.__bases__ != (object,) else []),
+            "",
+        ]
+        if issubclass(member, nn.Module) and "forward" not in vars(member):
+            lines += ["   .. automethod:: forward", ""]  # inherited from a base class
     return "\n".join(lines)
 
 
@@ -101,6 +111,37 @@ def skip_member(_app: Sphinx, _kind: str, name: str, member: Any, skip: bool, _o
     """Leaves out what pydantic adds to a model, and the fields of a named tuple, which its docstring describes."""
     generated = (name.startswith("model_") and hasattr(pydantic.BaseModel, name)) or isinstance(member, TupleField)
     return True if generated else skip or None
+
+
+def keep_line_breaks(_app: Sphinx, _kind: str, _name: str, _member: Any, _options: Any, lines: list[str]) -> None:
+    """Keeps the lines of drawn trees, and of the blocks in the recipes' docstrings that begin with ``Command:``."""
+    paragraphs = [list(paragraph) for blank, paragraph in groupby(lines, lambda line: not line) if not blank]
+    if not any(_is_drawing(paragraph) or _is_command_block(paragraph) for paragraph in paragraphs):
+        return
+    lines.clear()
+    for paragraph in paragraphs:
+        if _is_drawing(paragraph):
+            lines += ["::", "", *(f"   {line}" for line in paragraph), ""]
+        elif _is_command_block(paragraph):
+            lines += [*(f"| {line}" for line in paragraph), ""]
+        else:
+            lines += [*paragraph, ""]
+
+
+def read_property(app: Sphinx, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    """Reads a property's docstring like that of a function; napoleon takes the words before its first colon for a type."""
+    if kind == "property":
+        lines[:] = GoogleDocstring(
+            prepare_docstring(member.__doc__ or ""), app.config, app, "function", name, member, options
+        ).lines()
+
+
+def _is_drawing(paragraph: list[str]) -> bool:
+    return any("──" in line for line in paragraph)
+
+
+def _is_command_block(paragraph: list[str]) -> bool:
+    return paragraph[0].startswith("Command:")
 
 
 def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:

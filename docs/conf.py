@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from api_pages import resolve_short_name, skip_member, write_pages
+from api_pages import keep_line_breaks, read_property, resolve_short_name, skip_member, write_pages
 from deit import __version__
 
 project = "deit"
@@ -31,6 +31,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autosummary_generate = False  # api_pages.py writes the pages
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # `height, width: ...` below `Returns:` are names, not types
 
 # Every reference within the project must resolve. Names of other libraries cannot: their inventories need the network.
 nitpicky = True
@@ -54,4 +55,6 @@ def setup(app: Sphinx) -> None:
     """Connects the hooks of the API pages."""
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-docstring", read_property, priority=600)  # after napoleon
+    app.connect("autodoc-process-docstring", keep_line_breaks, priority=700)
     app.connect("missing-reference", resolve_short_name)
