@@ -1,12 +1,12 @@
-"""The table of docs/compatibility.md: every format that is read, and how far our logits are from its own program's.
+"""Largest difference of our logits from those of the library that saved a checkpoint, for every format that can be read.
 
     python -m benchmarks.compatibility [--sizes tiny base] [--write]
 
-For each published shape (tiny and base, plain and distilled, 224 and 384 pixels) a model with random weights is made by the
-installed transformers and by the installed timm, saved in each format, opened by this package, and asked the same two images of
-noise in float32 as the program that saved it. The figure is the largest difference of a logit.
+For each published shape (tiny and base, plain and distilled, 224 and 384 pixels), the installed transformers and timm create a
+model with random weights and save it in each format. This package loads it, and both models run on the same two images of noise
+in float32. A figure is the largest absolute difference of a logit.
 
-``--write`` puts the table into ``docs/compatibility.md``; the last line printed is the result as JSON.
+``--write`` writes the table to ``docs/compatibility.md``. The last line printed is the result as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from deit.config import variant_config
 from deit.models.modeling import load_model, new_classifier
-from deit.recipes.schema import Average
+from deit.recipes.schema import Ema
 from deit.system.devices import describe
 from deit.system.progress import print_status
 from deit.training.optimization import ModelEma
@@ -46,18 +46,18 @@ PIXELS = (224, 384)
 BATCH = 2
 START, END = "<!-- table -->", "<!-- end of table -->"
 
-# format -> how a network is saved in it; what comes back is to be opened
+# Format -> function that saves a network in it and returns the path to load.
 Writers = dict[str, Callable[[Any, Path], Path]]
 
 
 def images(pixels: int) -> Tensor:
-    """The same noise for every program."""
+    """Returns images of noise, the same for every model."""
     return torch.randn(BATCH, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def randomized(network: Any) -> Any:
-    """No weight stays at a special value, so that none can be lost unseen."""
+    """Draws all weights at random, so that none keeps a default that would hide a failure to load it."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator) * 0.03
@@ -66,12 +66,12 @@ def randomized(network: Any) -> Any:
     return network.eval()
 
 
-def _four(network: Any, folder: Path) -> Path:
+def _transformers_4(network: Any, folder: Path) -> Path:
     network.save_pretrained(folder)
     return folder
 
 
-def _five(network: Any, folder: Path) -> Path:
+def _transformers_5(network: Any, folder: Path) -> Path:
     network.save_pretrained(folder, save_original_format=False)
     return folder
 
@@ -116,28 +116,28 @@ def _authors(network: Any, folder: Path) -> Path:
 
 
 def _run_weights(network: Any, folder: Path) -> Path:
-    return _run(network, _other(network), folder)
+    return _run_checkpoint(network, _different(network), folder)
 
 
-def _run_average(network: Any, folder: Path) -> Path:
-    return _run(_other(network), network, folder)
+def _run_ema(network: Any, folder: Path) -> Path:
+    return _run_checkpoint(_different(network), network, folder)
 
 
-def _other(network: Any) -> Any:
-    """The same shape with other weights: taking one for the other must show."""
-    other = copy.deepcopy(network)
-    torch.nn.init.normal_(other.get_parameter(f"{network.base_model_prefix}.layernorm.weight"))
-    return other
+def _different(network: Any) -> Any:
+    """Returns a copy with a changed weight, so that loading the wrong one of two sets of weights shows in the logits."""
+    changed = copy.deepcopy(network)
+    torch.nn.init.normal_(changed.get_parameter(f"{network.base_model_prefix}.layernorm.weight"))
+    return changed
 
 
-def _run(model: Any, average: Any, folder: Path) -> Path:
+def _run_checkpoint(model: Any, averaged: Any, folder: Path) -> Path:
     optimizer = torch.optim.SGD(model.parameters())
-    return save_checkpoint(folder, TrainState(), model, ModelEma(average, Average(decay=0.5)), optimizer)
+    return save_checkpoint(folder, TrainState(), model, ModelEma(averaged, Ema(decay=0.5)), optimizer)
 
 
 TRANSFORMERS: Writers = {
-    "transformers 4 names": _four,
-    "transformers 5 names": _five,
+    "transformers 4 names": _transformers_4,
+    "transformers 5 names": _transformers_5,
     "shards with an index": _sharded,
     "pytorch_model.bin": _binary,
 }
@@ -150,65 +150,67 @@ TIMM: Writers = {
 
 
 def cases(size: str, pixels: int, distilled: bool) -> Iterator[tuple[Any, Writers]]:
-    """The programs' models of one published shape, and how each is saved."""
+    """Yields the models of each library in one published shape, and the formats that each is saved in."""
     name = f"deit-{size}-{'distilled-' if distilled else ''}patch16-224"
     shape = variant_config(name, image_size=pixels)
-    given: dict[str, Any] = {key: getattr(shape, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
-    given |= {"image_size": pixels, "num_labels": 1000}
+    fields: dict[str, Any] = {key: getattr(shape, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    fields |= {"image_size": pixels, "num_labels": 1000}
     if distilled:
-        config = transformers.DeiTConfig(**given)
-        yield transformers.DeiTForImageClassification(config), {"transformers 4 names": _four}
+        config = transformers.DeiTConfig(**fields)
+        yield transformers.DeiTForImageClassification(config), {"transformers 4 names": _transformers_4}
         yield transformers.DeiTForImageClassificationWithTeacher(config), TRANSFORMERS
     else:
-        plain = transformers.ViTConfig(**given)
+        plain = transformers.ViTConfig(**fields)
         yield transformers.ViTForImageClassification(plain), TRANSFORMERS
     yield timm.create_model(name.replace("-", "_"), img_size=pixels), TIMM
-    yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, EMA": _run_average}
+    yield new_classifier(shape), {"a run's checkpoint": _run_weights, "a run's checkpoint, EMA": _run_ema}
 
 
 @torch.inference_mode()
 def difference(network: Any, write: Callable[[Any, Path], Path], pixels: int, ema: bool) -> tuple[str, float]:
-    """Our class, and its largest difference from the program's own logits."""
+    """Returns the name of our class, and the largest difference of its logits from the network's own."""
     batch = images(pixels)
-    answer = network(batch)
-    expected = answer if isinstance(answer, Tensor) else answer.logits
+    output = network(batch)
+    expected = output if isinstance(output, Tensor) else output.logits
     with tempfile.TemporaryDirectory() as folder:
         model = load_model(write(network, Path(folder) / "saved"), ema=ema)
-    got = model(batch).logits
-    assert got.std() > 0.01
-    return type(model).__name__, (got - expected).abs().max().item()
+    logits = model(batch).logits
+    assert logits.std() > 0.01
+    return type(model).__name__, (logits - expected).abs().max().item()
 
 
 @torch.inference_mode()
-def layers(size: str, distilled: bool) -> dict[str, float]:
-    """Largest differences of any layer's tokens and attentions from transformers' explicit attention, at 224 pixels."""
-    both = [network for network, _ in cases(size, 224, distilled) if isinstance(network, transformers.PreTrainedModel)]
-    network: Any = both[-1]
+def layer_differences(size: str, distilled: bool) -> dict[str, float]:
+    """Returns the largest differences in any layer's hidden states and attentions from transformers' eager attention, at 224."""
+    networks = [network for network, _ in cases(size, 224, distilled) if isinstance(network, transformers.PreTrainedModel)]
+    network: Any = networks[-1]
     randomized(network).set_attn_implementation("eager")
     with tempfile.TemporaryDirectory() as folder:
-        model = load_model(_four(network, Path(folder) / "saved"))
-    asked = {"output_attentions": True, "output_hidden_states": True}
-    ours, theirs = model(images(224), **asked), network(images(224), **asked)
+        model = load_model(_transformers_4(network, Path(folder) / "saved"))
+    flags = {"output_attentions": True, "output_hidden_states": True}
+    ours, theirs = model(images(224), **flags), network(images(224), **flags)
     return {
-        part: max((one - two).abs().max().item() for one, two in zip(ours[part], theirs[part], strict=True))
-        for part in ("hidden_states", "attentions")
+        name: max((mine - other).abs().max().item() for mine, other in zip(ours[name], theirs[name], strict=True))
+        for name in ("hidden_states", "attentions")
     }
 
 
 def measure(sizes: tuple[str, ...]) -> dict[str, Any]:
-    """All figures: format -> class -> shape -> difference."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Returns all differences of the logits, by format, class and shape, and those of the layers."""
+    logits: dict[str, dict[str, dict[str, float]]] = {}
     for size in sizes:
         for pixels in PIXELS:
             for distilled in (False, True):
                 for network, writers in cases(size, pixels, distilled):
                     randomized(network)
                     for name, write in writers.items():
-                        kind, largest = difference(network, write, pixels, ema=name.endswith("EMA"))
-                        found.setdefault(name, {}).setdefault(kind, {})[f"{size} {pixels}"] = largest
-                        print_status(f"{size} {pixels}: {name} -> {kind}: {largest:.1e}")
-    inner = {
-        f"{size}{' distilled' if distilled else ''}": layers(size, distilled) for size in sizes for distilled in (False, True)
+                        model_class, largest = difference(network, write, pixels, ema=name.endswith("EMA"))
+                        logits.setdefault(name, {}).setdefault(model_class, {})[f"{size} {pixels}"] = largest
+                        print_status(f"{size} {pixels}: {name} -> {model_class}: {largest:.1e}")
+    layers = {
+        f"{size}{' distilled' if distilled else ''}": layer_differences(size, distilled)
+        for size in sizes
+        for distilled in (False, True)
     }
     return {
         "date": date.today().isoformat(),
@@ -217,14 +219,14 @@ def measure(sizes: tuple[str, ...]) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "timm": timm.__version__,
-        "logits": found,
-        "layers": inner,
+        "logits": logits,
+        "layers": layers,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    shapes = sorted({shape for kinds in result["logits"].values() for row in kinds.values() for shape in row}, key=_order)
+    """Returns the result as Markdown."""
+    shapes = sorted({shape for classes in result["logits"].values() for row in classes.values() for shape in row}, key=_order)
     lines = [
         f"{result['date']}, {result['hardware']}, torch {result['torch']}, transformers {result['transformers']}, "
         f"timm {result['timm']}; float32, two images of noise, random weights.",
@@ -232,13 +234,13 @@ def table(result: dict[str, Any]) -> str:
         f"| source | our class | {' | '.join(shapes)} |",
         f"|---|---|{'---|' * len(shapes)}",
     ]
-    for name, kinds in result["logits"].items():
-        for kind, row in kinds.items():
-            cells = [_figure(row[shape]) if shape in row else "" for shape in shapes]
-            lines.append(f"| {name} | `{kind}` | {' | '.join(cells)} |")
+    for name, classes in result["logits"].items():
+        for model_class, row in classes.items():
+            cells = [_format(row[shape]) if shape in row else "" for shape in shapes]
+            lines.append(f"| {name} | `{model_class}` | {' | '.join(cells)} |")
     lines += ["", "| at 224, every layer, explicit attention | hidden states | attentions |", "|---|---|---|"]
     for name, row in result["layers"].items():
-        lines.append(f"| {name} | {_figure(row['hidden_states'])} | {_figure(row['attentions'])} |")
+        lines.append(f"| {name} | {_format(row['hidden_states'])} | {_format(row['attentions'])} |")
     return "\n".join(lines)
 
 
@@ -246,12 +248,11 @@ def _order(shape: str) -> tuple[int, str]:
     return SIZES.index(shape.split()[0]), shape
 
 
-def _figure(value: float) -> str:
+def _format(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def main() -> None:
-    """Measure, print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--write", action="store_true", help="put the table into docs/compatibility.md")

@@ -19,8 +19,8 @@ from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional
 
 from deit.data.transforms.augment import Augmentation, TrainTransform, color_jitter, erase, three_augment
-from deit.data.transforms.crops import crop_box, resized, shifted_crop, simple_crop
-from deit.data.transforms.randaugment import OPERATIONS, RandAugment, draw_changes
+from deit.data.transforms.crops import random_resized_crop_box, crop_and_resize, padded_crop, simple_random_crop
+from deit.data.transforms.randaugment import OPERATIONS, RandAugment, draw_operations
 from deit.rng import RngStream, generator
 from tests.helpers import pattern
 from tests.parity.distributions import assert_alike
@@ -74,7 +74,7 @@ def test_crops_are_spread_as_timms(size: tuple[int, int]) -> None:
     for _ in range(4000):
         top, left, height, width = timms_crop(image, (0.08, 1.0), (3 / 4, 4 / 3))
         theirs.append((left, top, left + width, top + height))
-    ours = [crop_box(*size, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(4000)]
+    ours = [random_resized_crop_box(*size, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(4000)]
     for one, other in zip(shapes(ours), shapes(theirs), strict=True):
         assert_alike(one, other)
 
@@ -88,7 +88,7 @@ def shapes(boxes: list[tuple[int, int, int, int]]) -> list[np.ndarray]:
 def test_where_no_crop_fits_ours_is_timms() -> None:
     for size in ((1000, 10), (10, 1000), (333, 7)):
         top, left, height, width = timms_crop(Image.new("RGB", size), (1, 1), (3 / 4, 4 / 3))
-        box = crop_box(*size, (1, 1), (3 / 4, 4 / 3), rng())
+        box = random_resized_crop_box(*size, (1, 1), (3 / 4, 4 / 3), rng())
         assert box == (left, top, left + width, top + height)
 
 
@@ -100,7 +100,7 @@ def test_a_resized_crop_has_torchvisions_pixels(box: tuple[int, int, int, int]) 
     image = pattern(301, 207)
     left, top, right, bottom = box
     expected = functional.resized_crop(tensor(image), top, left, bottom - top, right - left, [56, 64], BICUBIC, antialias=True)
-    assert np.array_equal(resized(np.asarray(image), box, 56, 64), expected.numpy())
+    assert np.array_equal(crop_and_resize(np.asarray(image), box, 56, 64), expected.numpy())
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
@@ -110,9 +110,9 @@ def test_a_resized_crop_is_within_a_stated_bound_of_timms(name: str) -> None:
     image = Image.fromarray(load_sample_image(name))
     apart = []
     for seed in range(30):
-        box = crop_box(*image.size, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed))
+        box = random_resized_crop_box(*image.size, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed))
         theirs = np.asarray(image.crop(box).resize((224, 224), Image.Resampling.BICUBIC), int).transpose(2, 0, 1)
-        apart.append(np.abs(resized(np.asarray(image), box, 224, 224) - theirs))
+        apart.append(np.abs(crop_and_resize(np.asarray(image), box, 224, 224) - theirs))
     assert np.mean(apart) < 0.1
     assert np.max(apart) <= 24
 
@@ -122,7 +122,7 @@ def test_a_resized_crop_is_within_a_stated_bound_of_timms(name: str) -> None:
 def test_a_simple_crop_has_the_pixels_of_deit_3(size: tuple[int, int], place: tuple[int, int]) -> None:
     image = pattern(*size)
     whole = functional.pad(functional.resize(tensor(image), [24], BICUBIC, antialias=True), [4], padding_mode="reflect")
-    ours = simple_crop(np.asarray(image), 24, 24, scripted(*place))
+    ours = simple_random_crop(np.asarray(image), 24, 24, scripted(*place))
     assert np.array_equal(ours, functional.crop(whole, *place, 24, 24).numpy())
 
 
@@ -143,7 +143,7 @@ def test_simple_crops_are_spread_as_torchvisions() -> None:
 
     for seed in range(3000):
         watched: Any = Watched(seed)
-        simple_crop(np.asarray(image), 24, 24, watched)
+        simple_random_crop(np.asarray(image), 24, 24, watched)
         asked.append(tuple(watched.seen))
     for side in range(2):
         assert_alike([place[side] for place in asked], [place[side] for place in theirs])
@@ -156,7 +156,7 @@ def test_a_padded_crop_has_torchvisions_pixels(place: tuple[int, int]) -> None:
             return np.array([place[1], place[0]])
 
     image = pattern(32, 32)
-    ours = shifted_crop(np.asarray(image), 32, 32, Placed([]))  # type: ignore[arg-type]
+    ours = padded_crop(np.asarray(image), 32, 32, Placed([]))  # type: ignore[arg-type]
     assert np.array_equal(ours, functional.crop(functional.pad(tensor(image), [4]), *place, 32, 32).numpy())
 
 
@@ -201,7 +201,7 @@ def test_operations_are_drawn_as_timms() -> None:
         before = len(drawn)
         theirs(Image.new("RGB", (1, 1)))
         numbers.append(len(drawn) - before)
-    changes = [draw_changes(RandAugment(), rng(seed)) for seed in range(6000)]
+    changes = [draw_operations(RandAugment(), rng(seed)) for seed in range(6000)]
     ours = [(OPERATIONS.index(change.operation), change.level) for each in changes for change in each]
     assert_alike([len(each) for each in changes], numbers)
     for part in range(2):

@@ -13,7 +13,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 
 from deit.data.sampler import epoch_steps
-from deit.data.transforms.mixing import MixDraw, Mixing, draw, mix_images, rectangle, soft_targets
+from deit.data.transforms.mixing import MixDraw, Mixing, draw, mix_images, cutmix_box, soft_targets
 from tests.helpers import noise
 from tests.parity.distributions import assert_alike
 
@@ -74,7 +74,7 @@ def test_a_rectangle_with_the_same_draws_is_timms(
 ) -> None:
     answers = iter(middle)
     monkeypatch.setattr(np.random, "randint", lambda *_args, **_named: next(answers))
-    assert rectangle(weight, middle, 48, 64) == data.mixup.rand_bbox((3, 48, 64), weight)
+    assert cutmix_box(weight, middle, 48, 64) == data.mixup.rand_bbox((3, 48, 64), weight)
 
 
 def test_cutmix_rectangles_are_spread_as_timms() -> None:

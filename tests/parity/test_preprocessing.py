@@ -17,10 +17,10 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from deit.images.arrays import fitted
+from deit.images.arrays import resize_and_crop
 from deit.images.decoding import open_image
 from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
-from deit.images.resizing import _order_is_known
+from deit.images.resizing import _pass_order_is_known
 from tests.helpers import pattern
 
 # Beyond an aspect of 16384 / 438 the longer side is bounded, and ours is its own.
@@ -301,11 +301,11 @@ def test_only_what_the_crop_needs_is_what_all_would_give(width: int, height: int
         whole = image.resize(target[::-1], resample)
         top, left = (target[0] - crop) // 2, (target[1] - crop) // 2
         expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
-        assert np.array_equal(fitted(image, target, (crop, crop), resample), expected)
+        assert np.array_equal(resize_and_crop(image, target, (crop, crop), resample), expected)
 
 
 def test_the_order_of_pillows_passes_is_known() -> None:
-    assert _order_is_known()  # if not, all is still right, and slower
+    assert _pass_order_is_known()  # if not, all is still right, and slower
 
 
 @pytest.mark.parametrize("crop", ["keep", "squash", "pad"])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deit.data.transforms.crops import Box, crop_box, crop_reduction, reduced_box, resized
+from deit.data.transforms.crops import Box, random_resized_crop_box, crop_reduction, reduced_box, crop_and_resize
 from deit.images.decoding import EncodedImage
 from deit.rng import RngStream, generator
 
@@ -24,14 +24,14 @@ def test_crops_of_a_smaller_decoding_are_within_the_stated_bound(name: str, grai
     whole = np.asarray(Image.open(file).convert("RGB"))
     apart = []
     for seed in range(60):
-        box = crop_box(640, 427, (0.08, 1.0), (3 / 4, 4 / 3), generator(seed, RngStream.AUGMENT))
+        box = random_resized_crop_box(640, 427, (0.08, 1.0), (3 / 4, 4 / 3), generator(seed, RngStream.AUGMENT))
         factor = crop_reduction([box], 64, 64)
         if factor == 1:
             continue
         with EncodedImage(file.getvalue()) as image:
             small = image.decode(factor)
-        ours = resized(np.asarray(small), reduced_box(box, factor), 64, 64)
-        theirs = resized(whole, on_grid(box, factor), 64, 64)
+        ours = crop_and_resize(np.asarray(small), reduced_box(box, factor), 64, 64)
+        theirs = crop_and_resize(whole, on_grid(box, factor), 64, 64)
         apart.append(np.abs(ours.astype(int) - theirs).mean())
     assert len(apart) > 40
     assert 0 < np.mean(apart) < 1.0

@@ -70,7 +70,7 @@ def check_data(data: DataArgument, as_json: JsonOption = False) -> None:
             sources["test"] = splits.test
         origin = splits.origin
     names = next(iter(sources.values())).classes
-    problems = [str(error) for source in sources.values() for error in check_images(source, whole=True).values()]
+    problems = [str(error) for source in sources.values() for error in check_images(source, decode=True).values()]
     counts = {split: np.bincount(source.labels, minlength=len(source.classes)) for split, source in sources.items()}
     if as_json:
         classes = {name: {split: int(count[label]) for split, count in counts.items()} for label, name in enumerate(names)}

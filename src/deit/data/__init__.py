@@ -1,1 +1,1 @@
-"""Data: files -> samples -> batches, each a pure function of integers."""
+"""Data pipeline: files -> samples -> batches. Each sample is a pure function of seed, epoch, index and repeat."""

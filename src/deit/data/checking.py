@@ -1,4 +1,4 @@
-"""Which images of a data set are unreadable, found before training starts or on request."""
+"""Finds the unreadable images of a data set, before training starts or on request."""
 
 from __future__ import annotations
 
@@ -7,79 +7,82 @@ from dataclasses import replace
 
 import numpy as np
 
-from deit.data.sources import ImageSource, check_one, subset
+from deit.data.sources import ImageSource, check_image, subset
 from deit.data.splits import Splits
 from deit.errors import DataError, ImageError
 from deit.system.progress import Progress
 
-HEADERS_CHECKED = 50_000  # a larger data set is checked by `deit data check`, not before each training
+MAX_HEADER_CHECKS = 50_000  # larger splits are checked only by `deit data check`, not before every training
 
 
-def check_images(source: ImageSource, whole: bool) -> dict[int, ImageError]:
-    """Try every image of a source.
+def check_images(source: ImageSource, decode: bool) -> dict[int, ImageError]:
+    """Checks every image of a source.
 
     Args:
-        whole: decode every pixel; otherwise look at the files' headers alone.
+        source: the images.
+        decode: decode the images; otherwise only their headers are read.
 
     Returns:
-        index -> what is wrong with it, for each unreadable image.
+        index -> error, for each unreadable image.
     """
 
-    def problem(index: int) -> ImageError | None:
+    def find_error(index: int) -> ImageError | None:
         try:
-            if whole:
+            if decode:
                 source.load(index)
             else:
-                check_one(source, index)
+                check_image(source, index)
         except ImageError as error:
             return error
         return None
 
-    problems = {}
+    errors = {}
     with Progress("Checking images", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
-        for index, error in enumerate(pool.map(problem, range(len(source.labels)))):
+        for index, error in enumerate(pool.map(find_error, range(len(source.labels)))):
             if error is not None:
-                problems[index] = error
+                errors[index] = error
             progress.advance(1)
-    return problems
+    return errors
 
 
 def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
-    """Look at every file's header before training starts.
+    """Checks the header of every file before training starts.
 
     Args:
-        skip: leave unreadable files out and count them, instead of an error.
+        splits: the data set.
+        skip: leave out unreadable files and count them, instead of raising an error.
 
     Returns:
-        The splits without them, and how many were left out.
+        The splits without unreadable images, and the number of images left out.
 
     Raises:
-        ImageError: an unreadable file, unless ``skip``.
+        ImageError: a file is unreadable, unless ``skip``.
+        DataError: a split, or a class of the training split, has no readable image.
     """
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    sources = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     skipped = 0
-    for name, source in parts.items():
-        if source is None or len(source.labels) > HEADERS_CHECKED:
+    for name, source in sources.items():
+        if source is None or len(source.labels) > MAX_HEADER_CHECKS:
             continue
-        problems = check_images(source, whole=False)
-        if problems and not skip:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            first = next(iter(problems.values())).problem
+        errors = check_images(source, decode=False)
+        if errors and not skip:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            first = next(iter(errors.values())).problem
             raise ImageError(f"{first}{more}", "replace or remove it, or pass --skip-unreadable to leave such files out")
-        if problems:
-            parts[name] = subset(source, (i for i in range(len(source.labels)) if i not in problems))
-            skipped += len(problems)
-    for name, source in parts.items():
+        if errors:
+            sources[name] = subset(source, (i for i in range(len(source.labels)) if i not in errors))
+            skipped += len(errors)
+    for name, source in sources.items():
         if source is not None and not len(source.labels):
-            raise DataError(f"No readable image of the {name} part is left", "replace the unreadable files")
-    train, validation = parts["train"], parts["validation"]
+            raise DataError(f"No readable image of the {name} split is left", "replace the unreadable files")
+    train, validation = sources["train"], sources["validation"]
     assert train is not None
     assert validation is not None
-    _check_filled(train)
-    return replace(splits, train=train, validation=validation, test=parts["test"]), skipped
+    _check_classes(train)
+    return replace(splits, train=train, validation=validation, test=sources["test"]), skipped
 
 
-def _check_filled(source: ImageSource) -> None:
+def _check_classes(source: ImageSource) -> None:
     counts = np.bincount(source.labels, minlength=len(source.classes))
     if not counts.all():
         name = source.classes[int(np.flatnonzero(counts == 0)[0])]

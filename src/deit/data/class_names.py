@@ -1,12 +1,13 @@
-"""Which of a model's classes is meant by a name, and what the thousand classes of ImageNet are called.
+"""Matches class names of data sets and models, and knows the names of ImageNet's classes.
 
-A folder of ImageNet bears a WordNet id (``n01440764``), a published model a human name (``tench, Tinca tinca``), or none at
-all; what they share is the order. And two of the thousand are called ``crane``.
+ImageNet's folders are named by WordNet ID (``n01440764``), published models have descriptions (``tench, Tinca tinca``) or no
+names; all share the same order. Two of the 1,000 descriptions are equal: ``crane``.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -16,18 +17,18 @@ import numpy as np
 from deit.errors import DataError
 
 IMAGENET_CLASSES = 1000
-RECOGNISED = 0.9  # of the names at their places: spellings differ a little between publishers
+MIN_MATCHES = 0.9  # of the descriptions, since their spelling differs slightly between publishers
 
 
 @lru_cache(maxsize=1)
 def imagenet_ids() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's thousand classes, in the order of every published model's answers."""
+    """Returns the WordNet IDs of ImageNet's 1,000 classes, in the order of the logits of all published models."""
     return _lines("imagenet_synsets.txt")
 
 
 @lru_cache(maxsize=1)
 def imagenet_names() -> tuple[str, ...]:
-    """Their names for people, with the WordNet id behind a name that two of them bear."""
+    """Returns the descriptions of ImageNet's classes, made unique by appending the WordNet ID."""
     from timm.data.imagenet_info import ImageNetInfo
 
     names = list(ImageNetInfo().label_descriptions())
@@ -37,66 +38,63 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def imagenet_subset(letter: str) -> tuple[int, ...]:
-    """The 200 of the thousand that ImageNet-A (``a``) or ImageNet-R (``r``) has images of, as their authors list them."""
-    places = {wnid: place for place, wnid in enumerate(imagenet_ids())}
-    return tuple(places[wnid] for wnid in _lines(f"imagenet_{letter}_synsets.txt"))
+    """Returns the 200 class indices of ImageNet-A (``a``) or ImageNet-R (``r``), as their authors list them."""
+    indices = {wnid: index for index, wnid in enumerate(imagenet_ids())}
+    return tuple(indices[wnid] for wnid in _lines(f"imagenet_{letter}_synsets.txt"))
 
 
 def reassessed_labels() -> list[list[int]]:
-    """ReaL (Beyer et al., arXiv 2006.07159): all right classes of each of the 50,000 validation images; none for some."""
+    """Returns the ReaL labels (Beyer et al., arXiv 2006.07159): all correct classes of each of the 50,000 validation images."""
     content: list[list[int]] = json.loads(_info("imagenet_real_labels.json"))
     return content
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:
-    """Whether a model's classes are ImageNet's thousand in their order, whatever they are called."""
+    """Whether a model's classes are the 1,000 of ImageNet in their order, under any of their names."""
     if len(classes) != IMAGENET_CLASSES:
         return False
-    numbered = (tuple(map(str, range(IMAGENET_CLASSES))), tuple(f"LABEL_{place}" for place in range(IMAGENET_CLASSES)))
+    numbered = (tuple(map(str, range(IMAGENET_CLASSES))), tuple(f"LABEL_{index}" for index in range(IMAGENET_CLASSES)))
     if tuple(classes) in (*numbered, imagenet_ids()):
         return True
-    same = sum(_first(name) == _first(own) for name, own in zip(classes, imagenet_names(), strict=True))
-    return same >= RECOGNISED * IMAGENET_CLASSES
+    matches = sum(_first_synonym(a) == _first_synonym(b) for a, b in zip(classes, imagenet_names(), strict=True))
+    return matches >= MIN_MATCHES * IMAGENET_CLASSES
 
 
-def places_among(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """Where each of ``names`` stands among a model's classes.
+def class_indices(names: Sequence[str], model_classes: Sequence[str]) -> np.ndarray:
+    """Returns the index of each name among a model's classes.
 
-    By the name itself; where the model knows ImageNet's thousand and ``names`` are WordNet ids, or all of
-    :func:`imagenet_names`, by their order.
+    Classes are matched by name. If the model has ImageNet's classes, WordNet IDs and descriptions match as well.
 
     Returns:
-        (len(names),), int64.
+        (len(names),) int64.
 
     Raises:
-        DataError: a name that the model does not know, or that several of its classes bear.
+        DataError: the model lacks a class, or several of its classes have the same name.
     """
-    if tuple(names) == tuple(known):
-        return np.arange(len(known))
-    if is_imagenet(known):
-        own = {**_by_place(imagenet_names()), **_by_place(imagenet_ids())}
-        if all(name in own for name in names):
-            return np.asarray([own[name] for name in names], np.int64)
-    counts: dict[str, int] = {}
-    for name in known:
-        counts[name] = counts.get(name, 0) + 1
-    places = {name: place for place, name in enumerate(known) if counts[name] == 1}
-    missing = [name for name in names if name not in places and name not in counts]
+    if tuple(names) == tuple(model_classes):
+        return np.arange(len(model_classes))
+    if is_imagenet(model_classes):
+        imagenet = {**_index(imagenet_names()), **_index(imagenet_ids())}
+        if all(name in imagenet for name in names):
+            return np.asarray([imagenet[name] for name in names], np.int64)
+    counts = Counter(model_classes)
+    indices = {name: index for index, name in enumerate(model_classes) if counts[name] == 1}
+    missing = [name for name in names if name not in counts]
     if missing:
         raise DataError(
-            f"The data has {len(missing)} classes that the model does not know, such as {missing[0]!r}",
+            f"The data has {len(missing)} classes that the model does not have, such as {missing[0]!r}",
             "evaluate it on data with the classes it was trained on",
         )
-    if double := [name for name in names if name not in places]:
-        raise DataError(f"The model has several classes called {double[0]!r}", "give its classes names of their own: id2label")
-    return np.asarray([places[name] for name in names], np.int64)
+    if ambiguous := [name for name in names if name not in indices]:
+        raise DataError(f"The model has several classes named {ambiguous[0]!r}", "give its classes unique names: id2label")
+    return np.asarray([indices[name] for name in names], np.int64)
 
 
-def _by_place(names: Sequence[str]) -> dict[str, int]:
-    return {name: place for place, name in enumerate(names)}
+def _index(names: Sequence[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}
 
 
-def _first(name: str) -> str:
+def _first_synonym(name: str) -> str:
     """``tench, Tinca tinca`` -> ``tench``."""
     return name.partition(",")[0].partition(" (n")[0].strip().lower()
 

@@ -1,4 +1,4 @@
-"""Samples -> batches, on several cores. The number of workers changes the speed and nothing else."""
+"""Loads samples and batches in worker processes, whose number changes only the speed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class TeacherTargets(Protocol):
 
 @dataclass
 class Batch:
-    """What the model learns from or is tested on.
+    """A batch for training or evaluation.
 
     Attributes:
-        pixel_values: (B, 3, height, width), float32, normalized.
-        labels: (B,), int64.
-        targets: (B, K), float32, smoothed and mixed; equal to one-hot labels in evaluation.
-        samples: (B, 3), int64: index in the data set, repeat, position in the global batch.
-        skipped: how many unreadable images are missing from it.
+        pixel_values: (B, 3, height, width) float32, normalized.
+        labels: (B,) int64.
+        targets: (B, K) float32, smoothed and mixed labels; one-hot labels in evaluation.
+        samples: (B, 3) int64: index in the data set, repeat, and position in the global batch.
+        skipped: number of unreadable images that were left out.
         teacher_targets: (B,) int64 class indices or (B, K) float32 logits, from cached teacher logits; None without a cache.
     """
 
@@ -58,7 +58,7 @@ class Batch:
     teacher_targets: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
-        """The batch on a device; the copy does not wait where the memory is pinned."""
+        """Returns the batch on a device. Copies from pinned memory are asynchronous."""
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
@@ -67,7 +67,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """Called by the loader where a GPU waits for the batch."""
+        """Pins the memory of the tensors that training copies to a GPU. Called by PyTorch's data loader."""
         self.pixel_values, self.targets = self.pixel_values.pin_memory(), self.targets.pin_memory()
         self.teacher_targets = None if self.teacher_targets is None else self.teacher_targets.pin_memory()
         return self
@@ -75,12 +75,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainSamples:
-    """Makes any training batch, or any sample of it alone, from integers.
+    """Makes training batches, and single samples of them, from integers.
 
     Attributes:
-        seed: of the run.
-        smoothing: of the labels.
-        skip_unreadable: leave an unreadable image out of its batch, instead of an error.
+        source: the training images.
+        transform: augmentation of single images.
+        mixing: settings of mixup and cutmix.
+        seed: seed of the run.
+        smoothing: label smoothing, in 0..1.
+        skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
         teacher_targets: cached teacher logits, read along with the samples; None without a cache.
     """
 
@@ -93,7 +96,7 @@ class TrainSamples:
     teacher_targets: TeacherTargets | None = None
 
     def sample(self, epoch: int, index: int, repeat: int = 0) -> np.ndarray:
-        """One augmented image before mixing: (3, height, width), float32, a function of its arguments alone.
+        """Returns an augmented image before mixing, a pure function of the arguments: (3, height, width) float32.
 
         Raises:
             ImageError: the image is unreadable.
@@ -103,15 +106,15 @@ class TrainSamples:
         return values
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """The mixed batch of a plan; empty where unreadable images are skipped and all of them are.
+        """Returns the mixed batch of a plan; it is empty if all its images are unreadable and skipped.
 
         Raises:
-            ImageError: an unreadable image, unless they are skipped.
+            ImageError: an image is unreadable, unless ``skip_unreadable``.
             TeacherError: the cached teacher logits belong to other images.
         """
         pixels, kept = self._pixels(plan)
         samples = plan.samples[kept]
-        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, *self.transform.size).kept(kept)
+        mix = draw(self.mixing, self.seed, plan.epoch, plan.samples, *self.transform.size).select(kept)
         mix_images(pixels, mix)
         labels = torch.from_numpy(self.source.labels[samples[:, 0]])
         targets = soft_targets(labels, mix, len(self.source.classes), self.smoothing)
@@ -120,26 +123,26 @@ class TrainSamples:
         return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, teacher_targets=teacher_targets)
 
     def _pixels(self, plan: BatchPlan) -> tuple[Tensor, np.ndarray]:
-        """The augmented images of a plan, each file decoded once, and the rows of the plan that they are."""
+        """Returns the augmented images of a plan and their rows in it. Every file is decoded once."""
         pixels = np.empty((len(plan.samples), 3, *self.transform.size), np.float32)
         readable = np.ones(len(plan.samples), bool)
         rows: dict[int, list[int]] = {}
         for row, index in enumerate(plan.samples[:, 0].tolist()):
             rows.setdefault(index, []).append(row)
-        for index, places in rows.items():
+        for index, positions in rows.items():
             try:
-                self._write(plan.epoch, index, plan.samples[places, 1].tolist(), [pixels[place] for place in places])
+                self._write(plan.epoch, index, plan.samples[positions, 1].tolist(), [pixels[row] for row in positions])
             except ImageError:
                 if not self.skip_unreadable:
                     raise
-                readable[places] = False
+                readable[positions] = False
         return torch.from_numpy(pixels if readable.all() else pixels[readable]), np.flatnonzero(readable)
 
     def _write(self, epoch: int, index: int, repeats: Sequence[int], outputs: Sequence[np.ndarray]) -> None:
-        """Makes some repeats of an image, which is decoded once.
+        """Writes some repeats of an image, which is decoded once.
 
-        The crops of all repeats decide how much smaller it may be decoded, including those of other batches: otherwise the
-        pixels of a sample would depend on how batches are cut.
+        The JPEG reduction follows from the crops of all repeats, including those of other batches: otherwise the pixels of a
+        sample would depend on how batches are cut.
         """
         transform = self.transform
         all_repeats = range(transform.settings.repeats)
@@ -148,7 +151,7 @@ class TrainSamples:
             boxes = {repeat: transform.box(encoded.width, encoded.height, rng) for repeat, rng in rngs.items()}
             reduction = transform.reduction(boxes[repeat] for repeat in all_repeats)
             image = encoded.decode(reduction)
-            if image.width == encoded.width:  # not a JPEG
+            if image.width == encoded.width:  # not a JPEG: decoded at full size
                 reduction = 1
         pixels = np.asarray(image)
         for repeat, output in zip(repeats, outputs, strict=True):
@@ -157,14 +160,24 @@ class TrainSamples:
 
 @dataclass(frozen=True)
 class EvaluationSamples:
-    """Makes evaluation batches: each image as the processor sees it, in the source's order."""
+    """Makes evaluation batches: every image once, preprocessed by the image processor, in the order of the source.
+
+    Attributes:
+        source: the images.
+        processor: preprocessing of the model.
+        skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
+    """
 
     source: ImageSource
     processor: DeiTImageProcessor
     skip_unreadable: bool = False
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """As :meth:`TrainSamples.batch`, without augmentation and mixing."""
+        """Returns the batch of a plan, without augmentation and mixing; empty if all its images are skipped.
+
+        Raises:
+            ImageError: an image is unreadable, unless ``skip_unreadable``.
+        """
         pixels, kept = [], []
         for position, index in enumerate(plan.samples[:, 0].tolist()):
             try:
@@ -180,7 +193,7 @@ class EvaluationSamples:
         return Batch(values, labels, targets, torch.from_numpy(samples), skipped=len(plan.samples) - len(kept))
 
     def plans(self, batch_size: int) -> list[BatchPlan]:
-        """Every image once."""
+        """Returns batches of every image once."""
         count = len(self.source.labels)
         samples = np.column_stack([np.arange(count), np.zeros(count, np.int64), np.arange(count)])
         return [
@@ -189,12 +202,12 @@ class EvaluationSamples:
 
 
 class Loader:
-    """Batches of plans, made ahead on worker processes.
+    """Data loader: makes the batches of plans ahead of time in worker processes, which persist over epochs.
 
     Args:
-        samples: what makes a batch of a plan.
-        workers: processes; 0 makes batches here, None chooses by the cores.
-        pin: put batches into memory that a GPU reads fast.
+        samples: makes a batch from a plan.
+        workers: worker processes; 0 loads in the main process, None chooses by the number of cores.
+        pin: pin the memory of batches, for a GPU.
 
     Example:
         for batch in loader.run(plans): ...
@@ -202,11 +215,11 @@ class Loader:
 
     def __init__(self, samples: TrainSamples | EvaluationSamples, workers: int | None = None, pin: bool = False) -> None:
         workers = default_workers() if workers is None else workers
-        self._order = _Order()
+        self._sampler = _PlanSampler()
         self._loader = DataLoader(
-            _Batches(samples),
+            _BatchDataset(samples),
             batch_size=None,
-            sampler=self._order,
+            sampler=self._sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
@@ -215,39 +228,39 @@ class Loader:
         )
 
     def run(self, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
-        """One batch for each plan, in their order.
+        """Yields the batch of every plan, in order.
 
         Raises:
-            DeiTError: whatever :meth:`TrainSamples.batch` raises, in its own words.
+            DeiTError: an error of :meth:`TrainSamples.batch` in a worker process, unchanged.
         """
-        self._order.plans = list(plans)
+        self._sampler.plans = list(plans)
         for batch in self._loader:
             if isinstance(batch, DeiTError):
                 try:
                     raise batch
                 finally:
-                    del batch  # the error and this frame would hold each other, and the workers would not be let go
+                    del batch  # breaks the reference cycle of error and frame, which would keep the worker processes alive
             yield batch
 
 
 def default_workers() -> int:
-    """One process for every core but the one that trains, within bounds."""
+    """Returns one worker process per core except for one, which trains: at least 1, at most ``MAX_WORKERS``."""
     return min(max(cores() - 1, 1), MAX_WORKERS)
 
 
-class _Batches(Dataset[Batch | DeiTError]):
+class _BatchDataset(Dataset[Batch | DeiTError]):
     def __init__(self, samples: TrainSamples | EvaluationSamples) -> None:
         self._samples = samples
 
     def __getitem__(self, plan: BatchPlan) -> Batch | DeiTError:
         try:
             return self._samples.batch(plan)
-        except DeiTError as error:  # handed over as it is: torch would put a worker's whole traceback into its message
+        except DeiTError as error:  # returned, since torch would put the worker's traceback into the message of a raised one
             return error
 
 
-class _Order(Sampler[BatchPlan]):
-    """The plans of the epoch to come: the workers live on from epoch to epoch."""
+class _PlanSampler(Sampler[BatchPlan]):
+    """The plans of the next epoch. Worker processes persist, so the plans are replaced, not the loader."""
 
     def __init__(self) -> None:
         self.plans: list[BatchPlan] = []

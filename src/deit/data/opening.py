@@ -1,8 +1,7 @@
-"""Any data set by what a person calls it: a folder, a manifest, a saved table, a name."""
+"""Opens a data set by path or name: a folder, a manifest, a saved Hugging Face data set, a known name."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from deit.data.datasets.folders import folder_parts, has_part_folders, unlabeled_source
@@ -11,15 +10,11 @@ from deit.data.datasets.manifest import is_manifest, manifest_parts, unlabeled_m
 from deit.data.datasets.named import DIGITS, NAMED, digits_parts, named_parts, named_reference
 from deit.data.sources import ImageSource
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
-from deit.errors import DataError
+from deit.errors import DataError, did_you_mean
 
 
 def read_splits(data: str | Path) -> DatasetSplits:
-    """A data set as it comes; see :func:`open_data`.
-
-    Raises:
-        DataError: as :func:`open_data`.
-    """
+    """Reads the splits that a data set comes with; see :func:`open_data` for the arguments and errors."""
     text, path = str(data), Path(data)
     if text == DIGITS:
         return digits_parts()
@@ -36,35 +31,34 @@ def read_splits(data: str | Path) -> DatasetSplits:
 
 
 def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
-    """A data set for training, by its folder or name.
+    """Opens a data set for training.
 
     Args:
-        data: a folder (``train/CLASS/image`` and ``val/CLASS/image``, or ``CLASS/image``, of which a part of each class is set
-            aside by the seed); a manifest, ``.csv`` or ``.jsonl``; a folder that ``save_to_disk`` of Hugging Face wrote;
-            ``hf:owner/name`` on its hub; ``digits``; or a name of :data:`NAMED`, with ``:FOLDER`` behind it where it lies
-            elsewhere than in ``$DEIT_DATA``.
-        seed: of the split, where one has to be made.
-        validation_fraction: share of each class that is set aside, where it has to be and the data set itself does not say
-            how much.
+        data: a folder (``train/CLASS/image`` and ``val/CLASS/image``, or ``CLASS/image``, which is split by the seed); a
+            manifest, ``.csv`` or ``.jsonl``; a directory that Hugging Face's ``save_to_disk`` wrote; ``hf:owner/name`` on the
+            hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in ``$DEIT_DATA``.
+        seed: seed of the split, if a split is missing.
+        validation_fraction: fraction of each class that is set aside if the validation split is missing and the data set does
+            not define one.
 
     Raises:
-        DataError: nothing of this name, no images, one class, an empty class, or a class that only one part has.
-        MissingExtraError: a data set of Hugging Face, whose library is not installed.
+        DataError: there is no such data set, it has no images, one class or an empty class, or a class is in one split only.
+        MissingExtraError: it is a Hugging Face data set and the library is not installed.
     """
     return make_splits(read_splits(data), seed, validation_fraction)
 
 
 def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
-    """Images to learn from without labels: training and validation part of a single class.
+    """Opens a data set for training without labels: a training and a validation split with a single class.
 
     Args:
-        data: as for :func:`open_data`, whose training and validation part are taken and whose labels are not looked at; or a
-            folder of images at any depth, a manifest without labels, or a table without them.
-        seed: of the split, where one has to be made.
-        validation_fraction: as for :func:`open_data`.
+        data: any data set of :func:`open_data`, whose labels are ignored; or a folder of images at any depth, a manifest or a
+            table without labels.
+        seed: as in :func:`open_data`.
+        validation_fraction: as in :func:`open_data`.
 
     Raises:
-        DataError: as :func:`open_data`, or fewer than two images.
+        DataError: as in :func:`open_data`, or there are fewer than two images.
     """
     text, path = str(data), Path(data)
     source: ImageSource
@@ -81,11 +75,11 @@ def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float =
     else:
         _check_name(path)
         source = unlabeled_source(path)
-    return make_splits(DatasetSplits(source, plain=True), seed, validation_fraction)
+    return make_splits(DatasetSplits(source, unsplit=True), seed, validation_fraction)
 
 
-def lasting(data: str | Path) -> str:
-    """The name of a data set as it is found from any folder: a path in full, a name as it is."""
+def absolute_name(data: str | Path) -> str:
+    """Returns a name of a data set that is valid in any working directory: an absolute path, or the name unchanged."""
     text = str(data)
     if text == DIGITS or text.startswith(PREFIX):
         return text
@@ -94,8 +88,8 @@ def lasting(data: str | Path) -> str:
     return str(Path(data).resolve()) if Path(data).exists() else text
 
 
-def title(data: str | Path) -> str:
-    """A word for a data set, for a folder's name or a heading: ``photos`` of ``/home/me/photos`` or ``photos.csv``."""
+def short_name(data: str | Path) -> str:
+    """Returns a short name of a data set, for directories and headings: ``photos`` for ``/data/photos`` or ``photos.csv``."""
     text = str(data)
     if reference := named_reference(text):
         return reference.name
@@ -106,10 +100,9 @@ def title(data: str | Path) -> str:
 
 
 def _check_name(path: Path) -> None:
-    """Whether there is such a folder; where there is none, perhaps a name is meant."""
+    """Checks that a folder exists, and suggests a data set of a similar name otherwise."""
     if path.is_dir():
         return
-    known = [DIGITS, *NAMED]
-    near = difflib.get_close_matches(str(path).partition(":")[0], known, n=1, cutoff=0.75)
-    remedy = f"did you mean {near[0]}" if near else "pass a folder, a manifest, hf:owner/name, or a name of `deit data list`"
-    raise DataError(f"{path} is no folder", remedy)
+    suggestion = did_you_mean(str(path).partition(":")[0], [DIGITS, *NAMED], cutoff=0.75)
+    remedy = suggestion or "pass a folder, a manifest, hf:owner/name, or a name from `deit data list`"
+    raise DataError(f"{path} is not a folder", remedy)

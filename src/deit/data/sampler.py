@@ -1,4 +1,4 @@
-"""Which sample comes when: the order of an epoch, cut into steps, ranks and micro-batches."""
+"""The order of samples in an epoch, cut into steps, ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class BatchPlan:
 
     Attributes:
         epoch: counted from 0.
-        step: of the epoch, counted from 0.
-        samples: (n, 3) of int64: index in the data set, which of its repeats, and position in the global batch.
+        step: within the epoch, counted from 0.
+        samples: (n, 3) int64: index in the data set, repeat, and position in the global batch.
     """
 
     epoch: int
@@ -25,62 +25,64 @@ class BatchPlan:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Whole batches in an epoch; a data set smaller than a batch makes one."""
+    """Returns the number of full batches per epoch; a data set smaller than a batch makes one."""
     return max(count // batch_size, 1)
 
 
 def epoch_steps(count: int, batch_size: int, seed: int, epoch: int, repeats: int = 1) -> list[BatchPlan]:
-    """The global batches of an epoch.
+    """Returns the global batches of an epoch.
 
     With repeated augmentation (Hoffer et al., arXiv 1901.09335; section 6 of the paper) an epoch has as many samples as the
-    data set, but ``repeats`` of each image that is in it, all in one batch but for the image that a batch's edge cuts, and
-    close together, so that an image is decoded once. What does not fill a last batch is left for another epoch; a data
+    data set has images, but ``repeats`` samples of each image that it contains. They are in the same batch, except for an image
+    at the edge of a batch, and close together, so that an image is decoded once. An incomplete last batch is dropped; a data
     set smaller than a batch is one batch.
 
     Args:
-        count: images in the data set, at least 1.
-        batch_size: of all machines together.
-        repeats: how often an image comes in its batch, each time augmented anew.
+        count: number of images in the data set, at least 1.
+        batch_size: global batch size, over all processes.
+        seed: seed of the run.
+        epoch: counted from 0.
+        repeats: samples per image, each with its own augmentation.
     """
     order = generator(seed, RngStream.ORDER, epoch).permutation(count)
     distinct = order[: -(-count // repeats)]
     samples = np.stack([np.repeat(distinct, repeats), np.tile(np.arange(repeats), len(distinct))], axis=1)[:count]
     plans = []
     for step in range(steps_per_epoch(count, batch_size)):
-        chosen = samples[step * batch_size : (step + 1) * batch_size]
-        if repeats > 1:  # else the repeats of an image would be mixed with each other
-            chosen = arranged(chosen, repeats)
-        plans.append(BatchPlan(epoch, step, np.column_stack([chosen, np.arange(len(chosen))])))
+        batch = samples[step * batch_size : (step + 1) * batch_size]
+        if repeats > 1:  # otherwise the repeats of an image would be mixed with each other
+            batch = arrange_repeats(batch, repeats)
+        plans.append(BatchPlan(epoch, step, np.column_stack([batch, np.arange(len(batch))])))
     return plans
 
 
-def arranged(samples: np.ndarray, repeats: int) -> np.ndarray:
-    """Put a batch's samples in an order in which neighbors, which are mixed with each other, are different images.
+def arrange_repeats(samples: np.ndarray, repeats: int) -> np.ndarray:
+    """Orders the samples of a batch so that neighbors, which mixup and cutmix combine, are different images.
 
-    A few images and all their repeats stand together, in as many rounds as there are repeats; in each round every image has
-    another neighbor than before. What is left over at the batch's end is paired as well as it can be: an image meets itself
-    only where no other is left.
+    Small groups of images are arranged in as many rounds as there are repeats, as in a round-robin tournament: in every
+    round each image has another neighbor. The rest of the batch is paired greedily; an image is paired with itself only if no
+    other is left.
 
     Args:
-        samples: (n, 2) of int64, index and repeat, the repeats of an image one after the other.
-        repeats: of each image but the first and the last, which the batch's edges may cut.
+        samples: (n, 2) int64, index and repeat; the repeats of an image are consecutive.
+        repeats: samples per image, except for the first and the last image, which the edges of the batch may cut.
     """
-    rounds = _rounds(repeats)
+    rounds = _round_robin(repeats)
     per_group = rounds.size
-    # An image that the edge of the batch before has cut comes last, so that whole images are where the groups are cut.
-    whole = int(np.argmax(samples[:, 1] == 0))
-    samples = np.concatenate([samples[whole:], samples[:whole]])
-    # The last group stays with what is left over, so that this has images enough to be paired.
-    groups = max((len(samples) - whole) // per_group - 1, 0)
+    # An image that the start of the batch has cut is moved to the end, so that groups contain whole images.
+    first_whole = int(np.argmax(samples[:, 1] == 0))
+    samples = np.concatenate([samples[first_whole:], samples[:first_whole]])
+    # The last group is left for greedy pairing, which needs enough images.
+    groups = max((len(samples) - first_whole) // per_group - 1, 0)
     grouped = samples[: groups * per_group].reshape(groups, rounds.shape[1], repeats, 2)
     turn = np.arange(repeats)[:, None]
     ordered = grouped[:, rounds, turn].reshape(-1, 2)  # (groups, repeats, images, 2)
-    return np.concatenate([ordered, _paired(samples[groups * per_group :])])
+    return np.concatenate([ordered, _pair_greedily(samples[groups * per_group :])])
 
 
-def _rounds(repeats: int) -> np.ndarray:
-    """(repeats, images): in each row all images of a group, neighbors as in a round-robin tournament."""
-    images = repeats + 1 + (repeats + 1) % 2  # the least even number with enough rounds
+def _round_robin(repeats: int) -> np.ndarray:
+    """Returns (repeats, images): in each row all images of a group, paired as in a round of a round-robin tournament."""
+    images = repeats + 1 + (repeats + 1) % 2  # the smallest even number with enough rounds
     first, others = np.zeros(1, np.int64), np.arange(1, images)
     rows = []
     for turn in range(repeats):
@@ -89,36 +91,37 @@ def _rounds(repeats: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def _paired(samples: np.ndarray) -> np.ndarray:
-    """Neighbours from the two images with the most samples left, which were not neighbors before if possible."""
-    left: dict[int, list[list[int]]] = {}
+def _pair_greedily(samples: np.ndarray) -> np.ndarray:
+    """Pairs the two images with the most samples left, preferring pairs that have not occurred."""
+    remaining: dict[int, list[list[int]]] = {}
     for index, repeat in samples.tolist():
-        left.setdefault(index, []).append([index, repeat])
-    met: set[tuple[int, int]] = set()
+        remaining.setdefault(index, []).append([index, repeat])
+    paired: set[tuple[int, int]] = set()
     ordered: list[list[int]] = []
-    while len(left) > 1:
-        # The image with the most left must not wait; sorting is stable, so equal ones come in their order.
-        first = max(left, key=lambda index: len(left[index]))
+    while len(remaining) > 1:
+        # max is stable: ties are resolved by order.
+        first = max(remaining, key=lambda index: len(remaining[index]))
         second = max(
-            (index for index in left if index != first), key=lambda index: (len(left[index]), (first, index) not in met)
+            (index for index in remaining if index != first),
+            key=lambda index: (len(remaining[index]), (first, index) not in paired),
         )
-        met |= {(first, second), (second, first)}
+        paired |= {(first, second), (second, first)}
         for index in (first, second):
-            ordered.append(left[index].pop(0))
-            if not left[index]:
-                del left[index]
-    ordered += [sample for rest in left.values() for sample in rest]
+            ordered.append(remaining[index].pop(0))
+            if not remaining[index]:
+                del remaining[index]
+    ordered += [sample for rest in remaining.values() for sample in rest]
     return np.asarray(ordered, np.int64).reshape(-1, 2)
 
 
-def share(plan: BatchPlan, rank: int, ranks: int) -> BatchPlan:
-    """One rank's part of a global batch: neighbors stay together, so that pairs are never cut."""
+def rank_share(plan: BatchPlan, rank: int, ranks: int) -> BatchPlan:
+    """Returns one rank's part of a global batch. Pairs of neighbors, which are mixed, stay together."""
     pairs = -(-len(plan.samples) // 2)
-    start, stop = (2 * (pairs * place // ranks) for place in (rank, rank + 1))
+    start, stop = (2 * (pairs * edge // ranks) for edge in (rank, rank + 1))
     return BatchPlan(plan.epoch, plan.step, plan.samples[start:stop])
 
 
 def micro_batches(plan: BatchPlan, size: int) -> list[BatchPlan]:
-    """Cut a batch into pieces of at most ``size`` samples, an even number."""
+    """Cuts a batch into micro-batches of at most ``size`` samples, an even number."""
     assert size % 2 == 0
     return [BatchPlan(plan.epoch, plan.step, plan.samples[start : start + size]) for start in range(0, len(plan.samples), size)]

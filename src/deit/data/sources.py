@@ -1,4 +1,4 @@
-"""Where images and labels come from: an index in, an RGB image and a class out."""
+"""Image sources: an index in, an RGB image and a label out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from deit.data.class_names import places_among
+from deit.data.class_names import class_indices
 from deit.images.decoding import Decodable, DecodedImage, EncodedImage, check_header, open_image
 
-HASHED_AT_ONCE = 10_000  # names: hashing them one by one takes several times as long
-UNLABELED = ("image",)  # the classes of images whose labels are not known, or of no interest
+NAMES_PER_HASH = 10_000  # names are hashed in blocks; one by one takes several times as long
+UNLABELED = ("image",)  # the only class of unlabeled images
 
 
 class ImageSource(Protocol):
@@ -27,41 +27,44 @@ class ImageSource(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the labels."""
+        """Class names, in the order of the labels."""
 
     @property
     def labels(self) -> np.ndarray:
-        """(n,), int64."""
+        """Class index of each image, (n,) int64."""
 
     def load(self, index: int) -> Image.Image:
-        """The image, upright and RGB.
+        """Returns an image, upright and RGB.
 
         Raises:
-            ImageError: the file is unreadable.
+            ImageError: the image is unreadable.
         """
 
     def name(self, index: int) -> str:
-        """What a person calls the image: its path."""
+        """Returns the name of an image for messages: its path."""
 
 
 @runtime_checkable
 class Checkable(Protocol):
-    """A source that can tell much of what is wrong with an image without decoding it."""
+    """A source that can check an image without decoding it."""
 
     def check(self, index: int) -> None:
-        """Look at the image's header alone.
+        """Checks the header of an image.
 
         Raises:
-            ImageError: it is none, or too large.
+            ImageError: it is not an image, or too large.
         """
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files below one folder.
+    """Image files below a folder.
 
     Attributes:
-        names: of the files, relative to ``root``; or absolute.
+        root: the folder.
+        names: paths of the files, absolute or relative to ``root``.
+        classes: class names.
+        labels: class index of each file, (n,) int64.
     """
 
     root: Path
@@ -70,7 +73,7 @@ class FileSource:
     labels: np.ndarray
 
     def path(self, index: int) -> Path:
-        """Where the file is."""
+        """Returns the path of a file."""
         return self.root / self.names[index]
 
     def load(self, index: int) -> Image.Image:
@@ -89,7 +92,9 @@ class ArraySource:
 
     Attributes:
         images: (n, height, width) or (n, height, width, 3), uint8.
-        noun: what one is called: ``digit`` makes ``digit 7``.
+        classes: class names.
+        labels: class index of each image, (n,) int64.
+        noun: prefix of the names: ``digit`` gives ``digit 7``.
     """
 
     images: np.ndarray
@@ -101,7 +106,7 @@ class ArraySource:
         return Image.fromarray(self.images[index]).convert("RGB")
 
     def check(self, index: int) -> None:
-        """Pixels are always readable."""
+        """Does nothing: pixels in memory are readable."""
 
     def name(self, index: int) -> str:
         return f"{self.noun} {index}"
@@ -109,7 +114,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of another source's images."""
+    """A subset of another source, possibly with other labels."""
 
     base: ImageSource
     indices: np.ndarray
@@ -120,50 +125,52 @@ class Subset:
         return self.base.load(int(self.indices[index]))
 
     def check(self, index: int) -> None:
-        check_one(self.base, int(self.indices[index]))
+        check_image(self.base, int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.base.name(int(self.indices[index]))
 
 
 @dataclass(frozen=True)
-class ManyLabels:
-    """Images with several right classes each; ``labels`` holds the first of them.
+class MultiLabelSource:
+    """Images with one or more correct classes each; ``labels`` holds the first of them.
 
     Attributes:
-        right: for each image, at least one class.
+        base: the images.
+        correct: correct classes of each image, at least one.
+        classes: class names.
     """
 
     base: ImageSource
-    right: tuple[tuple[int, ...], ...]
+    correct: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
 
     @cached_property
     def labels(self) -> np.ndarray:
-        return np.asarray([classes[0] for classes in self.right], np.int64)
+        return np.asarray([classes[0] for classes in self.correct], np.int64)
 
     def load(self, index: int) -> Image.Image:
         return self.base.load(index)
 
     def check(self, index: int) -> None:
-        check_one(self.base, index)
+        check_image(self.base, index)
 
     def name(self, index: int) -> str:
         return self.base.name(index)
 
-    def right_classes(self, indices: np.ndarray) -> np.ndarray:
-        """(len(indices), K), bool: which classes are right."""
-        right = np.zeros((len(indices), len(self.classes)), bool)
+    def correct_classes(self, indices: np.ndarray) -> np.ndarray:
+        """Returns (len(indices), K) bool, True for each correct class."""
+        correct = np.zeros((len(indices), len(self.classes)), bool)
         for row, index in enumerate(indices.tolist()):
-            right[row, list(self.right[index])] = True
-        return right
+            correct[row, list(self.correct[index])] = True
+        return correct
 
 
-def check_one(source: ImageSource, index: int) -> None:
-    """As :meth:`Checkable.check`; a source that cannot do that decodes the image.
+def check_image(source: ImageSource, index: int) -> None:
+    """Checks an image of a source: its header if the source supports that, otherwise by decoding it.
 
     Raises:
-        ImageError: it is unreadable.
+        ImageError: the image is unreadable.
     """
     if isinstance(source, Checkable):
         source.check(index)
@@ -172,9 +179,9 @@ def check_one(source: ImageSource, index: int) -> None:
 
 
 def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
-    """The images of ``base`` at ``indices``, in that order."""
-    chosen = np.asarray(list(indices), dtype=np.int64)
-    return Subset(base, chosen, base.classes, base.labels[chosen])
+    """Returns the images of ``base`` at ``indices``, in that order."""
+    array = np.asarray(list(indices), dtype=np.int64)
+    return Subset(base, array, base.classes, base.labels[array])
 
 
 def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Decodable]:
@@ -187,7 +194,7 @@ def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Deco
     """
     if isinstance(source, Subset):
         return open_encoded(source.base, int(source.indices[index]))
-    if isinstance(source, ManyLabels):
+    if isinstance(source, MultiLabelSource):
         return open_encoded(source.base, index)
     if isinstance(source, FileSource):
         return EncodedImage(source.path(index))
@@ -195,37 +202,41 @@ def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Deco
 
 
 def unlabeled(base: ImageSource) -> Subset:
-    """The same images, all of one class."""
+    """Returns the same images with a single class."""
     count = len(base.labels)
     return Subset(base, np.arange(count), UNLABELED, np.zeros(count, np.int64))
 
 
 def relabeled(source: ImageSource, classes: tuple[str, ...]) -> ImageSource:
-    """The same images, labeled by the place of their class among a model's ``classes``; see :func:`places_among`.
+    """Returns the same images, labeled by the indices of a model's ``classes``; see :func:`class_indices`.
 
     Raises:
         DataError: the source has a class that ``classes`` lacks.
     """
     if source.classes == classes:
         return source
-    places = places_among(source.classes, classes)
-    if isinstance(source, ManyLabels):
-        return ManyLabels(source.base, tuple(tuple(places[list(right)].tolist()) for right in source.right), classes)
-    return Subset(source, np.arange(len(source.labels)), classes, places[source.labels])
+    indices = class_indices(source.classes, classes)
+    if isinstance(source, MultiLabelSource):
+        return MultiLabelSource(
+            source.base, tuple(tuple(indices[list(correct)].tolist()) for correct in source.correct), classes
+        )
+    return Subset(source, np.arange(len(source.labels)), classes, indices[source.labels])
 
 
 def fingerprint(*sources: ImageSource) -> str:
-    """A hash of the images' names and labels: another file, class or order gives another one."""
+    """Returns a hash of the images' names and labels, which changes with every file, class and order."""
     digest = hashlib.sha256()
     for source in sources:
         digest.update(json.dumps(source.classes).encode())
         labels = source.labels.tolist()
-        for start in range(0, len(labels), HASHED_AT_ONCE):
-            some = enumerate(labels[start : start + HASHED_AT_ONCE], start)
-            digest.update("".join(f"{label}\t{source.name(index)}\n" for index, label in some).encode(errors="surrogateescape"))
+        for start in range(0, len(labels), NAMES_PER_HASH):
+            block = enumerate(labels[start : start + NAMES_PER_HASH], start)
+            digest.update(
+                "".join(f"{label}\t{source.name(index)}\n" for index, label in block).encode(errors="surrogateescape")
+            )
     return digest.hexdigest()
 
 
 def path_key(path: str) -> str:
-    """The key by which files are sorted: folder by folder, as paths compare."""
+    """Returns the key that sorts paths folder by folder, as ``Path`` objects compare."""
     return path.replace(os.sep, "\0")

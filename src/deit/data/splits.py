@@ -19,35 +19,36 @@ VALIDATION_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """A data set as it comes, before anything is set aside.
+    """The splits that a data set comes with.
 
     Attributes:
-        train: all of it where it has no parts.
-        validation: None where it has no such part; likewise ``test``.
-        plain: one pile of labeled images, which may be evaluated as a whole.
-        origin: what the parts are, for the user; empty for a plain one.
-        shares: of ``train``, to be set aside for other parts, by their names; where there are none and validation is missing,
-            the user's own share is.
+        train: the training split, or all images if there are no splits.
+        validation: the validation split, if any.
+        test: the test split, if any.
+        unsplit: the data set has no splits and may be evaluated as a whole.
+        origin: where the splits come from, for the user; empty if unsplit.
+        holdout: fractions of ``train`` that the data set itself sets aside, by split; if empty and there is no validation
+            split, the user's fraction is set aside.
     """
 
     train: ImageSource
     validation: ImageSource | None = None
     test: ImageSource | None = None
-    plain: bool = False
+    unsplit: bool = False
     origin: str = ""
-    shares: Mapping[str, float] = field(default_factory=dict)
+    holdout: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set as training uses it.
+    """The splits that training uses.
 
     Attributes:
-        train: what is learned from.
-        validation: what checkpoints are chosen by.
-        test: what the report is about; None where the data set has no third part.
-        origin: one sentence on how the parts came about, for the user.
-        fingerprint: of the whole data set, see :func:`fingerprint`.
+        train: for training.
+        validation: for selecting checkpoints.
+        test: for the report; None if the data set has no test split.
+        origin: where the splits come from, one sentence for the user.
+        fingerprint: fingerprint of the whole data set, see :func:`deit.data.sources.fingerprint`.
     """
 
     train: ImageSource
@@ -63,18 +64,18 @@ class Splits:
 
     @property
     def held_out(self) -> tuple[str, ImageSource]:
-        """The part that was least looked at, and its name."""
+        """Name and images of the split to report on: test, or validation if there is none."""
         return ("validation", self.validation) if self.test is None else ("test", self.test)
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a saved model remembers of its data, so that it is never evaluated on images it learned from by mistake.
+    """What a saved model records about its data, so that it is not evaluated on its training images by mistake.
 
     Attributes:
-        fingerprint: of the whole data set.
-        split_seed: by which a missing part was set aside.
-        validation_fraction: how much of each class that was.
+        fingerprint: fingerprint of the whole data set.
+        split_seed: seed by which a missing split was set aside.
+        validation_fraction: fraction of each class that was set aside.
     """
 
     fingerprint: str
@@ -83,71 +84,74 @@ class DataRecord:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> DataRecord:
-        """Read it from JSON.
+        """Reads the record from JSON.
 
         Raises:
-            CheckpointError: a value is missing or garbled.
+            CheckpointError: a value is missing or invalid.
         """
         try:
             return cls(str(content["fingerprint"]), int(content["split_seed"]), float(content["validation_fraction"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{RECORD_NAME} lacks or garbles {error}", "remove it or train again") from error
+            raise CheckpointError(
+                f"{RECORD_NAME} has a missing or invalid value: {error}", "remove it or train again"
+            ) from error
 
 
 def read_record(model: Path) -> DataRecord | None:
-    """What stands beside a model, a directory or a file, of the data it learned from; None where nothing does."""
+    """Reads the record next to a model directory or file; returns None if there is none."""
     path = (model if model.is_dir() else model.parent) / RECORD_NAME
     return DataRecord.from_dict(read_json(path)) if path.is_file() else None
 
 
-def split(source: ImageSource, seed: int, fractions: Sequence[float]) -> list[Subset]:
-    """Cut a source into parts with the same share of each class; the last part gets the rest.
+def stratified_split(source: ImageSource, seed: int, fractions: Sequence[float]) -> list[Subset]:
+    """Splits a source into subsets with the given fractions of every class, and the rest.
 
-    A class with at least as many images as there are parts has one in each.
+    A class with at least as many images as there are subsets has at least one image in each.
     """
-    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
+    subsets: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
     order = np.argsort(source.labels, kind="stable")
     ends = np.cumsum(np.bincount(source.labels, minlength=len(source.classes)))
-    for label, own in enumerate(np.split(order, ends[:-1])):
-        own = own[generator(seed, RngStream.SPLIT, index=label).permutation(len(own))]
+    for label, in_order in enumerate(np.split(order, ends[:-1])):
+        indices = in_order[generator(seed, RngStream.SPLIT, index=label).permutation(len(in_order))]
         start = 0
-        for part, fraction in enumerate(fractions):
-            most = len(own) - start - (len(fractions) - part)  # one is left for each part to come
-            count = min(max(round(fraction * len(own)), 1), most) if len(own) > len(fractions) else 0
-            parts[part].extend(own[start : start + count].tolist())
+        for position, fraction in enumerate(fractions):
+            limit = len(indices) - start - (len(fractions) - position)  # leaves one image for each further subset
+            count = min(max(round(fraction * len(indices)), 1), limit) if len(indices) > len(fractions) else 0
+            subsets[position].extend(indices[start : start + count].tolist())
             start += count
-        parts[-1].extend(own[start:].tolist())
-    return [subset(source, sorted(part)) for part in parts]
+        subsets[-1].extend(indices[start:].tolist())
+    return [subset(source, sorted(indices)) for indices in subsets]
 
 
-def make_splits(parts: DatasetSplits, seed: int, fraction: float) -> Splits:
-    """A data set for training: what it lacks is set aside from its training part.
+def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
+    """Makes the splits for training: missing ones are set aside from the training split.
 
     Args:
-        seed: of the split, where one has to be made.
-        fraction: share of each class that is set aside for validation, where the data set does not say so itself.
+        dataset: the splits that the data set comes with.
+        seed: seed of the split, if one is missing.
+        fraction: fraction of each class that is set aside for validation, unless the data set defines its own.
 
     Raises:
         DataError: no class has two images, so that nothing can be set aside.
     """
-    mark = fingerprint(*(part for part in (parts.train, parts.validation, parts.test) if part is not None))
-    if parts.validation is not None:
-        return Splits(parts.train, parts.validation, parts.test, parts.origin, mark)
-    shares = dict(parts.shares) or {"validation": fraction}
-    *aside, train = split(parts.train, seed, tuple(shares.values()))
-    found = dict(zip(shares, aside, strict=True))
-    if not all(len(part.labels) for part in aside):
-        raise DataError("The data has one image a class", "a part of each class must be left for validation")
-    if list(shares) == ["validation"]:
-        text = f"no validation part: {shares['validation']:.0%} of each class set aside by seed {seed}"
+    mark = fingerprint(*(source for source in (dataset.train, dataset.validation, dataset.test) if source is not None))
+    if dataset.validation is not None:
+        return Splits(dataset.train, dataset.validation, dataset.test, dataset.origin, mark)
+    holdout = dict(dataset.holdout) or {"validation": fraction}
+    *held_out, train = stratified_split(dataset.train, seed, tuple(holdout.values()))
+    if not all(len(source.labels) for source in held_out):
+        raise DataError("The data has one image per class", "each class needs an image for validation, too")
+    if list(holdout) == ["validation"]:
+        text = f"no validation split: {holdout['validation']:.0%} of each class set aside by seed {seed}"
     else:
-        each = " and ".join(f"{share:.0%} for {name}" for name, share in shares.items())
-        text = f"of each class {each} set aside by seed {seed}"
-    origin = f"{parts.origin}; {text}" if parts.origin else text
-    return Splits(train, found["validation"], found.get("test", parts.test), origin, mark)
+        shares = " and ".join(f"{share:.0%} for {name}" for name, share in holdout.items())
+        text = f"{shares} set aside from each class by seed {seed}"
+    origin = f"{dataset.origin}; {text}" if dataset.origin else text
+    splits = dict(zip(holdout, held_out, strict=True))
+    return Splits(train, splits["validation"], splits.get("test", dataset.test), origin, mark)
 
 
 def without_labels(splits: Splits) -> Splits:
-    """Training and validation part with a single class; a test part stays unseen."""
+    """Returns the training and validation splits with a single class, and without a test split."""
     train, validation = unlabeled(splits.train), unlabeled(splits.validation)
     return replace(splits, train=train, validation=validation, test=None, fingerprint=fingerprint(train, validation))

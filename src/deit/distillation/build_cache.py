@@ -19,7 +19,7 @@ import torch
 
 from deit.data.checking import without_unreadable
 from deit.data.loader import Batch, Loader, TrainSamples
-from deit.data.opening import lasting, open_data
+from deit.data.opening import absolute_name, open_data
 from deit.data.sampler import steps_per_epoch
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.cache_format import (
@@ -128,7 +128,7 @@ def build_cache(
     """
     resolved = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
     run = RunSettings(
-        data=lasting(data),
+        data=absolute_name(data),
         init=None if init is None else absolute(init),
         teacher=absolute(teacher),
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deit.data.class_names import places_among
+from deit.data.class_names import class_indices
 from deit.data.datasets.named import named_reference
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.opening import read_splits
-from deit.data.sources import ImageSource, ManyLabels, fingerprint, relabeled
+from deit.data.sources import ImageSource, MultiLabelSource, fingerprint, relabeled
 from deit.data.splits import VALIDATION_FRACTION, DataRecord, make_splits, read_record
 from deit.errors import DataError, UserError
 from deit.evaluation.metrics import Evaluation, head_metrics
@@ -146,7 +146,7 @@ def evaluate(
     record = read_record(classifier.path) if classifier.path else None
     images = evaluation_split(data, split, record)
     source = relabeled(images, classifier.classes)
-    candidates = np.unique(places_among(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
+    candidates = np.unique(class_indices(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
     return evaluate_source(
@@ -173,11 +173,11 @@ def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRe
         if reference.data.read is None:
             raise DataError(f"{reference.name} has no {split} split", "leave --split out")
     dataset = read_splits(data)
-    if split == "all" and not dataset.plain:
+    if split == "all" and not dataset.unsplit:
         raise DataError(f"{data} has separate splits", "evaluate one of them: --split train, validation or test")
     if split == "all":
         return dataset.train
-    if split == "auto" and dataset.plain and (record is None or record.fingerprint != fingerprint(dataset.train)):
+    if split == "auto" and dataset.unsplit and (record is None or record.fingerprint != fingerprint(dataset.train)):
         return dataset.train
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
     splits = make_splits(dataset, seed, fraction)
@@ -222,7 +222,7 @@ def _summarize(
     seconds: float,
     num_classes_evaluated: int | None,
 ) -> Evaluation:
-    correct = torch.from_numpy(source.right_classes(indices)) if isinstance(source, ManyLabels) else None
+    correct = torch.from_numpy(source.correct_classes(indices)) if isinstance(source, MultiLabelSource) else None
     metrics = {name: head_metrics(logits, _true_classes(logits, correct, labels)) for name, logits in heads.items()}
     main_logits = list(heads.values())[-1]
     true_classes = _true_classes(main_logits, correct, labels).numpy()

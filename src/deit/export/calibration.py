@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit.data.opening import open_unlabeled, title
+from deit.data.opening import open_unlabeled, short_name
 from deit.data.sources import UNLABELED, ImageSource
 from deit.data.splits import VALIDATION_FRACTION, DataRecord
 from deit.errors import DataError, ImageError
@@ -75,7 +75,7 @@ def calibration_images(data: str | Path | None, record: DataRecord | None) -> tu
         return crops, crops
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
     splits = open_unlabeled(data, seed, fraction)
-    name = title(data)
+    name = short_name(data)
     return (
         CalibrationImages(splits.train, f"images of {name}"),
         CalibrationImages(splits.validation, f"held-out images of {name}"),

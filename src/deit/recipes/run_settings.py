@@ -13,7 +13,7 @@ class RunSettings:
     """What a run needs besides its recipe. Saved in ``run.json``, so that resuming needs only the directory.
 
     Attributes:
-        data: the data set, as :func:`deit.data.opening.lasting` writes it.
+        data: the data set, as :func:`deit.data.opening.absolute_name` writes it.
         init: checkpoint that training starts from, or None.
         teacher: the teacher, as :func:`deit.distillation.loading.load_teacher` takes it, or None.
         teacher_weights: file with the weights of a timm teacher, or None.

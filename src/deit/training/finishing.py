@@ -8,7 +8,7 @@ from typing import Any
 
 from deit.checkpoints.model_card import model_card
 from deit.data.loader import EvaluationSamples
-from deit.data.opening import title
+from deit.data.opening import short_name
 from deit.data.splits import Splits
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import MissingExtraError
@@ -82,7 +82,7 @@ def finish_training(
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
-        title=f"{recipe.name} on {title(settings.data)}",
+        title=f"{recipe.name} on {short_name(settings.data)}",
         facts=run_summary(trainer, splits, settings, teacher),
         history=read_log(directory),
         split=split,

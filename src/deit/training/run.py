@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deit.data.checking import without_unreadable
-from deit.data.opening import lasting, open_data, open_unlabeled
+from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.loading import check_teacher, limit_views, load_teacher
 from deit.distillation.protocol import DistillationTeacher
@@ -202,7 +202,7 @@ def _request(
         raise UserError("There is no data to train on", "pass a folder of images, or a name from `deit data list`")
     requested = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(changes or {})
     settings = RunSettings(
-        data=lasting(data),
+        data=absolute_name(data),
         init=None if init is None else absolute(init),
         teacher=None if teacher is None else absolute(teacher),
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),

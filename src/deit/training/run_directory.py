@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from deit.data.opening import lasting, title
+from deit.data.opening import absolute_name, short_name
 from deit.errors import CheckpointError, RecipeError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
@@ -28,7 +28,7 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to resume the run in it")
         return directory
-    stem = Path("runs") / f"{title(data)}-{recipe_name}"
+    stem = Path("runs") / f"{short_name(data)}-{recipe_name}"
     candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
 
@@ -48,7 +48,7 @@ def read_run(directory: Path, data: str | Path | None = None) -> tuple[Recipe, R
         raise CheckpointError(f"{directory} is not a run directory", "pass the directory of an earlier `deit train`")
     content = read_json(path)
     if data is not None:
-        content["data"] = lasting(data)
+        content["data"] = absolute_name(data)
     try:
         settings = RunSettings(**content)
     except TypeError as error:

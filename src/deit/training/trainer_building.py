@@ -13,7 +13,7 @@ from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.loading import load_teacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import CheckpointError
-from deit.models.auto import TimmClassifier
+from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.planning import dataset_stats, needs_planning, plan_from_time
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples

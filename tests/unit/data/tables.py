@@ -1,4 +1,4 @@
-"""Small tables of images in Hugging Face's format."""
+"""Small Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def png(seed: int) -> dict[str, Any]:
 
 
 def table(count: int, label: Any = None, **columns: Any) -> Any:
-    """``count`` images with the labels 0, 1, 2, 0, ... in a column of the feature ``label``, or without."""
+    """Returns ``count`` images, with the labels 0, 1, 2, 0, ... in a column of the type ``label`` if it is given."""
     content: dict[str, Any] = {"image": [png(number) for number in range(count)], "id": list(range(count)), **columns}
     features = {"image": datasets.Image(), "id": datasets.Value("int64")}
     features |= {name: datasets.Value("string") for name in columns}

@@ -1,4 +1,4 @@
-"""Which images are unreadable, and what becomes of them."""
+"""Finding unreadable images before training and on request."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from deit.data.splits import Splits
 from deit.errors import DataError, ImageError
 from tests.unit.data.layouts import image_files, names
 
-RUBBISH = b"\x89PNG\r\n\x1a\n and then nothing"
+DAMAGED_PNG = b"\x89PNG\r\n\x1a\n and no image data"
 
 
 @pytest.fixture
-def spoiled(parted: Path) -> Splits:
-    (parted / "train" / "cat" / "000.png").write_bytes(RUBBISH)
+def damaged(parted: Path) -> Splits:
+    (parted / "train" / "cat" / "000.png").write_bytes(DAMAGED_PNG)
     (parted / "train" / "dog" / "note.jpg").write_text("hello")
     (parted / "val" / "dog" / "001.png").write_bytes(b"")
     return open_data(parted)
 
 
-def test_unreadable_files_are_named_before_training(spoiled: Splits) -> None:
+def test_unreadable_file_is_an_error_before_training(damaged: Splits) -> None:
     with pytest.raises(ImageError, match=r"cat/000\.png .*\(and 1 more\): .* --skip-unreadable"):
-        without_unreadable(spoiled, skip=False)
+        without_unreadable(damaged, skip=False)
 
 
-def test_unreadable_files_are_left_out_and_counted_on_request(spoiled: Splits) -> None:
-    splits, skipped = without_unreadable(spoiled, skip=True)
+def test_unreadable_files_are_skipped_and_counted(damaged: Splits) -> None:
+    splits, skipped = without_unreadable(damaged, skip=True)
     assert skipped == 3
     assert np.bincount(splits.train.labels).tolist() == [3, 4]
     assert len(splits.validation.labels) == 3
@@ -40,35 +40,35 @@ def test_unreadable_files_are_left_out_and_counted_on_request(spoiled: Splits) -
     assert not any("note.jpg" in name or name.endswith("cat/000.png") for name in names(splits.train))
 
 
-def test_sound_files_are_left_as_they_are(parted: Path) -> None:
+def test_readable_files_are_not_copied(parted: Path) -> None:
     splits, skipped = without_unreadable(open_data(parted), skip=False)
     assert skipped == 0
     assert isinstance(splits.train, FileSource)
 
 
-def test_a_class_that_loses_its_last_image_is_named(parted: Path) -> None:
+def test_class_without_a_readable_image_is_an_error(parted: Path) -> None:
     for file in (parted / "train" / "dog").iterdir():
-        file.write_bytes(RUBBISH)
+        file.write_bytes(DAMAGED_PNG)
     with pytest.raises(DataError, match="No readable image of the class 'dog' is left"):
         without_unreadable(open_data(parted), skip=True)
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_part_that_loses_its_last_image_is_named(parted: Path, part: str) -> None:
-    for file in (parted / part).rglob("*.png"):
-        file.write_bytes(RUBBISH)
-    with pytest.raises(DataError, match=f"No readable image of the {'validation' if part == 'val' else part} part is left"):
+@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("test", "test")])
+def test_split_without_a_readable_image_is_an_error(parted: Path, folder: str, split: str) -> None:
+    for file in (parted / folder).rglob("*.png"):
+        file.write_bytes(DAMAGED_PNG)
+    with pytest.raises(DataError, match=f"No readable image of the {split} split is left"):
         without_unreadable(open_data(parted), skip=True)
 
 
-def test_a_whole_check_finds_what_a_header_does_not_show(tmp_path: Path) -> None:
+def test_decoding_finds_damage_after_the_header(tmp_path: Path) -> None:
     image_files(tmp_path / "a", 2)
     image_files(tmp_path / "b", 1)
-    cut = tmp_path / "a" / "001.png"
-    cut.write_bytes(cut.read_bytes()[:-40])
+    truncated = tmp_path / "a" / "001.png"
+    truncated.write_bytes(truncated.read_bytes()[:-40])
     source = folder_source(tmp_path)
-    assert check_images(source, whole=False) == {}
+    assert check_images(source, decode=False) == {}
     for checked, index in ((source, 1), (subset(source, [2, 1]), 1), (subset(subset(source, [2, 1]), [1]), 0)):
-        problems = check_images(checked, whole=True)
-        assert list(problems) == [index]
-        assert "a/001.png" in str(problems[index])
+        errors = check_images(checked, decode=True)
+        assert list(errors) == [index]
+        assert "a/001.png" in str(errors[index])

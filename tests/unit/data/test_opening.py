@@ -1,4 +1,4 @@
-"""Every form that DATA can have, by the one function that opens them."""
+"""Opening data sets by path or name: every kind of data set, names and errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from deit.data.checking import without_unreadable
-from deit.data.datasets.named import NAMED as NAMED_DATA
+from deit.data.datasets.named import NAMED as NAMED_DATASETS
 from deit.data.datasets.named import named_reference
-from deit.data.opening import lasting, open_data, open_unlabeled, title
+from deit.data.opening import absolute_name, open_data, open_unlabeled, short_name
 from deit.errors import DataError
 from tests.unit.data.layouts import (
     cars,
@@ -26,9 +26,9 @@ from tests.unit.data.layouts import (
 from tests.unit.data.tables import NAMED, table
 
 
-def test_a_plain_folder_is_split_by_the_seed_and_says_so(photo_folder: Path) -> None:
+def test_folder_without_splits_is_split_by_the_seed(photo_folder: Path) -> None:
     splits = open_data(photo_folder, seed=3, validation_fraction=0.25)
-    assert [len(part.labels) for part in (splits.train, splits.validation)] == [18, 6]
+    assert [len(source.labels) for source in (splits.train, splits.validation)] == [18, 6]
     assert "25% of each class set aside by seed 3" in splits.origin
     assert splits.held_out == ("validation", splits.validation)
     other, same = open_data(photo_folder, seed=4, validation_fraction=0.25), open_data(photo_folder, 3, 0.25)
@@ -36,108 +36,119 @@ def test_a_plain_folder_is_split_by_the_seed_and_says_so(photo_folder: Path) -> 
     assert set(names(splits.train)).isdisjoint(names(splits.validation))
 
 
-def test_the_digits_are_ten_classes_in_three_parts() -> None:
+def test_digits_have_ten_classes_and_three_splits() -> None:
     splits = open_data("digits", seed=1)
     assert splits.classes == tuple("0123456789")
     assert splits.test is not None
-    sizes = [len(part.labels) for part in (splits.train, splits.validation, splits.test)]
+    sizes = [len(source.labels) for source in (splits.train, splits.validation, splits.test)]
     assert sum(sizes) == 1797
     assert sizes[1] == sizes[2] == pytest.approx(359, abs=5)
-    loaded = [splits.train.load(index) for index in range(20)]
-    assert {(image.mode, image.size) for image in loaded} == {("RGB", (8, 8))}
-    assert max(image.getextrema()[0][1] for image in loaded) == 255  # type: ignore[index]
+    images = [splits.train.load(index) for index in range(20)]
+    assert {(image.mode, image.size) for image in images} == {("RGB", (8, 8))}
+    assert max(image.getextrema()[0][1] for image in images) == 255  # type: ignore[index]
 
 
-FORMS = ("folder", "parted", "csv", "saved", "cifar10", "flowers102", "stanford-cars", "inaturalist-2018", "imagenet", "digits")
+KINDS = (
+    "folder",
+    "split folder",
+    "csv",
+    "saved",
+    "cifar10",
+    "flowers102",
+    "stanford-cars",
+    "inaturalist-2018",
+    "imagenet",
+    "digits",
+)
 
 
 @pytest.fixture
-def form(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DATA of each form, in a folder with a space in its name."""
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A data set of each kind, in a folder with a space in its name."""
     root = tmp_path / "my data"
-    name = request.param
-    if name == "folder":
+    kind = request.param
+    if kind == "folder":
         for label in ("a", "b"):
             image_files(root / label, 4)
         return str(root)
-    if name == "parted":
-        for part in ("train", "val"):
+    if kind == "split folder":
+        for split in ("train", "val"):
             for label in ("a", "b"):
-                image_files(root / part / label, 4)
+                image_files(root / split / label, 4)
         return str(root)
-    if name == "csv":
+    if kind == "csv":
         image_files(root, 8)
         (root / "list.csv").write_text("path,label\n" + "".join(f"{number:03}.png,{number % 2}\n" for number in range(8)))
         return str(root / "list.csv")
-    if name == "saved":
+    if kind == "saved":
         table(9, NAMED).save_to_disk(root)
         return str(root)
-    if name == "digits":
+    if kind == "digits":
         return "digits"
-    if name == "imagenet":
+    if kind == "imagenet":
         imagenet_flat(imagenet_train(root) / "val")
         devkit(root)
-    makers = {"cifar10": cifar10, "flowers102": flowers, "stanford-cars": cars}
-    if name in makers:
-        makers[name](root)
-    if name == "inaturalist-2018":
+    writers = {"cifar10": cifar10, "flowers102": flowers, "stanford-cars": cars}
+    if kind in writers:
+        writers[kind](root)
+    if kind == "inaturalist-2018":
         inaturalist(root, 2018)
-    return f"{name}:{root}"
+    return f"{kind}:{root}"
 
 
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-def test_every_form_can_be_trained_on(form: str) -> None:
-    splits = open_data(form)
-    if "flowers" not in form:  # the small one has three of its 102 classes
+@pytest.mark.parametrize("data", KINDS, indirect=True)
+def test_every_kind_opens_for_training(data: str) -> None:
+    splits = open_data(data)
+    if "flowers" not in data:  # the small copy has only three of its 102 classes
         splits, skipped = without_unreadable(splits, skip=False)
         assert skipped == 0
-    for part in (splits.train, splits.validation, splits.test):
-        if part is None:
+    for source in (splits.train, splits.validation, splits.test):
+        if source is None:
             continue
-        assert part.classes == splits.classes
-        assert len(part.labels)
-        assert part.labels.dtype == np.int64
-        for index in (0, len(part.labels) - 1):
-            assert part.load(index).mode == "RGB"
-            assert part.name(index)
+        assert source.classes == splits.classes
+        assert len(source.labels)
+        assert source.labels.dtype == np.int64
+        for index in (0, len(source.labels) - 1):
+            assert source.load(index).mode == "RGB"
+            assert source.name(index)
     if "set aside" in splits.origin:
         assert set(names(splits.train)).isdisjoint(names(splits.validation))
-    again = open_data(form)
+    again = open_data(data)
     assert (again.fingerprint, names(again.validation)) == (splits.fingerprint, names(splits.validation))
 
 
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-def test_every_form_can_be_learned_from_without_labels(form: str) -> None:
-    splits = open_unlabeled(form)
+@pytest.mark.parametrize("data", KINDS, indirect=True)
+def test_every_kind_opens_without_labels(data: str) -> None:
+    splits = open_unlabeled(data)
     assert splits.classes == splits.validation.classes == ("image",)
     assert splits.test is None
     assert not splits.train.labels.any()
     assert len(splits.validation.labels)
     assert splits.train.load(0).mode == "RGB"
-    assert splits.fingerprint != open_data(form).fingerprint
+    assert splits.fingerprint != open_data(data).fingerprint
 
 
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-def test_every_form_lasts_from_any_folder(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = open_data(form).fingerprint
+@pytest.mark.parametrize("data", KINDS, indirect=True)
+def test_absolute_name_is_valid_in_any_working_directory(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_data(data).fingerprint
     monkeypatch.chdir(tmp_path)
-    relative = form.replace(f"{tmp_path}/", "")
-    kept = lasting(relative)
-    assert kept == form
+    relative = data.replace(f"{tmp_path}/", "")
+    absolute = absolute_name(relative)
+    assert absolute == data
     monkeypatch.chdir("/")
-    assert open_data(kept).fingerprint == expected
+    assert open_data(absolute).fingerprint == expected
 
 
-def test_names_that_are_no_paths_last_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_name_keeps_names_that_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "cifar10", "imagenet-v2", "hf:me/photos:small@v1", "no such folder"):
-        assert lasting(name) == name
+        assert absolute_name(name) == name
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert lasting("cifar10:~/x") == f"cifar10:{tmp_path}/x"
+    assert absolute_name("cifar10:~/x") == f"cifar10:{tmp_path}/x"
 
 
 @pytest.mark.parametrize(
-    ("data", "word"),
+    ("name", "expected"),
     [
         ("digits", "digits"),
         ("cifar10:/data/toronto", "cifar10"),
@@ -148,11 +159,11 @@ def test_names_that_are_no_paths_last_as_they_are(tmp_path: Path, monkeypatch: p
         ("v1.2", "v1.2"),
     ],
 )
-def test_a_data_set_has_a_word_for_a_heading(data: str, word: str) -> None:
-    assert title(data) == word
+def test_short_name(name: str, expected: str) -> None:
+    assert short_name(name) == expected
 
 
-def test_a_folder_wins_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_takes_precedence_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for label in ("a", "b"):
         image_files(tmp_path / "cifar10" / label, 2)
@@ -163,18 +174,18 @@ def test_a_folder_wins_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_data("cifar10")
 
 
-def test_a_misspelt_name_gets_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misspelled_name_is_an_error_with_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, near in (("cifar-10", "cifar10"), ("flowers", "flowers102"), ("imagnet", "imagenet"), ("digit", "digits")):
-        with pytest.raises(DataError, match=f"is no folder: did you mean {near}"):
+    for name, suggestion in (("cifar-10", "cifar10"), ("flowers", "flowers102"), ("imagnet", "imagenet"), ("digit", "digits")):
+        with pytest.raises(DataError, match=f"is not a folder: did you mean {suggestion}"):
             open_data(name)
-        with pytest.raises(DataError, match="is no folder"):
+        with pytest.raises(DataError, match="is not a folder"):
             open_unlabeled(name)
-    with pytest.raises(DataError, match="pass a folder, a manifest, hf:owner/name, or a name of `deit data list`"):
+    with pytest.raises(DataError, match="pass a folder, a manifest, hf:owner/name, or a name from `deit data list`"):
         open_data("me/photos")
 
 
-def test_the_folder_of_a_name_is_found_by_one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_a_named_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def root(text: str) -> Path:
         reference = named_reference(text)
         assert reference is not None
@@ -191,8 +202,8 @@ def test_the_folder_of_a_name_is_found_by_one_rule(tmp_path: Path, monkeypatch: 
     assert named_reference("photos") is None
 
 
-def test_what_is_listed_adds_up() -> None:
-    assert {name: sum(row.images.values()) for name, row in NAMED_DATA.items()} == {
+def test_image_counts_of_the_named_data_sets() -> None:
+    assert {name: sum(row.images.values()) for name, row in NAMED_DATASETS.items()} == {
         "cifar10": 60_000,
         "cifar100": 60_000,
         "flowers102": 8_189,
@@ -205,5 +216,5 @@ def test_what_is_listed_adds_up() -> None:
         "imagenet-a": 7_500,
         "imagenet-r": 30_000,
     }
-    for row in NAMED_DATA.values():
+    for row in NAMED_DATASETS.values():
         assert (row.read is None) <= (row.evaluate is not None)

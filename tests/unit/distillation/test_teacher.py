@@ -80,7 +80,7 @@ def test_additional_classes_are_ignored() -> None:
     assert teacher.notes == ["The teacher t has 1 more classes than the data; their logits are ignored"]
     assert Teacher(_loaded(_network()), CLASSES, STUDENT, "t").notes == []
     torch.testing.assert_close(teacher.for_evaluation().model(batch).logits, network(batch).logits[:, [2, 3, 1]])
-    with pytest.raises(TeacherError, match="several classes called 'ant'"):
+    with pytest.raises(TeacherError, match="several classes named 'ant'"):
         Teacher(_loaded(_network(("ant", "ant", "bee", "cat"))), CLASSES, STUDENT, "t")
 
 

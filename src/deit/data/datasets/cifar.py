@@ -80,7 +80,7 @@ def cifar_parts(cifar: Cifar, root: Path) -> DatasetSplits:
     shown, answers = read_batch(folder / cifar.test_file, cifar.label_bytes, cifar.count)
     test = ArraySource(shown, classes, answers, "test image")
     origin = f"the training and test part of {cifar.title}"
-    return DatasetSplits(train, test=test, origin=origin, shares={"validation": VALIDATION_SHARE})
+    return DatasetSplits(train, test=test, origin=origin, holdout={"validation": VALIDATION_SHARE})
 
 
 def read_batch(path: Path, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ def cars_parts(root: Path) -> DatasetSplits:
     train = _cars(root, "cars_train", root / "devkit" / "cars_train_annos.mat", classes)
     test = _cars(root, "cars_test", root / "cars_test_annos_withlabels.mat", classes)
     origin = "the training and test part of Stanford Cars"
-    return DatasetSplits(train, test=test, origin=origin, shares={"validation": CARS_VALIDATION_SHARE})
+    return DatasetSplits(train, test=test, origin=origin, holdout={"validation": CARS_VALIDATION_SHARE})
 
 
 def _flowers(root: Path, variable: str, labels: np.ndarray, classes: tuple[str, ...]) -> FileSource:

@@ -27,7 +27,7 @@ def folder_parts(root: Path) -> DatasetSplits:
         DataError: no such folder, no images, one class, an empty class, or a class that only one part has.
     """
     if not has_part_folders(root):
-        return DatasetSplits(folder_source(root), plain=True)
+        return DatasetSplits(folder_source(root), unsplit=True)
     folders = {name: root / name for name in ("train", *VALIDATION_NAMES, TEST_NAME) if (root / name).is_dir()}
     train = folder_source(folders["train"])
     validation_name = next((name for name in VALIDATION_NAMES if name in folders), None)

@@ -165,10 +165,10 @@ def _parts(tables: Mapping[str, Any], name: str) -> DatasetSplits:
     if "train" not in sources:
         if len(sources) > 1:
             raise DataError(f"{name} has no part train", f"it has {', '.join(sources)}: write a manifest of what to learn from")
-        return DatasetSplits(next(iter(sources.values())), plain=True)
+        return DatasetSplits(next(iter(sources.values())), unsplit=True)
     validation = next((sources[part] for part in VALIDATION_PARTS if part in sources), None)
     if validation is None and len(sources) == 1:
-        return DatasetSplits(sources["train"], plain=True)
+        return DatasetSplits(sources["train"], unsplit=True)
     used = [part for part in sources if part in ("train", *VALIDATION_PARTS, "test")]
     origin = f"the data set's own parts: {', '.join(used)}"
     return DatasetSplits(sources["train"], validation, sources.get("test"), origin=origin)

@@ -14,7 +14,7 @@ from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, imagenet_names
 from deit.data.datasets.download import Remote, ensure, unpack
 from deit.data.datasets.folders import images_below
 from deit.data.datasets.mat_files import read_mat
-from deit.data.sources import FileSource, ManyLabels
+from deit.data.sources import FileSource, MultiLabelSource
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
 
@@ -63,7 +63,7 @@ def imagenet_validation(root: Path) -> FileSource:
     return _validation(root, None)
 
 
-def imagenet_real(root: Path) -> ManyLabels:
+def imagenet_real(root: Path) -> MultiLabelSource:
     """The validation images with all the labels of Beyer et al. (arXiv 2006.07159); images without any are left out.
 
     Args:
@@ -82,7 +82,7 @@ def imagenet_real(root: Path) -> ManyLabels:
         raise DataError(f"No validation image in {root} has a label", "copy real.json again")
     names = tuple(source.names[place] for place in kept)
     right = tuple(tuple(labels[numbers[place] - 1]) for place in kept)
-    return ManyLabels(FileSource(source.root, names, source.classes, source.labels[kept]), right, source.classes)
+    return MultiLabelSource(FileSource(source.root, names, source.classes, source.labels[kept]), right, source.classes)
 
 
 def imagenet_v2(root: Path) -> FileSource:

@@ -63,7 +63,7 @@ def manifest_parts(path: Path) -> DatasetSplits:
     if unknown := next((row for row in rows if row.label not in names), None):
         raise DataError(f"{path}, line {unknown.line} has a class {unknown.label!r} that no training image has", "remove it")
     if rows[0].split is None:
-        return DatasetSplits(_source(path, rows, classes), plain=True)
+        return DatasetSplits(_source(path, rows, classes), unsplit=True)
     found = {
         name: _source(path, own, classes)
         for name in (TRAIN_NAME, VALIDATION_NAMES[0], TEST_NAME)

@@ -146,4 +146,4 @@ def digits_parts() -> DatasetSplits:
     pixels = np.rint(raw.images * (255 / 16)).astype(np.uint8)
     classes = tuple(str(name) for name in raw.target_names)
     source = ArraySource(pixels, classes, raw.target.astype(np.int64), "digit")
-    return DatasetSplits(source, origin="scikit-learn's digits", shares={"validation": 0.2, "test": 0.2})
+    return DatasetSplits(source, origin="scikit-learn's digits", holdout={"validation": 0.2, "test": 0.2})

@@ -1,8 +1,8 @@
-"""What training does to one image: crop, flip, RandAugment, 3-Augment or jitter, normalize, erase. Every draw is handed in.
+"""The training augmentation of one image: crop, flip, RandAugment, 3-Augment or color jitter, normalize, random erasing.
 
-The defaults are DeiT's (table 9), with the fine points of the released code: RandAugment replaces color jitter, fills with the
-mean color and resamples bicubically; erasing comes after normalization. 3-Augment and the simple random crop are DeiT III's
-(Touvron et al., arXiv 2204.07118).
+The defaults are DeiT's (table 9), with the details of the released code: RandAugment replaces color jitter, fills with the
+mean color and resamples bicubically; random erasing comes after normalization. 3-Augment and the simple random crop are from
+DeiT III (Touvron et al., arXiv 2204.07118). All random numbers come from the caller's generator.
 """
 
 from __future__ import annotations
@@ -15,33 +15,41 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deit.data.transforms.crops import TRIES, Box, crop_box, crop_reduction, resized, shifted_crop, simple_crop
-from deit.data.transforms.randaugment import Color, RandAugment, change, draw_changes
+from deit.data.transforms.crops import (
+    MAX_TRIES,
+    Box,
+    crop_and_resize,
+    crop_reduction,
+    padded_crop,
+    random_resized_crop_box,
+    simple_random_crop,
+)
+from deit.data.transforms.randaugment import Color, RandAugment, apply_operations, draw_operations
 from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD
 
-SMALL_SIDE = 32  # inputs up to this size get a padded random crop, not a random resized one
-ERASED_SHARE = (0.02, 1 / 3)
+MAX_PADDED_CROP = 32  # inputs up to this size get a padded random crop, not a random resized crop
+ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
-BLUR_RADIUS = (0.1, 2.0)  # of 3-Augment: standard deviation in pixels
+BLUR_SIGMA = (0.1, 2.0)  # of 3-Augment, in pixels
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Aspect = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class Augmentation(BaseModel):
-    """Settings of the training pipeline.
+    """Settings of the training augmentation.
 
     Attributes:
-        crop: ``resized`` for a random resized crop, ``padded`` for a shift by up to 4 pixels, ``simple`` for DeiT III's simple
-            random crop; ``auto`` takes the padded one for inputs of up to 32 pixels and the resized one for others.
-        scale: share of the image's area that a random resized crop covers, least and most.
-        ratio: aspect of that crop, least and most.
+        crop: ``resized``, a random resized crop; ``padded``, a random crop of the image padded by 4 pixels; ``simple``, the
+            simple random crop of DeiT III; ``auto``, padded for inputs of up to 32 pixels and resized otherwise.
+        scale: minimum and maximum area of the random resized crop, relative to the image.
+        ratio: minimum and maximum aspect ratio of the random resized crop.
         flip: probability of a horizontal flip.
-        randaugment: its settings; with ``operations = 0`` color jitter takes its place.
-        three_augment: DeiT III's 3-Augment, with color jitter after it, in the place of RandAugment.
+        randaugment: RandAugment; with ``operations = 0`` color jitter replaces it.
+        three_augment: 3-Augment of DeiT III followed by color jitter, instead of RandAugment.
         color_jitter: strength of brightness, contrast and saturation jitter.
-        erasing: probability of erasing a rectangle with noise.
-        repeats: of repeated augmentation.
+        erasing: probability of random erasing.
+        repeats: samples per image in repeated augmentation; 1 disables it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,19 +65,21 @@ class Augmentation(BaseModel):
     repeats: Annotated[int, Field(ge=1, le=16)] = 3
 
     @model_validator(mode="after")
-    def _one_policy(self) -> Self:
+    def _check_policies(self) -> Self:
         if self.three_augment and self.randaugment.operations:
-            raise ValueError("three_augment takes the place of RandAugment; set augmentation.randaugment.operations=0")
+            raise ValueError("three_augment replaces RandAugment; set augmentation.randaugment.operations=0")
         return self
 
 
 class TrainTransform:
-    """Image -> normalized array, by the draws of a generator.
+    """Transforms an image to a normalized training sample.
 
     Args:
-        settings: what is done.
-        height: of the result, in pixels; likewise ``width``.
-        mean: of each channel, for images in 0..1; likewise ``std``.
+        settings: the augmentation.
+        height: height of the output in pixels.
+        width: width of the output in pixels.
+        mean: per-channel mean, for values in 0..1.
+        std: per-channel standard deviation, for values in 0..1.
     """
 
     def __init__(
@@ -84,96 +94,96 @@ class TrainTransform:
         self._scale = 1 / (255 * np.asarray(std, np.float32))
         self._shift = -np.asarray(mean, np.float32) / np.asarray(std, np.float32)
         self.fill: Color = tuple(round(255 * value) for value in mean)  # type: ignore[assignment]
-        small = "padded" if max(height, width) <= SMALL_SIDE else "resized"
+        small = "padded" if max(height, width) <= MAX_PADDED_CROP else "resized"
         self.crop = small if settings.crop == "auto" else settings.crop
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """An RGB image of any size -> (3, height, width), float32."""
+        """Transforms an RGB image of any size to (3, height, width) float32."""
         values = np.empty((3, *self.size), np.float32)
         box = self.box(image.width, image.height, rng)
         self.write(np.asarray(image), box, rng, values)
         return values
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """What part of an image the crop is made of: the first draws of a sample."""
+        """Draws the part of an image that is cropped, which are the first draws of a sample."""
         if self.crop == "resized":
-            return crop_box(width, height, self.settings.scale, self.settings.ratio, rng)
+            return random_resized_crop_box(width, height, self.settings.scale, self.settings.ratio, rng)
         return 0, 0, width, height
 
     def reduction(self, boxes: Iterable[Box]) -> int:
-        """How many times smaller an image may be decoded of which these boxes are needed: 1, 2, 4 or 8."""
+        """Returns how many times smaller an image may be decoded for these crops: 1, 2, 4 or 8."""
         return crop_reduction(boxes, *self.size)
 
     def write(self, pixels: np.ndarray, box: Box, rng: np.random.Generator, values: np.ndarray) -> None:
-        """Make a sample of a decoded image.
+        """Makes a sample from a decoded image.
 
         Args:
-            pixels: (H, W, 3), uint8.
+            pixels: (H, W, 3) uint8.
             box: what :meth:`box` drew with ``rng``.
-            rng: of the sample.
-            values: (3, height, width), float32, is written to.
+            rng: generator of the sample.
+            values: output, (3, height, width) float32.
         """
-        planes = self._cropped(pixels, box, rng)
+        planes = self._crop(pixels, box, rng)
         if rng.random() < self.settings.flip:
             planes = planes[:, :, ::-1]
-        planes = self._recolored(planes, rng)
+        planes = self._change_colors(planes, rng)
         for plane, scale, shift, channel in zip(planes, self._scale, self._shift, values, strict=True):
             np.multiply(plane, scale, out=channel)
             channel += shift
         if rng.random() < self.settings.erasing:
             erase(values, rng)
 
-    def _cropped(self, pixels: np.ndarray, box: Box, rng: np.random.Generator) -> np.ndarray:
+    def _crop(self, pixels: np.ndarray, box: Box, rng: np.random.Generator) -> np.ndarray:
         if self.crop == "resized":
-            return resized(pixels, box, *self.size)
-        crop = shifted_crop if self.crop == "padded" else simple_crop
+            return crop_and_resize(pixels, box, *self.size)
+        crop = padded_crop if self.crop == "padded" else simple_random_crop
         return crop(pixels, *self.size, rng)
 
-    def _recolored(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(3, height, width) uint8 -> the same, after whichever of the three policies is on."""
+    def _change_colors(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Applies 3-Augment, RandAugment or color jitter to (3, height, width) uint8."""
         settings = self.settings
         if settings.three_augment:
-            return _planes(color_jitter(three_augment(_image(planes), rng), settings.color_jitter, rng))
+            return _to_planes(color_jitter(three_augment(_to_image(planes), rng), settings.color_jitter, rng))
         if settings.randaugment.operations:
-            changes = draw_changes(settings.randaugment, rng)
-            return _planes(change(_image(planes), changes, self.fill)) if changes else planes
-        return _planes(color_jitter(_image(planes), settings.color_jitter, rng)) if settings.color_jitter else planes
+            operations = draw_operations(settings.randaugment, rng)
+            return _to_planes(apply_operations(_to_image(planes), operations, self.fill)) if operations else planes
+        return _to_planes(color_jitter(_to_image(planes), settings.color_jitter, rng)) if settings.color_jitter else planes
 
 
 def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation, in a drawn order, each by a factor within 1 +- strength."""
+    """Jitters brightness, contrast and saturation in random order, each by a factor in 1 - strength .. 1 + strength."""
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for place in rng.permutation(len(enhancers)):
-        image = enhancers[place](image).enhance(rng.uniform(1 - strength, 1 + strength))
+    for index in rng.permutation(len(enhancers)):
+        image = enhancers[index](image).enhance(rng.uniform(1 - strength, 1 + strength))
     return image
 
 
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Gray, solarised from 128 on, or blurred by a drawn radius, each as likely (DeiT III, section 3.2)."""
-    which = rng.integers(3)
-    if which == 0:
+    """Applies grayscale, solarization or Gaussian blur with equal probability (DeiT III, section 3.2)."""
+    choice = rng.integers(3)
+    if choice == 0:
         return image.convert("L").convert("RGB")
-    if which == 1:
+    if choice == 1:
         return ImageOps.solarize(image)
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_RADIUS)))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
 
 
 def erase(values: np.ndarray, rng: np.random.Generator) -> None:
-    """Fill a rectangle of a normalized (3, height, width) array with normal noise, in place (arXiv 1708.04896)."""
+    """Random erasing (arXiv 1708.04896): fills a rectangle of (3, height, width) values with normal noise, in place."""
     _, height, width = values.shape
-    for _ in range(TRIES):
-        area = height * width * rng.uniform(*ERASED_SHARE)
-        aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
-        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    for _ in range(MAX_TRIES):
+        area = height * width * rng.uniform(*ERASED_AREA)
+        aspect_ratio = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
+        rows, columns = round(math.sqrt(area * aspect_ratio)), round(math.sqrt(area / aspect_ratio))
         if 0 < rows < height and 0 < columns < width:
             top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
             values[:, top : top + rows, left : left + columns] = rng.standard_normal((3, rows, columns), np.float32)
             return
 
 
-def _image(planes: np.ndarray) -> Image.Image:
+def _to_image(planes: np.ndarray) -> Image.Image:
     return Image.merge("RGB", [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes])
 
 
-def _planes(image: Image.Image) -> np.ndarray:
+def _to_planes(image: Image.Image) -> np.ndarray:
     return np.stack([np.asarray(band) for band in image.split()])

@@ -1,8 +1,8 @@
-"""Which part of an image a training sample shows, and that part in the size of the model's input.
+"""Random crops, resized to the model's input size.
 
-Resizing is torch's, bicubic with antialiasing on 8 bits, as torchvision's tensor transforms have it to the last bit on any
-CPU. It takes a quarter of the time of Pillow's, whose pixels differ from it by 0.04 levels of 255 on average, at most by some
-ten at sharp edges (tests/parity/test_crops.py).
+Resizing is torch's bicubic interpolation of uint8 with antialiasing, as in torchvision's tensor transforms, with the same bits
+on any CPU. It takes a quarter of the time of Pillow's, whose pixels differ by 0.04 of 255 levels on average, and by some ten at
+sharp edges (tests/parity/test_augmentation.py).
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from torch.nn import functional
 
 from deit.images.decoding import largest_reduction
 
-TRIES = 10  # to find a rectangle that fits
+MAX_TRIES = 10  # to find a rectangle that fits
 PADDING = 4  # pixels on each side of a padded crop
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def crop_box(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> Box:
-    """The box of a random resized crop; after ten misses the largest middle crop of an allowed aspect."""
-    for _ in range(TRIES):
+def random_resized_crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draws the box of a random resized crop; after ten failed tries, the largest center crop of an allowed aspect ratio."""
+    for _ in range(MAX_TRIES):
         area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        aspect_ratio = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect_ratio)), round(math.sqrt(area / aspect_ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left = int(rng.integers(width - crop_width + 1))
             top = int(rng.integers(height - crop_height + 1))
             return left, top, left + crop_width, top + crop_height
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    aspect_ratio = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
     crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
@@ -50,53 +52,53 @@ def crop_reduction(boxes: Iterable[Box], height: int, width: int) -> int:
 
 
 def reduced_box(box: Box, factor: int) -> Box:
-    """The box in an image that was decoded ``factor`` times smaller, on whole pixels.
+    """Returns the box in an image that was decoded ``factor`` times smaller, rounded to whole pixels.
 
-    Its edges move by half a pixel of that image at most, which is a third of a pixel of the crop.
+    Its edges move by at most half a pixel of that image, which is a third of a pixel of the crop.
     """
     left, top, right, bottom = ((edge + factor // 2) // factor for edge in box)
     return left, top, right, bottom
 
 
-def resized(pixels: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
-    """A box of (H, W, 3) uint8, which may reach beyond the image by a pixel -> (3, height, width) uint8."""
+def crop_and_resize(pixels: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    """Resizes a box of (H, W, 3) uint8 to (3, height, width) uint8. The box may exceed the image by a pixel."""
     left, top, right, bottom = box
-    # A copy: torch takes no read-only memory, and is faster where rows follow each other.
-    part = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
-    if tuple(part.shape[1:]) == (height, width):
-        return part.numpy()
-    made = functional.interpolate(part[None], (height, width), mode="bicubic", antialias=True)
-    return made[0].numpy()
+    # A copy: torch does not accept read-only memory, and is faster on contiguous rows.
+    crop = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
+    if tuple(crop.shape[1:]) == (height, width):
+        return crop.numpy()
+    resized = functional.interpolate(crop[None], (height, width), mode="bicubic", antialias=True)
+    return resized[0].numpy()
 
 
-def shifted_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """The whole image in the asked size, moved by up to 4 pixels over black: (H, W, 3) -> (3, height, width), uint8."""
-    image = resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), height, width)
-    left, top = (int(place) for place in rng.integers(0, 2 * PADDING + 1, 2))
+def padded_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Resizes the image, pads it by 4 black pixels and crops it at random: (H, W, 3) -> (3, height, width) uint8."""
+    image = crop_and_resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), height, width)
+    left, top = (int(offset) for offset in rng.integers(0, 2 * PADDING + 1, 2))
     padded = np.zeros((3, height + 2 * PADDING, width + 2 * PADDING), np.uint8)
     padded[:, PADDING : PADDING + height, PADDING : PADDING + width] = image
     return padded[:, top : top + height, left : left + width]
 
 
-def simple_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """DeiT III's simple random crop (section 3.2): (H, W, 3) -> (3, height, width), uint8.
+def simple_random_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Simple random crop of DeiT III (section 3.2): (H, W, 3) -> (3, height, width) uint8.
 
-    The image is resized to cover the asked size with its aspect kept, gets 4 pixels of its mirror image on each side, and is
-    cropped at a uniform place.
+    The image is resized to cover the output size with its aspect ratio kept, padded by reflection of 4 pixels, and cropped at a
+    uniformly random position.
     """
     rows, columns = pixels.shape[:2]
-    # Whole numbers, as torchvision computes the longer side: the shorter one is the size itself.
+    # Integer arithmetic, as torchvision computes the longer side.
     if columns * height <= rows * width:
         new_rows, new_columns = max(height, rows * width // columns), width
     else:
         new_rows, new_columns = height, max(width, columns * height // rows)
-    image = resized(pixels, (0, 0, columns, rows), new_rows, new_columns)
+    image = crop_and_resize(pixels, (0, 0, columns, rows), new_rows, new_columns)
     top = int(rng.integers(new_rows + 2 * PADDING - height + 1)) - PADDING
     left = int(rng.integers(new_columns + 2 * PADDING - width + 1)) - PADDING
-    return image[:, _mirrored(top, height, new_rows)[:, None], _mirrored(left, width, new_columns)]
+    return image[:, _reflected_indices(top, height, new_rows)[:, None], _reflected_indices(left, width, new_columns)]
 
 
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
-    """Indices from ``start`` on, folded back at both ends without doubling the last pixel."""
-    places = np.abs(np.arange(start, start + count))
-    return np.where(places < length, places, 2 * (length - 1) - places)
+def _reflected_indices(start: int, count: int, length: int) -> np.ndarray:
+    """Returns ``count`` indices from ``start`` on, reflected at both ends without repeating the edge."""
+    indices = np.abs(np.arange(start, start + count))
+    return np.where(indices < length, indices, 2 * (length - 1) - indices)

@@ -23,7 +23,7 @@ def test_cifar10_has_a_tenth_set_aside_and_its_own_test_part(tmp_path: Path) -> 
     assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [90, 10, 20]
     assert np.bincount(splits.validation.labels).tolist() == [1] * 10
     assert splits.origin == (
-        "the training and test part of CIFAR-10; no validation part: 10% of each class set aside by seed 3"
+        "the training and test part of CIFAR-10; no validation split: 10% of each class set aside by seed 3"
     )
     assert splits.held_out[0] == "test"
     image = splits.test.load(9)

@@ -22,7 +22,7 @@ def test_flowers_come_in_the_parts_of_their_authors(tmp_path: Path) -> None:
     assert names(splits.validation) == [f"jpg/image_0000{number}.jpg" for number in (6, 4, 5)]
     assert splits.train.labels.tolist() == splits.test.labels.tolist() == [0, 1, 101]
     assert splits.validation.labels.tolist() == [101, 0, 1]
-    assert check_images(splits.train, whole=True) == {}
+    assert check_images(splits.train, decode=True) == {}
 
 
 def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
@@ -32,13 +32,13 @@ def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation)] == [[1] * 3, [1] * 3]
     assert splits.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert names(splits.test)[5] == "cars_test/00006.jpg"
-    assert check_images(splits.test, whole=True) == {}
+    assert check_images(splits.test, decode=True) == {}
     assert "10% of each class set aside by seed 5" in splits.origin
 
 
 def test_a_data_set_of_one_image_a_part_is_read_too(tmp_path: Path) -> None:
     cars(tmp_path, per_part=1)
-    with pytest.raises(DataError, match="one image a class"):
+    with pytest.raises(DataError, match="one image per class"):
         open_data(f"stanford-cars:{tmp_path}")
 
 

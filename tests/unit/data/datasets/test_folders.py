@@ -83,9 +83,9 @@ def test_without_a_validation_part_some_of_training_is_set_aside(parted: Path) -
 
 
 def test_no_folder_and_no_images_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         open_data(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         folder_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no folders in it"):
         open_data(tmp_path)
@@ -133,7 +133,7 @@ def test_a_class_of_one_image_stays_in_training(tmp_path: Path) -> None:
     assert np.bincount(splits.train.labels, minlength=2).tolist() == [4, 1]
     shutil.rmtree(tmp_path / "many")
     image_files(tmp_path / "two", 1)
-    with pytest.raises(DataError, match="one image a class"):
+    with pytest.raises(DataError, match="one image per class"):
         open_data(tmp_path)
 
 
@@ -148,10 +148,10 @@ def test_images_at_any_depth_need_no_classes(tmp_path: Path) -> None:
         (tmp_path / "one").mkdir()
         image_files(tmp_path / "one", 1)
         unlabeled_source(tmp_path / "one")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         unlabeled_source(tmp_path / "none")
 
 
 def test_a_plain_folder_says_that_it_is_one(parted: Path) -> None:
-    assert not folder_parts(parted).plain
-    assert folder_parts(parted / "train").plain
+    assert not folder_parts(parted).unsplit
+    assert folder_parts(parted / "train").unsplit

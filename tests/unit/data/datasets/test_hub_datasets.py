@@ -27,11 +27,11 @@ def test_one_saved_table_is_a_plain_data_set(tmp_path: Path) -> None:
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation)] == [[2] * 3, [1] * 3]
     assert set(names(splits.train)) < {f"all[{number}]" for number in range(9)}
     whole = read_splits(tmp_path / "my set")
-    assert whole.plain
+    assert whole.unsplit
     image = whole.train.load(5)
     assert (image.mode, image.size) == ("RGB", (17, 9))
     assert np.array_equal(np.asarray(image), np.asarray(pattern(17, 9, 5)))
-    assert check_images(whole.train, whole=True) == check_images(splits.validation, whole=False) == {}
+    assert check_images(whole.train, decode=True) == check_images(splits.validation, decode=False) == {}
 
 
 def test_several_saved_tables_are_its_parts(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
     made.save_to_disk(tmp_path / "set")
     # save_to_disk embeds files that it finds; a table that only names one is made by hand
     source = read_splits(tmp_path / "set").train
-    problems = check_images(source, whole=True)
+    problems = check_images(source, decode=True)
     assert 1 in problems
     assert "all[1] is not an image" in str(problems[1])
-    assert check_images(source, whole=False).keys() == problems.keys()
+    assert check_images(source, decode=False).keys() == problems.keys()
     assert "all[3] is not in the data set itself" in str(problems[3])
     bare = type(source)(made.select_columns(["image"]), "image", "all", source.classes, source.labels)  # type: ignore[call-arg]
     with pytest.raises(ImageError, match=r"all\[2\] is not in the data set itself"):

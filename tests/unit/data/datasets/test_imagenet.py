@@ -146,20 +146,20 @@ def test_reassessed_labels_are_several_or_none(tmp_path: Path) -> None:
     kaggle_table(tmp_path)
     (tmp_path / "real.json").write_text(json.dumps([[517], [], [3, 0], [134, 517], [9]]))
     source = imagenet_real(tmp_path)
-    assert source.right == ((517,), (3, 0), (134, 517))
+    assert source.correct == ((517,), (3, 0), (134, 517))
     assert source.labels.tolist() == [517, 3, 134]
     assert [name[-6:] for name in names(source)] == ["1.JPEG", "3.JPEG", "4.JPEG"]
     known = tuple(reversed(imagenet_ids()))
     moved = relabeled(source, imagenet_ids())
     assert moved.labels.tolist() == [517, 3, 134]
-    with pytest.raises(DataError, match="does not know"):
+    with pytest.raises(DataError, match="does not have"):
         relabeled(source, known[:10])
 
 
 def test_the_copy_of_the_labels_that_timm_carries_is_taken(tmp_path: Path) -> None:
     imagenet_flat(tmp_path / "val", 3)
     kaggle_table(tmp_path)
-    assert imagenet_real(tmp_path).right == ((970, 795), (230, 231))  # the first image has no label
+    assert imagenet_real(tmp_path).correct == ((970, 795), (230, 231))  # the first image has no label
 
 
 @pytest.mark.parametrize(

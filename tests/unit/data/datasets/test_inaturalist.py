@@ -21,7 +21,7 @@ def test_the_parts_are_those_of_the_json_files(tmp_path: Path, year: int) -> Non
     assert splits.test is None
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation)] == [[4] * 3, [2] * 3]
     assert splits.train.name(4).startswith(f"train_val{year}/Aves/2/")
-    assert check_images(splits.validation, whole=True) == {}
+    assert check_images(splits.validation, decode=True) == {}
     assert splits.origin == f"the training and validation part of iNaturalist {year}"
 
 

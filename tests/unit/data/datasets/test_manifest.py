@@ -77,13 +77,13 @@ def test_an_absolute_path_is_taken_as_it_is_written(folder: Path, tmp_path_facto
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     lines = [f"{path if number % 2 else folder / path},{number % 3}" for number, (path, _) in enumerate(ROWS)]
     path = written(folder, ["path,label", *lines])
-    assert check_images(read_splits(path).train, whole=True) == {}
-    assert len(check_images(read_splits(written(elsewhere, ["path,label", *lines])).train, whole=False)) == 4
+    assert check_images(read_splits(path).train, decode=True) == {}
+    assert len(check_images(read_splits(written(elsewhere, ["path,label", *lines])).train, decode=False)) == 4
 
 
 def test_a_missing_image_is_found_by_the_check(folder: Path) -> None:
     path = written(folder, ["path,label", *(f"{path},{label.replace(',', '')}" for path, label in ROWS), "gone.png,dog"])
-    [(index, error)] = check_images(read_splits(path).train, whole=False).items()
+    [(index, error)] = check_images(read_splits(path).train, decode=False).items()
     assert index == 9
     assert "gone.png does not exist" in str(error)
 

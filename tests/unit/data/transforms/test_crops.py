@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deit.data.transforms.crops import crop_box, crop_reduction, reduced_box, resized, shifted_crop, simple_crop
+from deit.data.transforms.crops import random_resized_crop_box, crop_reduction, reduced_box, crop_and_resize, padded_crop, simple_random_crop
 from deit.rng import RngStream, generator
 from tests.helpers import pattern
 
@@ -34,32 +34,32 @@ def test_a_crop_lies_within_the_image(
     width: int, height: int, low: float, more: float, ratio: float, wider: float, seed: int
 ) -> None:
     scale = (low, low + more * (1 - low))
-    left, top, right, bottom = crop_box(width, height, scale, (ratio, ratio * wider), rng(seed))
+    left, top, right, bottom = random_resized_crop_box(width, height, scale, (ratio, ratio * wider), rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
 
 def test_crops_cover_the_asked_for_areas_and_aspects() -> None:
-    boxes = np.array([crop_box(1000, 1000, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(2000)])
+    boxes = np.array([random_resized_crop_box(1000, 1000, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(2000)])
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     areas, aspects = widths * heights / 1e6, widths / heights
     assert areas.min() >= 0.079
     assert 0.75 - 0.01 <= aspects.min() < 0.78
     assert 1.28 < aspects.max() <= 4 / 3 + 0.01
     assert np.log(aspects).mean() == pytest.approx(0, abs=0.02)
-    squares = np.array([crop_box(1000, 1000, (0.08, 1.0), (1, 1), rng(seed)) for seed in range(2000)])
+    squares = np.array([random_resized_crop_box(1000, 1000, (0.08, 1.0), (1, 1), rng(seed)) for seed in range(2000)])
     assert ((squares[:, 2] - squares[:, 0]) ** 2 / 1e6).mean() == pytest.approx(0.54, abs=0.02)  # uniform where all fit
     assert (boxes[:, 0] / np.maximum(1000 - widths, 1)).mean() == pytest.approx(0.5, abs=0.04)
 
 
 def test_where_no_crop_fits_the_middle_is_taken() -> None:
-    assert crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (493, 0, 506, 10)  # 13 x 10
-    assert crop_box(10, 1000, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (0, 493, 10, 506)
+    assert random_resized_crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (493, 0, 506, 10)  # 13 x 10
+    assert random_resized_crop_box(10, 1000, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (0, 493, 10, 506)
 
 
 def test_a_box_of_the_asked_size_keeps_its_pixels() -> None:
     image = pixels(50, 40)
-    part = resized(image, (7, 3, 31, 19), 16, 24)
+    part = crop_and_resize(image, (7, 3, 31, 19), 16, 24)
     assert part.dtype == np.uint8
     assert np.array_equal(part, image[3:19, 7:31].transpose(2, 0, 1))
 
@@ -68,9 +68,9 @@ def test_a_resized_box_sees_nothing_outside_it() -> None:
     image = pixels(60, 50)
     other = np.full_like(image, 255)
     other[10:40, 20:50] = image[10:40, 20:50]
-    part = resized(image, (20, 10, 50, 40), 17, 23)
+    part = crop_and_resize(image, (20, 10, 50, 40), 17, 23)
     assert part.shape == (3, 17, 23)
-    assert np.array_equal(part, resized(other, (20, 10, 50, 40), 17, 23))
+    assert np.array_equal(part, crop_and_resize(other, (20, 10, 50, 40), 17, 23))
 
 
 def test_a_smooth_image_stays_what_it_is_at_any_size() -> None:
@@ -78,7 +78,7 @@ def test_a_smooth_image_stays_what_it_is_at_any_size() -> None:
     for size in (13, 60, 240):
         expected = 20 + 200 * ((np.arange(size) + 0.5) * 101 / size - 0.5) / 100
         middle = slice(size // 8, -(size // 8))  # the edges have no neighbors beyond
-        assert np.abs(resized(ramp, (0, 0, 101, 60), size, size)[:, :, middle] - expected[middle]).max() < 2
+        assert np.abs(crop_and_resize(ramp, (0, 0, 101, 60), size, size)[:, :, middle] - expected[middle]).max() < 2
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(8, 400), st.integers(8, 400), st.integers(0, 99))
@@ -86,7 +86,7 @@ def test_a_smooth_image_stays_what_it_is_at_any_size() -> None:
 def test_a_reduced_box_has_pixels_enough_and_lies_where_it_did(
     width: int, height: int, target_height: int, target_width: int, seed: int
 ) -> None:
-    boxes = [crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed + place)) for place in range(3)]
+    boxes = [random_resized_crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed + place)) for place in range(3)]
     factor = crop_reduction(boxes, target_height, target_width)
     assert factor in (1, 2, 4, 8)
     for box in boxes:
@@ -112,7 +112,7 @@ def test_the_smallest_box_decides_the_reduction() -> None:
 def test_a_shifted_crop_lies_over_black() -> None:
     image = pixels(32, 24)
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
-    crops = [shifted_crop(image, 24, 32, rng(seed)) for seed in range(30)]
+    crops = [padded_crop(image, 24, 32, rng(seed)) for seed in range(30)]
     windows = [padded[:, top : top + 24, left : left + 32] for top in range(9) for left in range(9)]
     assert all(any(np.array_equal(crop, window) for window in windows) for crop in crops)
     assert len({crop.tobytes() for crop in crops}) > 15
@@ -131,11 +131,11 @@ def test_a_simple_crop_shows_the_covering_image_and_its_mirror_image(
     size: tuple[int, int], target: tuple[int, int], covering: tuple[int, int]
 ) -> None:
     image, (height, width) = pixels(*size), target
-    whole = resized(image, (0, 0, *size), covering[1], covering[0])
+    whole = crop_and_resize(image, (0, 0, *size), covering[1], covering[0])
     padded = np.pad(whole, ((0, 0), (4, 4), (4, 4)), mode="reflect")
     seen = set()
     for seed in range(300):
-        crop = simple_crop(image, height, width, rng(seed))
+        crop = simple_random_crop(image, height, width, rng(seed))
         assert crop.shape == (3, height, width)
         places = [
             (top, left)

@@ -57,11 +57,11 @@ def test_an_empty_rectangle_and_nobody_to_mix_with_leave_an_image_alone() -> Non
 
 def test_what_is_left_of_a_draw_mixes_no_half_pairs() -> None:
     mix = draw(PAPER, 0, 0, samples(7), 24, 16)
-    left = mix.kept(np.array([0, 1, 3, 4, 5, 6]))
+    left = mix.select(np.array([0, 1, 3, 4, 5, 6]))
     assert left.partner.tolist() == [1, 0, 2, 4, 3, 5]
     assert left.weight.tolist() == mix.weight[[0, 1, 3, 4, 5, 6]].tolist()
     assert left.box.tolist() == mix.box[[0, 1, 3, 4, 5, 6]].tolist()
-    assert mix.kept(np.zeros(0, np.int64)).partner.shape == (0,)
+    assert mix.select(np.zeros(0, np.int64)).partner.shape == (0,)
 
 
 def test_targets_are_smoothed_and_then_mixed_by_hand() -> None:
@@ -115,7 +115,7 @@ def share_of(settings: Mixing) -> tuple[float, float]:
     ],
 )
 def test_each_way_of_mixing_comes_as_often_as_it_should(settings: Mixing, mixed: float, cut: float) -> None:
-    assert settings.on == (mixed > 0)
+    assert settings.enabled == (mixed > 0)
     assert share_of(settings) == pytest.approx((mixed, cut), abs=0.04)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deit.data.transforms.augment import Augmentation, TrainTransform
-from deit.data.transforms.randaugment import OPERATIONS, Change, RandAugment, change, draw_changes
+from deit.data.transforms.randaugment import OPERATIONS, DrawnOperation, RandAugment, apply_operations, draw_operations
 from deit.rng import RngStream, generator
 from tests.helpers import pattern
 
@@ -54,38 +54,38 @@ def test_the_strongest_posterizing_is_black() -> None:
 
 def test_every_operation_is_drawn_as_often_and_happens_half_of_the_time() -> None:
     settings = RandAugment(operations=2, magnitude=9, magnitude_std=0.5)
-    drawn = [draw_changes(settings, rng(seed)) for seed in range(3000)]
+    drawn = [draw_operations(settings, rng(seed)) for seed in range(3000)]
     counts = Counter(len(changes) for changes in drawn)
     assert [counts[number] / 3000 for number in range(3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
     each = Counter(OPERATIONS.index(one.operation) for changes in drawn for one in changes)
     assert sorted(each) == list(range(len(OPERATIONS)))
     assert all(count == pytest.approx(200, abs=70) for count in each.values())  # five standard deviations
-    ways = [one.way for changes in drawn for one in changes]
+    ways = [one.sign for changes in drawn for one in changes]
     assert np.mean(ways) == pytest.approx(0, abs=0.1)
     assert set(ways) == {1, -1}
 
 
 def test_levels_are_normal_around_the_magnitude_and_end_at_ten() -> None:
     settings = RandAugment(operations=2, magnitude=9, magnitude_std=0.5)
-    levels = np.array([one.level for seed in range(3000) for one in draw_changes(settings, rng(seed))])
+    levels = np.array([one.level for seed in range(3000) for one in draw_operations(settings, rng(seed))])
     assert levels.max() == 1
     assert (levels.mean(), levels.std()) == pytest.approx((0.9, 0.049), abs=0.004)
-    assert {one.level for one in draw_changes(RandAugment(magnitude=0, magnitude_std=0, operations=9), rng())} == {0}
+    assert {one.level for one in draw_operations(RandAugment(magnitude=0, magnitude_std=0, operations=9), rng())} == {0}
 
 
 def test_changes_are_made_in_their_order() -> None:
     image = pattern(20, 20)
-    inverted, shifted = Change(OPERATIONS[2], 1, 1), Change(OPERATIONS[13], 1, 1)
+    inverted, shifted = DrawnOperation(OPERATIONS[2], 1, 1), DrawnOperation(OPERATIONS[13], 1, 1)
     expected = OPERATIONS[13](OPERATIONS[2](image, 1, 1, FILL), 1, 1, FILL)
-    assert change(image, [inverted, shifted], FILL) == expected
-    assert change(image, [shifted, inverted], FILL) != expected
-    assert change(image, [], FILL) is image
-    assert draw_changes(RandAugment(operations=0), rng()) == []
+    assert apply_operations(image, [inverted, shifted], FILL) == expected
+    assert apply_operations(image, [shifted, inverted], FILL) != expected
+    assert apply_operations(image, [], FILL) is image
+    assert draw_operations(RandAugment(operations=0), rng()) == []
 
 
 def test_turns_and_slants_alone_are_a_subset() -> None:
     settings = RandAugment(operations=4, subset="rotate-shear")
-    drawn = {OPERATIONS.index(one.operation) for seed in range(50) for one in draw_changes(settings, rng(seed))}
+    drawn = {OPERATIONS.index(one.operation) for seed in range(50) for one in draw_operations(settings, rng(seed))}
     assert drawn == {3, 11, 12}
 
 
