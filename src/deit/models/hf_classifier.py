@@ -1,7 +1,7 @@
-"""Image classifiers of other families (ConvNeXT, RegNet, ResNet, Swin, ...) in directories that transformers wrote.
+"""Image classifiers of transformers (ConvNeXT, RegNet, ResNet, Swin, ...), for evaluation and as teachers.
 
-They answer, as teachers or in evaluation; they are not trained here. transformers is optional, and imported only for them.
-Nothing is unpickled and no code of a directory is run: safetensors alone, without ``auto_map``, without quantization.
+transformers is optional and imported only here. Nothing is unpickled and no code from a directory is run: weights must be
+safetensors, and ``auto_map`` and quantization are refused.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from deit.images.processor import DeiTImageProcessor
 from deit.models.outputs import ImageClassifierOutput
 from deit.system.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json
 
-OURS = ("deit", "vit")
-# What would fetch or run something from elsewhere.
-FORBIDDEN = ("auto_map", "quantization_config", "backbone", "backbone_config", "model_args", "use_timm_backbone")
-# Processors that resize to `size` and crop to `crop_size`, each where it is switched on, as ours does.
-PLAIN = ("ViT", "DeiT", "Bit", "Beit", "MobileNetV1", "MobileNetV2", "DINOv3ViT")
-BY_RATIO = "ConvNext"  # `size` is the input's, and the crop's share of the resized image is `crop_pct`
-SQUASHED_FROM = 384  # pixels; it crops nothing from this size on
+# Entries of config.json with which transformers would download or run something from outside the directory.
+FORBIDDEN_ENTRIES = ("auto_map", "quantization_config", "backbone", "backbone_config", "model_args", "use_timm_backbone")
+# Families whose processors resize to `size` and crop to `crop_size`, if enabled, as DeiTImageProcessor does.
+RESIZE_AND_CROP = ("ViT", "DeiT", "Bit", "Beit", "MobileNetV1", "MobileNetV2", "DINOv3ViT")
+# The family whose processors derive the resized side from the input size and `crop_pct`.
+CROP_BY_RATIO = "ConvNext"
+SQUASH_FROM = 384  # pixels; from this input size on, its processors resize to the input size and do not crop
 SETTINGS = ("size", "crop_size", "resample", "image_mean", "image_std", "do_resize", "do_center_crop", "do_normalize")
 
 
@@ -36,9 +36,9 @@ class HFClassifier(nn.Module):
     """An image classifier of transformers.
 
     Args:
-        network: answers ``network(pixel_values).logits``.
-        classes: names, in the order of the logits.
-        processor: how an image becomes its input.
+        network: returns logits as ``network(pixel_values).logits``.
+        classes: class names, in the order of the logits.
+        processor: preprocessing of the network's input.
     """
 
     def __init__(self, network: nn.Module, classes: tuple[str, ...], processor: DeiTImageProcessor) -> None:
@@ -46,17 +46,22 @@ class HFClassifier(nn.Module):
         self.network, self.classes, self.processor = network, classes, processor
 
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
-        """(B, 3, height, width) -> logits (B, K). ``residual_scale`` is there for the other models' sake."""
+        """Classifies images.
+
+        Args:
+            pixel_values: (B, 3, height, width), normalized.
+            residual_scale: None; transformers take stochastic depth from outside, these networks do not.
+        """
         assert residual_scale is None
-        return ImageClassifierOutput(logits=self.network(pixel_values).logits)
+        return ImageClassifierOutput(logits=self.network(pixel_values).logits)  # (B, K)
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> HFClassifier:
-        """Read a directory, in evaluation mode and float32.
+        """Loads a directory, in evaluation mode and float32.
 
         Raises:
-            CheckpointError: no classifier in it, a file that is missing or damaged, preprocessing that is not known here, or
-                something that would have to be trusted.
+            CheckpointError: the model is not a classifier, a file is missing or corrupt, the preprocessing is not supported,
+                or the configuration would load something from outside the directory.
             MissingExtraError: transformers is not installed.
         """
         content = read_json(directory / CONFIG_NAME)
@@ -65,31 +70,23 @@ class HFClassifier(nn.Module):
             import transformers
         except ImportError as error:
             raise MissingExtraError(f"A model of the family {family}", "teachers") from error
-        if trusted := [name for name in FORBIDDEN if content.get(name)]:
+        if forbidden := [name for name in FORBIDDEN_ENTRIES if content.get(name)]:
             raise CheckpointError(
-                f"{directory / CONFIG_NAME} has {trusted[0]}, which would load more than this directory",
+                f"{directory / CONFIG_NAME} has {forbidden[0]}, which would load more than this directory",
                 "save the model without it",
             )
-        network, missing = _network(transformers, directory)
+        network, missing = _load_network(transformers, directory)
         if missing:
             raise CheckpointError(f"{directory} lacks {min(missing)}", "pass a model that was trained to classify images")
-        names = dict(network.config.id2label)
-        if not 0 < len(names) <= MAX_CLASSES:
-            raise CheckpointError(f"{directory} names {len(names)} classes", "save the model with id2label")
-        classes = tuple(str(names[place]) for place in sorted(names))
-        return cls(network.eval(), classes, _processor(directory, content)).eval()
+        id2label = dict(network.config.id2label)
+        if not 0 < len(id2label) <= MAX_CLASSES:
+            raise CheckpointError(f"{directory} names {len(id2label)} classes", "save the model with id2label")
+        classes = tuple(str(id2label[index]) for index in sorted(id2label))
+        return cls(network.eval(), classes, _load_processor(directory, content)).eval()
 
 
-def is_hf_classifier(path: Path) -> bool:
-    """Whether a directory's configuration names a model that is not ours and that transformers may know."""
-    if not path.is_dir() or not (path / CONFIG_NAME).is_file():
-        return False
-    family = read_json(path / CONFIG_NAME).get("model_type")
-    return isinstance(family, str) and family not in OURS
-
-
-def _network(transformers: Any, directory: Path) -> tuple[Any, set[str]]:
-    """The model in a directory, and the names of the tensors that its file lacks."""
+def _load_network(transformers: Any, directory: Path) -> tuple[Any, set[str]]:
+    """Loads the model of a directory; returns it with the names of the tensors that its file lacks."""
     if (directory / INDEX_NAME).is_file():
         files = open_index(directory / INDEX_NAME)
     else:
@@ -97,25 +94,25 @@ def _network(transformers: Any, directory: Path) -> tuple[Any, set[str]]:
     stored = sum(math.prod(entry.shape) for file in files for entry in file.entries.values())
     options = {"trust_remote_code": False}
     local = {**options, "local_files_only": True}
-    make = transformers.AutoModelForImageClassification
-    with _as_one_error(f"transformers cannot read a classifier from {directory}"):
+    auto_class = transformers.AutoModelForImageClassification
+    with _as_checkpoint_error(f"transformers cannot read a classifier from {directory}"):
         config = transformers.AutoConfig.from_pretrained(directory, **local)
         with torch.device("meta"):
-            needed = sum(tensor.numel() for tensor in make.from_config(config, **options).state_dict().values())
-        if needed > stored:  # before memory is taken for what a configuration alone claims
+            needed = sum(tensor.numel() for tensor in auto_class.from_config(config, **options).state_dict().values())
+        if needed > stored:  # checked before memory is allocated for the sizes that a configuration claims
             raise CheckpointError(
                 f"{directory} holds {stored:,} values, and its configuration describes a classifier of {needed:,}",
                 "pass a model that was trained to classify images",
             )
-        network, report = make.from_pretrained(
+        network, report = auto_class.from_pretrained(
             directory, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
         )
     return network, set(report["missing_keys"])
 
 
 @contextmanager
-def _as_one_error(problem: str) -> Iterator[None]:
-    """Whatever transformers makes of a hostile or unknown directory is one error of ours."""
+def _as_checkpoint_error(problem: str) -> Iterator[None]:
+    """Turns any exception that transformers raises for a malformed directory into a :class:`CheckpointError`."""
     try:
         yield
     except DeiTError:
@@ -125,43 +122,46 @@ def _as_one_error(problem: str) -> Iterator[None]:
         raise CheckpointError(problem, reason) from error
 
 
-def _processor(directory: Path, config: Mapping[str, Any]) -> DeiTImageProcessor:
-    """The preprocessing beside a model; the authors' evaluation at the configuration's size where there is none."""
+def _load_processor(directory: Path, config: Mapping[str, Any]) -> DeiTImageProcessor:
+    """Loads the preprocessing saved with a model; without one, returns the DeiT paper's evaluation at the input size."""
     if not any((directory / name).is_file() for name in (PROCESSOR_NAME, NESTED_PROCESSOR_NAME)):
         size = config.get("image_size")
         return DeiTImageProcessor.for_size(size, size) if isinstance(size, int) else DeiTImageProcessor.for_size(224, 224)
     import transformers
 
-    with _as_one_error(f"transformers cannot read the preprocessing in {directory}"):
-        make: Any = transformers.AutoImageProcessor
-        content = make.from_pretrained(directory, trust_remote_code=False, local_files_only=True).to_dict()
+    with _as_checkpoint_error(f"transformers cannot read the preprocessing in {directory}"):
+        auto_class: Any = transformers.AutoImageProcessor
+        content = auto_class.from_pretrained(directory, trust_remote_code=False, local_files_only=True).to_dict()
     try:
         return processor_from_hf(content)
     except ConfigError as error:
-        raise CheckpointError(f"The preprocessing in {directory} is not known here: {error.problem}", error.remedy) from error
+        raise CheckpointError(f"The preprocessing in {directory} is not supported: {error.problem}", error.remedy) from error
 
 
 def processor_from_hf(content: Mapping[str, Any]) -> DeiTImageProcessor:
-    """All settings of a processor of transformers -> ours that does the same.
+    """Converts an image processor of transformers to one that has the same output.
+
+    Args:
+        content: all settings, as its ``to_dict`` returns them.
 
     Raises:
-        ConfigError: a kind or a setting that ours has no words for.
+        ConfigError: processor class or setting that :class:`DeiTImageProcessor` does not support.
     """
-    kind = str(content.get("image_processor_type"))
+    processor_type = str(content.get("image_processor_type"))
     settings = {name: content[name] for name in SETTINGS if content.get(name) is not None}
     settings |= {name: bool(content.get(name)) for name in SETTINGS if name.startswith("do_")}
     if not content.get("do_rescale", True) or abs(float(content.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
         raise ConfigError("pixels are not rescaled by 1/255", "save the model with another processor")
-    if kind.startswith(BY_RATIO):
+    if processor_type.startswith(CROP_BY_RATIO):
         edge = dict(settings["size"]).get("shortest_edge")
         if not isinstance(edge, int) or not settings["do_resize"]:
-            raise ConfigError(f"{kind} without a shortest_edge", "save the model with another processor")
+            raise ConfigError(f"{processor_type} without a shortest_edge", "save the model with another processor")
         ratio = float(content.get("crop_pct") or 1.0)
-        squash = edge >= SQUASHED_FROM
-        fixed = DeiTImageProcessor.for_size(edge, edge, 1.0 if squash else ratio, crop="squash" if squash else "keep")
-        settings |= {name: getattr(fixed, name) for name in ("size", "crop_size", "do_center_crop")}
-    elif not kind.startswith(PLAIN):
-        raise ConfigError(f"the kind {kind[:60]}", "save the model with a ViTImageProcessor")
+        squash = edge >= SQUASH_FROM
+        resized = DeiTImageProcessor.for_size(edge, edge, 1.0 if squash else ratio, crop="squash" if squash else "keep")
+        settings |= {name: getattr(resized, name) for name in ("size", "crop_size", "do_center_crop")}
+    elif not processor_type.startswith(RESIZE_AND_CROP):
+        raise ConfigError(f"image_processor_type is {processor_type[:60]}", "save the model with a ViTImageProcessor")
     processor = DeiTImageProcessor(**settings)
-    _ = processor.input_hw, processor.rgb_statistics  # an input of one size, of three channels
+    _ = processor.input_hw, processor.rgb_statistics  # raise unless the input has one size and three channels
     return processor

@@ -658,7 +658,7 @@ def load_model(
         'DeiTForImageClassificationWithTeacher'
     """
     checkpoint, fields = open_named(name, ema, arguments, config)
-    model = classifier_of(
+    model = classifier_from_checkpoint(
         checkpoint,
         fields,
         config=config,
@@ -670,7 +670,7 @@ def load_model(
     return to_device(model, device_map)
 
 
-def classifier_of(
+def classifier_from_checkpoint(
     checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: DistillationChange | None = None, **choices: Any
 ) -> TransformerClassifier:
     """As :func:`load_model`, of a checkpoint that is open.
@@ -678,7 +678,7 @@ def classifier_of(
     Example:
         >>> from deit.checkpoints.reading import open_checkpoint
         >>> model.save_pretrained(folder)
-        >>> classifier_of(open_checkpoint(folder), {"num_labels": 2}).num_labels
+        >>> classifier_from_checkpoint(open_checkpoint(folder), {"num_labels": 2}).num_labels
         2
     """
     kind = _CLASSIFIERS.get(checkpoint.architecture)

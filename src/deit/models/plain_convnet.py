@@ -1,8 +1,8 @@
-"""A plain convolutional network for a few thousand small images, known to timm as ``plain_convnet`` once this is imported.
+"""Convolutional network for a few thousand small images, registered with timm as ``plain_convnet`` by importing this module.
 
-Convolutions one after the other, each with batch norm and ReLU, and three poolings: no branches and no stem that shrinks the
-image before it is looked at. On small data it leaves chance in a quarter of the images that a narrow ResNet takes
-(``docs/log.md``), and its maps are fine enough to teach patches with.
+3 x 3 convolutions in sequence, each with batch norm and ReLU, and three poolings: no residual branches, and no stem that
+downsamples the image first. On small data it rises above chance after a quarter of the images that a narrow ResNet needs
+(``docs/log.md``), and the resolution of its feature maps is high enough to distill them into patch tokens.
 """
 
 from __future__ import annotations
@@ -14,69 +14,76 @@ from torch import Tensor, nn
 
 PLAIN_CONVNET = "plain_convnet"
 CHANNELS = (32, 64, 96, 128, 192, 256)
-POOLED = (0, 1, 3)  # layers that halve the map
-FIRST_TAUGHT = 1  # the first layer's map is edges: nothing that a patch embedding would have to be taught
+POOL_AFTER = (0, 1, 3)  # layers followed by a pooling that halves the feature map
+FIRST_FEATURE_LAYER = 1  # the first layer's features are edges, which a patch embedding learns without a teacher
 
 
 class PlainConvNet(nn.Module):
-    """Convolutions of 3 x 3, an average over the map, a linear classifier.
+    """3 x 3 convolutions, global average pooling, and a linear classifier.
 
     Args:
-        num_classes: K.
-        in_chans: channels of the input.
-        channels: of each layer's map.
+        num_classes: number of classes K.
+        in_chans: number of input channels.
+        channels: output channels of each layer.
     """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
-            raise ValueError("channels must be positive numbers, one a layer")
+            raise ValueError("channels must be positive integers, one per layer")
         self.num_classes, self.num_features = num_classes, channels[-1]
         self.layers = nn.ModuleList()
         inputs, reduction = in_chans, 1
         self.feature_info: list[dict[str, Any]] = []
-        for place, outputs in enumerate(channels):
-            parts = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            if place in POOLED:
-                parts.append(nn.MaxPool2d(2))
+        for index, outputs in enumerate(channels):
+            modules = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            if index in POOL_AFTER:
+                modules.append(nn.MaxPool2d(2))
                 reduction *= 2
-            self.layers.append(nn.Sequential(*parts))
-            if place >= FIRST_TAUGHT:
-                self.feature_info.append({"num_chs": outputs, "reduction": reduction, "module": f"layers.{place}"})
+            self.layers.append(nn.Sequential(*modules))
+            if index >= FIRST_FEATURE_LAYER:
+                self.feature_info.append({"num_chs": outputs, "reduction": reduction, "module": f"layers.{index}"})
             inputs = outputs
         self.head = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, K)."""
+        """Returns the logits (B, K) of images (B, 3, height, width)."""
         for layer in self.layers:
             x = layer(x)
         return self.forward_head(x)
 
     def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As timm's networks have it: (B, 3, H, W) -> the last map, and those of ``feature_info``, each (B, C, h, w)."""
-        maps = []
-        for place, layer in enumerate(self.layers):
+        """Returns feature maps, as the method of this name of timm's networks.
+
+        Args:
+            x: images (B, 3, height, width).
+
+        Returns:
+            The last feature map, and the feature maps of ``feature_info``, (B, C, rows, columns) each.
+        """
+        features = []
+        for index, layer in enumerate(self.layers):
             x = layer(x)
-            if place >= FIRST_TAUGHT:
-                maps.append(x)
-        return x, maps
+            if index >= FIRST_FEATURE_LAYER:
+                features.append(x)
+        return x, features
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The last map -> logits."""
+        """Returns the logits (B, K) of the last feature map (B, C, rows, columns)."""
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer for other classes."""
+        """Replaces the linear classifier by a newly initialized one."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes)
 
 
 @register_model
 def plain_convnet(pretrained: bool = False, channels: list[int] | None = None, **arguments: Any) -> PlainConvNet:
-    """The constructor that ``timm.create_model`` calls."""
+    """Builds a :class:`PlainConvNet`; called by ``timm.create_model``."""
     if pretrained:
-        raise RuntimeError("there are no published weights of plain_convnet")
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # which timm passes to all
+        raise RuntimeError("plain_convnet has no published weights")
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # passed by timm to every constructor
         arguments.pop(name, None)
     return PlainConvNet(channels=CHANNELS if channels is None else tuple(channels), **arguments)

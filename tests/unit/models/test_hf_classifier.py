@@ -1,4 +1,4 @@
-"""Classifiers of other families in directories that transformers wrote, and what such a directory may not do."""
+"""Classifiers of transformers: logits, preprocessing, and malformed or hostile directories."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from deit.errors import CheckpointError, ConfigError, MissingExtraError, Teacher
 from deit.evaluation.evaluate import evaluate
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import load_classifier
-from deit.models.hf_classifier import HFClassifier, is_hf_classifier, processor_from_hf
+from deit.models.hf_classifier import HFClassifier, processor_from_hf
 from tests.helpers import noise, pattern
 
 CLASSES = ("cat", "собака", "鳥")
-NAMES: dict[str, Any] = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: place for place, name in enumerate(CLASSES)}}
+NAMES: dict[str, Any] = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: index for index, name in enumerate(CLASSES)}}
 FAMILIES: dict[str, Any] = {
     "convnext": lambda: transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], **NAMES),
     "regnet": lambda: transformers.RegNetConfig(
@@ -34,11 +34,11 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def saved(directory: Path, family: str, processor: dict[str, Any] | None = None) -> Path:
+def save(directory: Path, family: str, processor: dict[str, Any] | None = None) -> Path:
     torch.manual_seed(0)
-    make: Any = transformers.AutoModelForImageClassification
-    model = make.from_config(FAMILIES[family]())
-    for name, value in model.state_dict().items():  # no batch norm at its special first values
+    auto_class: Any = transformers.AutoModelForImageClassification
+    model = auto_class.from_config(FAMILIES[family]())
+    for name, value in model.state_dict().items():  # batch norm must not keep its initial statistics
         if name.endswith(("running_mean", "running_var")):
             value.copy_(torch.rand(value.shape) + 0.5)
     model.save_pretrained(directory)
@@ -58,45 +58,49 @@ CONVNEXT = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_classifier_of_another_family_answers_as_it_does_there(tmp_path: Path, family: str) -> None:
+def test_logits_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
-    path = saved(tmp_path / "the model", family, processor)
+    path = save(tmp_path / "the model", family, processor)
     loaded = load_classifier(path)
     assert isinstance(loaded.model, HFClassifier)
     assert loaded.classes == CLASSES
     assert not loaded.model.training
-    theirs: Any = transformers.AutoModelForImageClassification.from_pretrained(path)
+    reference: Any = transformers.AutoModelForImageClassification.from_pretrained(path)
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(loaded.model(images).logits, theirs.eval()(images).logits)
+        assert torch.equal(loaded.model(images).logits, reference.eval()(images).logits)
 
 
-def test_it_teaches_by_names_in_its_own_size_and_normalization(tmp_path: Path) -> None:
-    path = saved(tmp_path, "convnext", CONVNEXT)
+def test_teacher_matches_classes_by_name_and_applies_its_own_preprocessing(tmp_path: Path) -> None:
+    path = save(tmp_path, "convnext", CONVNEXT)
     student = DeiTImageProcessor.for_size(32, 32)
     teacher = Teacher.load(path, ("鳥", "cat"), student)
     assert len(teacher.notes) == 1
     pixels = np.asarray(pattern(32, 32))[None]
-    own = load_classifier(path)
+    classifier = load_classifier(path)
     with torch.no_grad():
-        expected = own.model(torch.from_numpy(own.processor.normalize(pixels))).logits[:, [2, 0]]
+        expected = classifier.model(torch.from_numpy(classifier.processor.normalize(pixels))).logits[:, [2, 0]]
     torch.testing.assert_close(teacher(torch.from_numpy(student.normalize(pixels))), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(TeacherError, match="'dog'"):
         Teacher.load(path, ("cat", "dog"), student)
 
 
-def test_it_is_evaluated_too(tmp_path: Path, photo_folder: Path) -> None:
-    path = saved(tmp_path, "resnet", CONVNEXT)
+def test_evaluate_accepts_a_classifier_of_transformers(tmp_path: Path, photo_folder: Path) -> None:
+    path = save(tmp_path, "resnet", CONVNEXT)
     content = json.loads((path / "config.json").read_text())
     names = sorted(folder.name for folder in photo_folder.iterdir() if not folder.name.startswith("."))
-    content |= {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    content |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     (path / "config.json").write_text(json.dumps(content))
     assert evaluate(path, photo_folder, device="cpu", workers=0, skip_unreadable=True).images == 24
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     "convnext": CONVNEXT,
-    "convnext of old": {**CONVNEXT, "image_processor_type": None, "feature_extractor_type": "ConvNextFeatureExtractor"},
+    "convnext, version 4": {
+        **CONVNEXT,
+        "image_processor_type": None,
+        "feature_extractor_type": "ConvNextFeatureExtractor",
+    },
     "convnext, large": {**CONVNEXT, "size": {"shortest_edge": 384}},
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 30, "width": 40}, "image_mean": [0.5] * 3},
     "bit": {
@@ -109,56 +113,49 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("content", PROCESSORS.values(), ids=PROCESSORS)
-def test_preprocessing_gives_the_pixels_that_transformers_gives(tmp_path: Path, content: dict[str, Any]) -> None:
-    path = saved(tmp_path, "resnet", {name: value for name, value in content.items() if value is not None})
-    ours = load_classifier(path).processor
-    make: Any = transformers.AutoImageProcessor
-    theirs = make.from_pretrained(path, backend="pil")
+def test_pixels_are_those_of_transformers(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = save(tmp_path, "resnet", {name: value for name, value in content.items() if value is not None})
+    processor = load_classifier(path).processor
+    auto_class: Any = transformers.AutoImageProcessor
+    reference = auto_class.from_pretrained(path, backend="pil")
     for size in ((97, 61), (50, 80)):
         image = pattern(*size)
-        expected = theirs(image, return_tensors="np")["pixel_values"]
-        # theirs may round to whole levels once less; a filter, crop or statistic that is wrong is off by far more
-        assert np.abs(ours(image, return_tensors="np").pixel_values - expected).mean() < 0.01
-        assert expected.shape[2:] == ours.input_hw
+        expected = reference(image, return_tensors="np")["pixel_values"]
+        # transformers may round to integers once less often; a wrong filter, crop or statistic differs by far more
+        assert np.abs(processor(image, return_tensors="np").pixel_values - expected).mean() < 0.01
+        assert expected.shape[2:] == processor.input_hw
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"do_rescale": False}, "1/255"),
         ({"rescale_factor": 1 / 127.5}, "1/255"),
-        ({"image_processor_type": "EfficientNetImageProcessor"}, "the kind EfficientNet"),
+        ({"image_processor_type": "EfficientNetImageProcessor"}, "image_processor_type is EfficientNet"),
         ({"size": {"height": 3, "width": 3}}, "shortest_edge"),
         ({"image_std": [1, 1, 0]}, "image_std"),
-        ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "size of its own"),
+        ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "output size of the image processor depends"),
         ({"image_mean": [0.5] * 4, "image_std": [0.5] * 4}, "channels"),
     ],
 )
-def test_preprocessing_that_ours_cannot_do_is_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_unsupported_preprocessing_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         processor_from_hf({"do_resize": True, "do_normalize": True, **CONVNEXT, **changes})
 
 
-def test_a_model_without_preprocessing_is_seen_as_the_authors_do(tmp_path: Path) -> None:
-    assert load_classifier(saved(tmp_path / "a", "swin")).processor == DeiTImageProcessor.for_size(32, 32)
-    assert load_classifier(saved(tmp_path / "b", "resnet")).processor == DeiTImageProcessor.for_size(224, 224)
+def test_without_saved_preprocessing_that_of_the_paper_is_used(tmp_path: Path) -> None:
+    assert load_classifier(save(tmp_path / "a", "swin")).processor == DeiTImageProcessor.for_size(32, 32)
+    assert load_classifier(save(tmp_path / "b", "resnet")).processor == DeiTImageProcessor.for_size(224, 224)
 
 
-def test_ours_and_timms_directories_are_no_other_family(tmp_path: Path) -> None:
-    for content, other in (({"model_type": "vit"}, False), ({"architecture": "x"}, False), ({"model_type": "swin"}, True)):
-        (tmp_path / "config.json").write_text(json.dumps(content))
-        assert is_hf_classifier(tmp_path) is other
-    assert not is_hf_classifier(tmp_path / "config.json")
-
-
-def edited(path: Path, **changes: Any) -> Path:
+def edit_config(path: Path, **changes: Any) -> Path:
     content = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**content, **changes}))
     return path
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"auto_map": {"AutoConfig": "evil.Config"}}, "auto_map, which would load more"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
@@ -170,24 +167,24 @@ def edited(path: Path, **changes: Any) -> Path:
         ({"depths": [1, 1, 1]}, "transformers cannot read|lacks"),
     ],
 )
-def test_a_hostile_or_wrong_configuration_is_one_error(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        load_classifier(edited(saved(tmp_path, "resnet"), **changes))
+def test_hostile_or_malformed_configuration_is_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_classifier(edit_config(save(tmp_path, "resnet"), **changes))
 
 
-def test_nothing_is_unpickled_and_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "pickled", "resnet")
+def test_pickled_weights_and_models_without_a_head_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "pickled", "resnet")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_classifier(path)
-    trunk = transformers.ResNetModel(FAMILIES["resnet"]())
-    trunk.save_pretrained(tmp_path / "trunk")
+    backbone = transformers.ResNetModel(FAMILIES["resnet"]())
+    backbone.save_pretrained(tmp_path / "backbone")
     with pytest.raises(CheckpointError, match="classif"):
-        load_classifier(tmp_path / "trunk")
+        load_classifier(tmp_path / "backbone")
 
 
-def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path, "resnet")
+def test_missing_transformers_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, "resnet")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"family resnet.*pip install 'deit\[teachers\]'"):
         load_classifier(path)

@@ -1,0 +1,257 @@
+"""Classifiers of timm with a classifier's interface: preprocessing, class names, saving and loading.
+
+A directory of such a classifier is one that timm writes for the hub: ``config.json`` with ``architecture`` and
+``pretrained_cfg``, and ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.config import MAX_CLASSES
+from deit.errors import CheckpointError, TeacherError, did_you_mean
+from deit.images.processor import Crop, DeiTImageProcessor
+from deit.models import plain_convnet  # noqa: F401 - registers the architecture with timm
+from deit.models.outputs import ImageClassifierOutput
+from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
+
+# Arguments that make timm.create_model download or unpickle weights.
+LOADING_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
+
+INTERPOLATIONS = {  # timm's name -> filter of Pillow
+    "nearest": 0,
+    "lanczos": 1,
+    "bilinear": 2,
+    "bicubic": 3,
+    "box": 4,
+    "hamming": 5,
+}
+CROP_MODES: dict[str, Crop] = {"center": "keep", "squash": "squash", "border": "pad"}  # timm's name -> ours
+
+
+class TimmClassifier(nn.Module):
+    """A network of timm with its preprocessing and class names.
+
+    Args:
+        architecture: timm's name of the architecture, such as ``regnety_004``.
+        classes: class names, in the order of the logits.
+        processor: preprocessing of the network's input.
+        arguments: further arguments of ``timm.create_model``.
+
+    Raises:
+        TeacherError: timm has no such architecture, or refuses the arguments.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        classes: tuple[str, ...],
+        processor: DeiTImageProcessor,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.classes, self.processor = architecture, classes, processor
+        self.arguments = dict(arguments or {})
+        check_architecture(architecture)
+        if loading := LOADING_ARGUMENTS & self.arguments.keys():
+            raise TeacherError(f"The argument {min(loading)!r} of timm is not allowed here", "remove it")
+        try:
+            network: nn.Module = timm.create_model(architecture, num_classes=len(classes), **self.arguments)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise TeacherError(f"timm cannot create {architecture} with {self.arguments}", reason) from error
+        self.network = to_channels_last(network)
+
+    def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values: (B, 3, height, width), normalized.
+            residual_scale: None; transformers take stochastic depth from outside, networks of timm do not.
+        """
+        assert residual_scale is None
+        return ImageClassifierOutput(logits=self.network(pixel_values))  # (B, K)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the network supports :meth:`forward_intermediates`, as most of timm's networks do."""
+        return hasattr(self.network, "forward_intermediates")
+
+    def forward_intermediates(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the logits and the feature maps of the network's stages.
+
+        Args:
+            pixel_values: (B, 3, height, width), normalized.
+
+        Returns:
+            Logits (B, K), and feature maps (B, C, rows, columns) from the first stage to the last.
+        """
+        last, features = self.network.forward_intermediates(pixel_values)  # type: ignore[operator]
+        return self.network.forward_head(last), features  # type: ignore[operator]
+
+    def reset_classifier(self, classes: tuple[str, ...], seed: int) -> None:
+        """Replaces the classification layer by a newly initialized one for other classes.
+
+        Args:
+            classes: class names, in the order of the new logits.
+            seed: the only source of randomness of the new weights.
+        """
+        with torch.random.fork_rng(devices=[]):  # timm draws from torch's global generator
+            torch.manual_seed(seed)
+            self.network.reset_classifier(len(classes))  # type: ignore[operator]
+        self.classes = classes
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes a directory that :meth:`from_pretrained` and ``timm.create_model("local-dir:...")`` load."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_tensors(directory / WEIGHTS_NAME, self.network.state_dict())
+        content = {
+            "architecture": self.architecture,
+            "num_classes": len(self.classes),
+            "model_args": self.arguments,
+            "pretrained_cfg": {
+                **timm_preprocessing(self.processor),
+                "fixed_input_size": False,
+                "num_classes": len(self.classes),
+                "label_names": list(self.classes),
+            },
+        }
+        write_json(directory / CONFIG_NAME, content)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> TimmClassifier:
+        """Loads a directory in timm's format, in evaluation mode.
+
+        Raises:
+            CheckpointError: a file is missing or corrupt.
+            TeacherError: the installed timm does not have the architecture.
+        """
+        directory = Path(directory)
+        content = read_json(directory / CONFIG_NAME)
+        settings = content.get("pretrained_cfg")
+        processor = processor_from_timm(settings if isinstance(settings, dict) else {})
+        try:
+            assert isinstance(settings, dict)  # processor_from_timm refuses anything else
+            names = settings.get("label_names") or range(int(content["num_classes"]))
+            if not 0 < len(names) <= MAX_CLASSES:
+                raise ValueError("number of classes")
+            arguments = dict(content.get("model_args") or {})
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"A value in {directory / CONFIG_NAME} is missing or malformed ({error})", "save the model again"
+            ) from error
+        model = cls(str(content.get("architecture")), tuple(map(str, names)), processor, arguments)
+        load_into(model.network, read_tensors(directory / WEIGHTS_NAME))
+        return model.eval()
+
+
+def new_timm_classifier(
+    architecture: str,
+    classes: tuple[str, ...],
+    processor: DeiTImageProcessor,
+    arguments: dict[str, Any],
+    seed: int,
+) -> TimmClassifier:
+    """Builds a newly initialized classifier, whose weights depend only on the seed; see :class:`TimmClassifier`."""
+    with torch.random.fork_rng(devices=[]):  # timm draws from torch's global generator
+        torch.manual_seed(seed)
+        return TimmClassifier(architecture, classes, processor, arguments)
+
+
+def check_architecture(name: str) -> None:
+    """Checks that timm has an architecture.
+
+    Raises:
+        TeacherError: it does not; the message suggests the most similar name.
+    """
+    if Path(name).is_absolute():  # a path that existed when the run began
+        raise TeacherError(f"{name} does not exist", "restore it, or check the path")
+    if not timm.is_model(name):
+        raise TeacherError(f"timm has no architecture {name!r}", did_you_mean(name, timm.list_models()))
+
+
+def to_channels_last(network: nn.Module) -> nn.Module:
+    """Converts a network to channels-last memory format, in place: convolutions run up to 1.5 times as fast."""
+    return network.to(memory_format=torch.channels_last)
+
+
+def processor_from_timm(settings: Mapping[str, Any]) -> DeiTImageProcessor:
+    """Converts timm's ``pretrained_cfg`` to an image processor.
+
+    Raises:
+        CheckpointError: a value is missing or malformed, or the crop mode or interpolation is not supported.
+    """
+    interpolation, mode = settings.get("interpolation", "bicubic"), settings.get("crop_mode") or "center"
+    if interpolation not in INTERPOLATIONS or mode not in CROP_MODES:
+        raise CheckpointError(f"timm's preprocessing {interpolation}, {mode} is not supported", "save the model with another")
+    try:
+        _, height, width = (int(side) for side in settings["input_size"])
+        processor = DeiTImageProcessor.for_size(
+            height, width, float(settings["crop_pct"]), settings["mean"], settings["std"], CROP_MODES[mode]
+        )
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"A value of timm's preprocessing is missing or malformed ({error})", "save the model again"
+        ) from error
+    processor.resample = INTERPOLATIONS[interpolation]
+    return processor
+
+
+def timm_preprocessing(processor: DeiTImageProcessor) -> dict[str, Any]:
+    """Converts an image processor to timm's ``pretrained_cfg``; the inverse of :func:`processor_from_timm`.
+
+    Raises:
+        CheckpointError: ``pretrained_cfg`` cannot express what the processor does.
+    """
+    height, width = processor.input_hw
+    channels = len(processor.image_mean) if isinstance(processor.image_mean, tuple) else 3
+    statistics = processor.image_mean, processor.image_std
+    mean, std = (value if isinstance(value, tuple) else (value,) * channels for value in statistics)
+    mode = "border" if processor.do_pad else "center" if "shortest_edge" in processor.size or height != width else "squash"
+    settings = {
+        "input_size": [channels, height, width],
+        "interpolation": next(name for name, value in INTERPOLATIONS.items() if value == processor.resample),
+        "crop_pct": _crop_ratio(processor),
+        "crop_mode": mode,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    if not _same_pixels(processor, processor_from_timm(settings), channels):
+        raise CheckpointError(
+            "timm's pretrained_cfg cannot express the settings of this image processor", "use another format or crop"
+        )
+    return settings
+
+
+def _same_pixels(first: DeiTImageProcessor, second: DeiTImageProcessor, channels: int) -> bool:
+    """Returns whether two processors have the same output for three random images, including sides of odd length."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, width, channels), np.uint8) for height, width in ((300, 201), (97, 190), (64, 64))]
+    return all(
+        np.array_equal(
+            *(processor(image, "np", input_data_format="channels_last").pixel_values for processor in (first, second))
+        )
+        for image in images
+    )
+
+
+def _crop_ratio(processor: DeiTImageProcessor) -> float:
+    """Returns the ratio from which :meth:`DeiTImageProcessor.for_size` computes the same size before the crop."""
+    height, width = processor.input_hw
+    if processor.do_pad:
+        return 1.0
+    edge = processor.size.get("shortest_edge")
+    resized = processor.size.get("height", edge or height), processor.size.get("width", edge or width)
+    ratio = min(height / resized[0], width / resized[1])
+    # for_size truncates height / ratio: rounding must not lose a pixel.
+    return ratio if int(height / ratio) >= resized[0] and int(width / ratio) >= resized[1] else math.nextafter(ratio, 0)
