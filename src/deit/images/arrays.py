@@ -1,6 +1,7 @@
-"""Images of any kind -> arrays (H, W, C) of the wanted size: the steps of transformers' Pillow backend, bit for bit.
+"""Converts images of any kind to arrays (H, W, C), resizes, crops and normalizes them, as transformers' Pillow backend does.
 
-H height, W width, C channels. Nothing here knows of settings: :mod:`deit.images.processor` does.
+Results are equal to transformers' bit for bit. H is height, W width, C channels. The settings are those of
+:mod:`deit.images.processor`, which calls these functions.
 """
 
 from __future__ import annotations
@@ -15,90 +16,113 @@ from PIL import Image
 
 from deit.errors import ConfigError, ImageError
 from deit.images.decoding import DECODING_ERRORS, open_image
-from deit.images.processor_settings import Sides, Statistic
-from deit.images.resizing import middle, resized
+from deit.images.processor_settings import Statistic
+from deit.images.resizing import HeightWidth, center_crop, resize_for_center_crop
 
 if TYPE_CHECKING:
     import torch
 
     ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
 
-CHANNELS = frozenset({1, 3, 4})  # what the channels' axis is told by
+CHANNELS = frozenset({1, 3, 4})  # numbers of channels by which the channel axis of an array is recognized
 
 
-def flattened(images: Any) -> list[Any]:
-    """One image, a batch of four dimensions, or lists of them, nested at will -> one list.
+def flatten_images(images: Any) -> list[Any]:
+    """Returns a flat list of images, from one image, a 4-dimensional batch, or lists of them of any nesting.
 
     Example:
-        >>> len(flattened([[np.zeros((4, 4, 3))], [np.zeros((2, 4, 4, 3))]]))
+        >>> len(flatten_images([[np.zeros((4, 4, 3))], [np.zeros((2, 4, 4, 3))]]))
         3
     """
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        return [image for item in images for image in flattened(item)]
+        return [image for item in images for image in flatten_images(item)]
     return list(images) if getattr(images, "ndim", 3) == 4 else [images]
 
 
-def channels_last(image: ImageInput, rgb: bool, layout: str | None, known: Collection[int]) -> Image.Image | np.ndarray:
-    """One image -> a Pillow image of mode RGB or L, or an array (H, W, C) of any numeric type.
+def to_channels_last(image: ImageInput, rgb: bool, layout: str | None, known: Collection[int]) -> Image.Image | np.ndarray:
+    """Converts an image to a Pillow image of mode RGB or L, or to an array (H, W, C) of any numeric type.
 
     Args:
-        image: a Pillow image; an array or tensor of (H, W, C), (C, H, W) or (H, W); the path of a file.
-        rgb: make three channels of one, and of those with transparency, which is laid on white.
-        layout: ``channels_first`` or ``channels_last``; told by the shape when None.
-        known: numbers of channels by which the shape tells; where both ends could be it, the first is.
+        image: a Pillow image; an array or tensor of shape (H, W, C), (C, H, W) or (H, W); or the path of a file.
+        rgb: convert to three channels: gray is repeated, transparency is composited onto white.
+        layout: ``channels_first`` or ``channels_last``; None to infer it from the shape.
+        known: numbers of channels to infer the layout by; if both the first and the last axis match, the first is taken.
 
     Raises:
-        ImageError: it is no image, or it cannot be read.
+        ImageError: the input is not an image, or cannot be read.
     """
     if isinstance(image, str | Path):
         image = open_image(Path(image))
     if isinstance(image, Image.Image):
         return _from_pillow(image, rgb)
     if not hasattr(image, "ndim"):
-        raise ImageError(f"{type(image).__name__} is no image", "pass a Pillow image, an array, a tensor, a path, or a list")
-    array = _array(image)
+        raise ImageError(
+            f"{type(image).__name__} is not an image", "pass a Pillow image, an array, a tensor, a path, or a list of these"
+        )
+    array = _to_numpy(image)
     if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in "biuf":
-        raise ImageError(f"An array of shape {array.shape} and type {array.dtype} is no image", "pass (height, width, 3)")
+        raise ImageError(f"An array of shape {array.shape} and type {array.dtype} is not an image", "pass (height, width, 3)")
     if array.ndim == 2:
         array = array[..., None]
     elif layout == "channels_first" or (layout is None and array.shape[0] in known):
         array = np.moveaxis(array, 0, -1)
     elif layout is None and array.shape[-1] not in known:
-        raise ImageError(f"An array of shape {array.shape} is no image with known channels", "pass input_data_format")
-    return _rgb_array(array) if rgb else array
+        raise ImageError(f"An array of shape {array.shape} is not an image with known channels", "pass input_data_format")
+    return _array_to_rgb(array) if rgb else array
 
 
-def fitted(source: Image.Image | np.ndarray, target: Sides | None, crop: Sides | None, resample: int) -> np.ndarray:
-    """Resize to ``target``, then take the middle ``crop``, both (height, width) -> (H, W, C).
+def resize_and_crop(
+    source: Image.Image | np.ndarray, target: HeightWidth | None, crop: HeightWidth | None, resample: int
+) -> np.ndarray:
+    """Resizes an image to ``target``, then takes a center crop of ``crop``.
 
-    Resized arrays pass through 8 bits: those that lie in 0..1 come back as float32 in 0..1, all others as uint8. What is
-    only cropped keeps its type. What lies beyond an image's edge is zero.
+    Regions of the crop outside the image are zero.
+
+    Args:
+        source: a Pillow image, or an array (H, W, C).
+        target: height and width; None does not resize.
+        crop: height and width; None does not crop.
+        resample: Pillow's resampling filter.
+
+    Returns:
+        (H, W, C). Resized arrays are quantized to 8 bits: values in 0..1 are returned as float32 in 0..1, others as uint8.
+        Arrays that are only cropped keep their type.
 
     Raises:
-        ImageError: an array with values outside 0..255 is to be resized.
+        ImageError: an array to resize has values outside 0..255.
 
     Example:
-        >>> fitted(Image.new("RGB", (500, 375)), (256, 256), (224, 224), Image.Resampling.BICUBIC).shape
+        >>> resize_and_crop(Image.new("RGB", (500, 375)), (256, 256), (224, 224), Image.Resampling.BICUBIC).shape
         (224, 224, 3)
     """
     if isinstance(source, Image.Image):
-        return _fitted_image(source, target, crop, resample)
+        return _resize_and_crop_image(source, target, crop, resample)
     if target is None:
-        return source if crop is None else _cropped(source, *crop)
-    pixels, unit = _eight_bits(source)
-    if source.shape[-1] > 4:  # more than Pillow knows, so one after the other
-        each = [fitted(pixels[..., [channel]], target, crop, resample) for channel in range(source.shape[-1])]
-        values = np.concatenate(each, axis=-1)
+        return source if crop is None else _center_crop_array(source, *crop)
+    pixels, is_fraction = _to_uint8(source)
+    if source.shape[-1] > 4:  # more channels than Pillow supports, so one by one
+        channels = [resize_and_crop(pixels[..., [channel]], target, crop, resample) for channel in range(source.shape[-1])]
+        resized = np.concatenate(channels, axis=-1)
     else:
         image = Image.fromarray(pixels[..., 0] if source.shape[-1] == 1 else pixels)
-        values = _fitted_image(image, target, crop, resample)
-    return scaled(values, 1 / 255, None) if unit else values
+        resized = _resize_and_crop_image(image, target, crop, resample)
+    return rescale_and_normalize(resized, 1 / 255, None) if is_fraction else resized
 
 
-def scaled(values: np.ndarray, factor: float | None, statistics: tuple[Statistic, Statistic] | None) -> np.ndarray:
-    """(..., C) times the factor, minus the mean, by the standard deviation; float32, or as given where nothing is done.
+def rescale_and_normalize(
+    values: np.ndarray, factor: float | None, statistics: tuple[Statistic, Statistic] | None
+) -> np.ndarray:
+    """Multiplies (..., C) by the factor, subtracts the mean and divides by the standard deviation.
 
-    The product is rounded from float64, the rest is float32: other orders differ in the last bit.
+    The product is computed in float64 and rounded, the rest in float32: another order differs in the last bit.
+
+    Args:
+        values: (..., C).
+        factor: rescale factor; None does not rescale.
+        statistics: mean and standard deviation; None does not normalize.
+
+    Returns:
+        (..., C) float32; unchanged if neither step is done.
     """
     if factor is not None:
         values = (values.astype(np.float64) * factor).astype(np.float32)
@@ -109,45 +133,46 @@ def scaled(values: np.ndarray, factor: float | None, statistics: tuple[Statistic
     return values
 
 
-def scale_into(
+def rescale_and_normalize_into(
     out: np.ndarray, pixels: np.ndarray, factor: float | None, statistics: tuple[Statistic, Statistic] | None
 ) -> None:
-    """:func:`scaled` of (H, W, C), uint8, written to (C, H, W), float32."""
-    for channel, (values, steps) in enumerate(_table(factor, statistics, pixels.shape[-1])):
-        if steps is None:
+    """Writes :func:`rescale_and_normalize` of (H, W, C) uint8 to ``out``, (C, H, W) float32. Same bits, but faster."""
+    for channel, (values, constants) in enumerate(_lookup_tables(factor, statistics, pixels.shape[-1])):
+        if constants is None:
             np.take(values, pixels[..., channel], out=out[channel], mode="clip")
         else:
-            _walk(out[channel], pixels[..., channel], steps)
+            _compute_in_float32(out[channel], pixels[..., channel], constants)
 
 
-Steps = tuple[np.float32, np.float32, np.float32]
+Constants = tuple[np.float32, np.float32, np.float32]  # divisor, mean, standard deviation
 
 
 @functools.lru_cache(maxsize=64)
-def _table(
+def _lookup_tables(
     factor: float | None, statistics: tuple[Statistic, Statistic] | None, channels: int
-) -> list[tuple[np.ndarray, Steps | None]]:
-    """By channel: :func:`scaled` of the 256 values, and float32 steps that lead to the very same numbers, if they do.
+) -> list[tuple[np.ndarray, Constants | None]]:
+    """Returns for each channel the normalized values of 0..255, and constants for float32 arithmetic with the same results.
 
-    The steps divide by 255 where :func:`scaled` multiplies in float64. They are tried on all values that there are, and
-    take a third of the time of looking values up.
+    The float32 arithmetic divides by 255 where :func:`rescale_and_normalize` multiplies in float64. It takes a third of the
+    time of a lookup. The constants are None if its results differ for any of the 256 values.
     """
-    every = np.arange(256, dtype=np.uint8)
-    values = scaled(np.repeat(every[:, None], channels, axis=1), factor, statistics)
+    levels = np.arange(256, dtype=np.uint8)
+    values = rescale_and_normalize(np.repeat(levels[:, None], channels, axis=1), factor, statistics)
     mean, std = (_per_channel(statistic, channels).astype(np.float32) for statistic in statistics or (0.0, 1.0))
-    rows: list[tuple[np.ndarray, Steps | None]] = []
+    tables: list[tuple[np.ndarray, Constants | None]] = []
     for channel in range(channels):
-        steps = np.float32(1 / factor if factor else 1), mean[channel], std[channel]
-        tried = _walk(np.empty(256, np.float32), every, steps)
-        row = np.ascontiguousarray(values[:, channel])
-        rows.append((row, steps if np.array_equal(tried, row) else None))
-    return rows
+        constants = np.float32(1 / factor if factor else 1), mean[channel], std[channel]
+        computed = _compute_in_float32(np.empty(256, np.float32), levels, constants)
+        table = np.ascontiguousarray(values[:, channel])
+        tables.append((table, constants if np.array_equal(computed, table) else None))
+    return tables
 
 
-def _walk(out: np.ndarray, pixels: np.ndarray, steps: Steps) -> np.ndarray:
-    np.divide(pixels, steps[0], out=out, dtype=np.float32)
-    np.subtract(out, steps[1], out=out)
-    np.divide(out, steps[2], out=out)
+def _compute_in_float32(out: np.ndarray, pixels: np.ndarray, constants: Constants) -> np.ndarray:
+    divisor, mean, std = constants
+    np.divide(pixels, divisor, out=out, dtype=np.float32)
+    np.subtract(out, mean, out=out)
+    np.divide(out, std, out=out)
     return out
 
 
@@ -155,24 +180,24 @@ def _per_channel(statistic: Statistic, channels: int) -> np.ndarray:
     if isinstance(statistic, tuple) and len(statistic) != channels:
         raise ConfigError(
             f"image_mean or image_std has {len(statistic)} values and the image {channels} channels",
-            "pass one value a channel, or convert the image",
+            "pass one value per channel, or convert the image",
         )
     return np.broadcast_to(np.asarray(statistic, np.float64), (channels,))
 
 
 def _from_pillow(image: Image.Image, rgb: bool) -> Image.Image | np.ndarray:
     if not image.width * image.height:
-        raise ImageError("An image without pixels is no image", "leave it out")
+        raise ImageError("An image without pixels is not an image", "leave it out")
     try:
         image.load()
         if rgb:
-            return _rgb(image)
-        return image if image.mode in ("RGB", "L") else _with_channels(np.asarray(image))
+            return _image_to_rgb(image)
+        return image if image.mode in ("RGB", "L") else _add_channel_axis(np.asarray(image))
     except DECODING_ERRORS as error:
         raise ImageError(f"An image of mode {image.mode} cannot be read ({error})", "replace or remove it") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _image_to_rgb(image: Image.Image) -> Image.Image:
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
@@ -180,8 +205,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layered).convert("RGB")
 
 
-def _rgb_array(array: np.ndarray) -> np.ndarray:
-    """As :func:`_rgb`, but not to the last bit: transformers, too, lays arrays on white in floating point."""
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    """Converts (H, W, C) to three channels.
+
+    May differ from :func:`_image_to_rgb` in the last bit: transformers also composites arrays in floating point.
+    """
     if array.shape[-1] == 1:
         return np.repeat(array, 3, axis=-1)
     if array.shape[-1] != 4:
@@ -194,50 +222,52 @@ def _rgb_array(array: np.ndarray) -> np.ndarray:
     return np.asarray(np.round(blend) if white == 255 else blend, array.dtype)
 
 
-def _array(image: Any) -> np.ndarray:
+def _to_numpy(image: Any) -> np.ndarray:
     if hasattr(image, "detach"):
         image = image.detach().cpu()
-        image = image.float() if str(image.dtype) == "torch.bfloat16" else image  # NumPy has no such type
+        image = image.float() if str(image.dtype) == "torch.bfloat16" else image  # NumPy has no bfloat16
     return np.asarray(image)
 
 
-def _eight_bits(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Values as uint8, and whether they were fractions of 1. Those are cut off, not rounded, as transformers does."""
+def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Returns values as uint8, and whether they were in 0..1. Those are truncated, not rounded, as in transformers."""
     if array.dtype == np.uint8:
         return array, False
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):
-        raise ImageError(f"An image has values from {low} to {high}", "bring them to 0..255, or switch do_resize off")
+        raise ImageError(f"An image has values from {low} to {high}", "scale them to 0..255, or pass do_resize=False")
     if array.dtype.kind != "f" or np.allclose(array, array.astype(int)):
         return array.astype(np.uint8), False
     if high <= 1:
-        return scaled(array, 255, None).astype(np.uint8), True
-    return np.rint(array).astype(np.uint8), False  # transformers refuses these
+        return rescale_and_normalize(array, 255, None).astype(np.uint8), True
+    return np.rint(array).astype(np.uint8), False  # transformers raises an error here
 
 
-def _fitted_image(image: Image.Image, target: Sides | None, crop: Sides | None, resample: int) -> np.ndarray:
+def _resize_and_crop_image(
+    image: Image.Image, target: HeightWidth | None, crop: HeightWidth | None, resample: int
+) -> np.ndarray:
     if target is not None:
-        image = resized(image, target, crop or target, resample)
+        image = resize_for_center_crop(image, target, crop or target, resample)
     if crop is not None:
-        image = middle(image, *crop)
-    return _planes(image) if image.mode == "RGB" else _with_channels(np.asarray(image))
+        image = center_crop(image, *crop)
+    return _to_planar_array(image) if image.mode == "RGB" else _add_channel_axis(np.asarray(image))
 
 
-def _planes(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) with each channel's values side by side in memory, where what follows reads them fastest."""
+def _to_planar_array(image: Image.Image) -> np.ndarray:
+    """Returns (H, W, 3) with each channel contiguous in memory, which normalization reads fastest."""
     planes = b"".join(image.tobytes("raw", band) for band in "RGB")
     return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
 
 
-def _cropped(array: np.ndarray, height: int, width: int) -> np.ndarray:
+def _center_crop_array(array: np.ndarray, height: int, width: int) -> np.ndarray:
     top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
     if top >= 0 and left >= 0:
         return array[top : top + height, left : left + width]
-    result = np.zeros((height, width, array.shape[-1]), array.dtype)
+    padded = np.zeros((height, width, array.shape[-1]), array.dtype)
     inner = array[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
-    result[max(-top, 0) :, max(-left, 0) :][: inner.shape[0], : inner.shape[1]] = inner
-    return result
+    padded[max(-top, 0) :, max(-left, 0) :][: inner.shape[0], : inner.shape[1]] = inner
+    return padded
 
 
-def _with_channels(array: np.ndarray) -> np.ndarray:
+def _add_channel_axis(array: np.ndarray) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array

@@ -1,4 +1,4 @@
-"""The answer of an image processor: a mapping of tensors that moves and casts as one."""
+"""The output of an image processor: a mapping of tensors that can be moved and cast together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from deit.errors import ImageError
 
 
 class BatchFeature(dict[str, Any]):
-    """The processor's answer: a mapping whose keys can be read as attributes too.
+    """The processor's output: a dictionary whose keys are also attributes.
 
     Args:
-        data: names to tensors, arrays or lists of them.
-        tensor_type: as of :meth:`convert_to_tensors`.
+        data: names -> tensors, arrays or lists of arrays.
+        tensor_type: see :meth:`convert_to_tensors`.
 
     Example:
         >>> BatchFeature({"pixel_values": [np.zeros((3, 2, 2))]}, "np").pixel_values.shape
@@ -38,15 +38,18 @@ class BatchFeature(dict[str, Any]):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Stack lists of arrays, in place: "np" to arrays, "pt" to tensors, None leaves all as it is.
+        """Stacks lists of arrays, in place.
+
+        Args:
+            tensor_type: "np" for arrays, "pt" for tensors; None changes nothing.
 
         Raises:
-            ImageError: arrays of different shapes.
+            ImageError: the arrays have different shapes.
         """
         for name, value in self.items():
             if tensor_type and isinstance(value, list | tuple):
                 if len({np.shape(item) for item in value}) > 1:
-                    raise ImageError("The images come out in different sizes", "switch do_resize and do_center_crop on")
+                    raise ImageError("The processed images have different sizes", "turn on do_resize and do_center_crop")
                 self[name] = np.stack([np.asarray(item) for item in value])
             if tensor_type == "pt":
                 import torch
@@ -55,7 +58,7 @@ class BatchFeature(dict[str, Any]):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device or cast to a type, in place; what is no floating-point tensor keeps its type.
+        """Moves tensors to a device or casts them, in place. Only floating-point tensors are cast.
 
         Example:
             >>> import torch

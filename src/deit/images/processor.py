@@ -1,4 +1,7 @@
-"""Image -> ``pixel_values``: resize, crop, rescale, normalize, pad. Written and read as Hugging Face JSON."""
+"""The image processor: resizes, crops, rescales, normalizes and pads images to ``pixel_values``.
+
+Its settings are saved and loaded in the JSON format of Hugging Face.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deit.errors import ConfigError, ImageError, did_you_mean, validation_problem
 from deit.hub import fetch, hub_arguments
-from deit.images.arrays import CHANNELS, channels_last, fitted, flattened, scale_into, scaled
+from deit.images.arrays import (
+    CHANNELS,
+    flatten_images,
+    rescale_and_normalize,
+    rescale_and_normalize_into,
+    resize_and_crop,
+    to_channels_last,
+)
 from deit.images.batch_feature import BatchFeature
-from deit.images.processor_settings import AnySize, Box, LayoutField, PerChannel, Sides, Size, Statistic, plain, target_size
+from deit.images.processor_settings import (
+    HeightWidthField,
+    LayoutField,
+    Size,
+    SizeField,
+    Statistic,
+    StatisticField,
+    enum_value,
+    target_size,
+)
+from deit.images.resizing import HeightWidth
 from deit.system.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, json_text, read_json, write_text
 from deit.system.threads import thread_map
 
@@ -34,22 +54,22 @@ VIT_DEFAULTS = {"size": 224, "resample": int(Image.Resampling.BILINEAR), "do_cen
 
 
 class DeiTImageProcessor(BaseModel):
-    """Make a model's input of images; a drop-in for the processors of DeiT and ViT in transformers.
+    """Converts images to the input of a model; a drop-in replacement for the processors of DeiT and ViT in transformers.
 
-    The defaults are those of the transformers class: squash to 256 x 256, crop 224 x 224, mean and std of 0.5. The authors
-    keep the aspect instead (section 5.1 and the released code): :meth:`for_size` gives their evaluation. The numbers equal
-    those of ``DeiTImageProcessorPil`` to the last bit. What differs on purpose: ``do_convert_rgb`` is on by default (off
-    there, where a gray image then fails), ``data_format`` is obeyed, a batch is a torch tensor unless asked otherwise, and
-    no side grows beyond 16,384.
+    The defaults are those of transformers: squash to 256 x 256, crop 224 x 224, mean and std of 0.5. The authors keep the
+    aspect ratio instead (section 5.1 and the released code): :meth:`for_size` returns their evaluation. The output equals
+    that of ``DeiTImageProcessorPil`` bit for bit. Intended differences: ``do_convert_rgb`` is on by default (it is off in
+    transformers, where gray images fail), ``data_format`` is respected, a batch is a torch tensor by default, and no side
+    exceeds 16,384.
 
-    Settings are attributes, checked when they are set; each can be given for one call too. ``size`` takes 224,
+    Settings are attributes, validated on assignment; each can also be passed to a single call. ``size`` takes 224,
     (height, width), or a dictionary of ``height`` and ``width``, of ``shortest_edge`` with or without ``longest_edge``, or
-    of ``max_height`` and ``max_width``. Statistics of other than three channels leave an image's channels as they are.
-    Pillow clips 16-bit images at 255 when it converts them; :func:`deit.images.decoding.open_image`, through which all
-    commands read files, scales them first.
+    of ``max_height`` and ``max_width``. If the statistics are not for three channels, images are not converted to RGB.
+    Pillow clips 16-bit images at 255 when it converts them; :func:`deit.images.decoding.open_image`, which all commands
+    use to read files, scales them first.
 
     Raises:
-        ConfigError: a setting that cannot be.
+        ConfigError: a setting is invalid.
 
     Example:
         >>> processor = DeiTImageProcessor(size={"shortest_edge": 256})
@@ -63,45 +83,45 @@ class DeiTImageProcessor(BaseModel):
 
     do_convert_rgb: bool = True
     do_resize: bool = True
-    default_to_square: bool = True  # before the sizes, which are read by it
-    size: AnySize = {"height": 256, "width": 256}
+    default_to_square: bool = True  # declared before the sizes, whose validation reads it
+    size: SizeField = {"height": 256, "width": 256}
     resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
-    crop_size: Box = {"height": 224, "width": 224}
+    crop_size: HeightWidthField = {"height": 224, "width": 224}
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: PerChannel = (0.5, 0.5, 0.5)
-    image_std: PerChannel = (0.5, 0.5, 0.5)
+    image_mean: StatisticField = (0.5, 0.5, 0.5)
+    image_std: StatisticField = (0.5, 0.5, 0.5)
     do_pad: bool = False
-    pad_size: Box | None = None
+    pad_size: HeightWidthField | None = None
     data_format: LayoutField = None
     input_data_format: LayoutField = None
     image_processor_type: str = DEIT
 
     def __init__(self, /, **fields: Any) -> None:
-        kind = str(fields.get("image_processor_type") or fields.pop("feature_extractor_type", None) or DEIT)
+        class_name = str(fields.get("image_processor_type") or fields.pop("feature_extractor_type", None) or DEIT)
         fields.pop("feature_extractor_type", None)
-        given = {name: value for name, value in fields.items() if value is not None or name not in type(self).model_fields}
-        if kind.startswith("ViT"):
-            given = {**VIT_DEFAULTS, **given}
-        given["image_processor_type"] = VIT if kind.startswith("ViT") else DEIT
+        values = {name: value for name, value in fields.items() if value is not None or name not in type(self).model_fields}
+        if class_name.startswith("ViT"):
+            values = {**VIT_DEFAULTS, **values}
+        values["image_processor_type"] = VIT if class_name.startswith("ViT") else DEIT
         try:
-            super().__init__(**given)
+            super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(f"Image processor: {validation_problem(error)}", "pass another value") from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         _check_names([name], {*type(self).model_fields, *(self.model_extra or {})})
         try:
-            super().__setattr__(name, _off(name) if value is None else value)
+            super().__setattr__(name, _value_for_none(name) if value is None else value)
         except ValidationError as error:
             raise ConfigError(f"Image processor: {validation_problem(error)}", "pass another value") from error
 
     @field_validator("image_processor_type")
     @classmethod
-    def _known_kind(cls, kind: str) -> str:
-        return VIT if kind.startswith("ViT") else DEIT
+    def _normalize_class_name(cls, class_name: str) -> str:
+        return VIT if class_name.startswith("ViT") else DEIT
 
     @classmethod
     def for_size(
@@ -113,18 +133,21 @@ class DeiTImageProcessor(BaseModel):
         std: Sequence[float] = IMAGENET_STD,
         crop: Crop = "keep",
     ) -> Self:
-        """Preprocessing for a model's input size, with bicubic resizing and ImageNet statistics.
+        """Returns a processor for a model's input size, with bicubic resizing and ImageNet statistics.
 
         Args:
-            height: of the input, as ``width``.
-            crop_ratio: share of the resized image's side that the crop keeps.
-            mean: by channel, as ``std``.
-            crop: ``keep``: the authors' evaluation, shorter side to int(size / 0.875), center crop. ``squash``: Hugging
-                Face's, both sides to that. ``pad``: the whole image fitted in, the mean color right of it and below. An
-                input that is not square has no single shorter side: ``keep`` squashes to its aspect.
+            height: of the input, in pixels.
+            width: of the input, in pixels.
+            crop_ratio: fraction of the resized image's side that the crop keeps.
+            mean: of each channel, for values in 0..1.
+            std: of each channel, for values in 0..1.
+            crop: ``keep``: the authors' evaluation; resizes the shorter side to int(size / 0.875), then center-crops.
+                ``squash``: that of Hugging Face; resizes both sides to this size, then center-crops. ``pad``: resizes the
+                whole image to fit in, and pads it with the mean color on the right and bottom. For inputs that are not
+                square, ``keep`` squashes images to the aspect ratio of the input.
 
         Raises:
-            ConfigError: no such crop, or a size that cannot be.
+            ConfigError: the crop is unknown, or the size invalid.
 
         Example:
             >>> DeiTImageProcessor.for_size(224, 224).size
@@ -134,54 +157,57 @@ class DeiTImageProcessor(BaseModel):
         return cls(**fields, image_mean=tuple(mean), image_std=tuple(std))
 
     def with_crop(self, crop: Crop) -> Self:
-        """The same input size, filter and statistics with another crop; :meth:`for_size` names them.
+        """Returns a processor with the same input size, filter and statistics and another crop; see :meth:`for_size`.
 
-        The crop keeps its share of the resized image; after ``pad``, which knows none, it is 0.875.
+        The crop ratio stays the same; that of ``pad``, which has none, is taken to be 0.875.
 
         Raises:
-            ConfigError: no such crop, or images do not come out in one size.
+            ConfigError: the crop is unknown, or the output size depends on the image.
 
         Example:
             >>> DeiTImageProcessor.for_size(224, 224).with_crop("squash").size
             {'height': 256, 'width': 256}
         """
         height, width = self.input_hw
-        edges = int(height / CROP_RATIO), int(width / CROP_RATIO)
+        resized = int(height / CROP_RATIO), int(width / CROP_RATIO)
         if self.do_resize and "max_height" not in self.size:
             edge = self.size.get("shortest_edge", 0)
-            edges = self.size.get("height", edge), self.size.get("width", edge)
-        return type(self)(**{**self.model_dump(), **_crop_fields(crop, (height, width), edges)})
+            resized = self.size.get("height", edge), self.size.get("width", edge)
+        return type(self)(**{**self.model_dump(), **_crop_fields(crop, (height, width), resized)})
 
     def with_input_size(self, height: int, width: int) -> Self:
-        """The same settings for another input size of the model: the crop keeps its share of the resized image.
+        """Returns a processor with the same settings and crop ratio for another input size.
 
         Raises:
-            ConfigError: images do not come out in one size.
+            ConfigError: the output size depends on the image.
 
         Example:
             >>> DeiTImageProcessor.for_size(224, 224).with_input_size(384, 384).size
             {'shortest_edge': 438}
         """
-        old = self.input_hw
+        old_height, old_width = self.input_hw
         fields: dict[str, Any] = {"crop_size": (height, width)}
         if self.pad_size is not None:
             fields["pad_size"] = (height, width)
         edge = self.size.get("shortest_edge")
-        edges = self.size.get("height", edge or 0) * height // old[0], self.size.get("width", edge or 0) * width // old[1]
+        resized = (
+            self.size.get("height", edge or 0) * height // old_height,
+            self.size.get("width", edge or 0) * width // old_width,
+        )
         if "max_height" in self.size:
             fields["size"] = {"max_height": height, "max_width": width}
-        elif edge is None or edges[0] != edges[1]:
-            fields["size"] = {"height": edges[0], "width": edges[1]}
+        elif edge is None or resized[0] != resized[1]:
+            fields["size"] = {"height": resized[0], "width": resized[1]}
         else:
-            fields["size"] = {"shortest_edge": edges[0]}
+            fields["size"] = {"shortest_edge": resized[0]}
         return type(self)(**{**self.model_dump(), **fields})
 
     @property
-    def input_hw(self) -> Sides:
-        """(height, width) of what comes out: the model's input size.
+    def input_hw(self) -> HeightWidth:
+        """(height, width) of the output: the model's input size.
 
         Raises:
-            ConfigError: that depends on the image.
+            ConfigError: it depends on the image.
 
         Example:
             >>> DeiTImageProcessor.for_size(224, 448, crop="pad").input_hw
@@ -193,11 +219,11 @@ class DeiTImageProcessor(BaseModel):
             return _hw(self.crop_size)
         if self.do_resize and "height" in self.size:
             return _hw(self.size)
-        raise ConfigError("The image processor gives each image a size of its own", "switch do_center_crop or do_pad on")
+        raise ConfigError("The output size of the image processor depends on the image", "turn on do_center_crop or do_pad")
 
     @property
     def rgb_statistics(self) -> tuple[Triple, Triple]:
-        """Mean and standard deviation of three channels, such that values * std + mean undoes the normalization.
+        """Mean and standard deviation of three channels: values * std + mean reverts the normalization.
 
         Raises:
             ConfigError: the statistics are for another number of channels.
@@ -207,19 +233,18 @@ class DeiTImageProcessor(BaseModel):
             ((0.25, 0.25, 0.25), (0.5, 0.5, 0.5))
         """
         if self._channels not in (None, 3):
-            raise ConfigError(
-                f"The image processor is for {self._channels} channels", "images of three channels are needed here"
-            )
+            raise ConfigError(f"The image processor is for {self._channels} channels", "use one for RGB images")
         mean, std = (np.broadcast_to(values, 3).tolist() for values in self._statistics or (0.0, 1.0))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
     def pixels(self, image: ImageInput) -> np.ndarray:
-        """Convert, resize and crop one image -> (height, width, C); the half of the work that is done image by image.
+        """Converts, resizes and crops one image: the part of preprocessing that is done per image.
 
-        Images of 8 bits come out as uint8, and so does all that is resized, but for floats in 0..1, which stay in 0..1.
+        Returns:
+            (height, width, C). Uint8 for 8-bit images and all resized images; floats in 0..1 stay in 0..1.
 
         Raises:
-            ImageError: it is no image.
+            ImageError: the input is not an image.
 
         Example:
             >>> DeiTImageProcessor().pixels(Image.new("RGB", (500, 375))).dtype
@@ -227,26 +252,26 @@ class DeiTImageProcessor(BaseModel):
         """
         channels = self._channels
         known = CHANNELS if channels is None else CHANNELS | {channels}
-        source = channels_last(image, self.do_convert_rgb and channels in (None, 3), self.input_data_format, known)
+        source = to_channels_last(image, self.do_convert_rgb and channels in (None, 3), self.input_data_format, known)
         if self.do_rescale and isinstance(source, np.ndarray) and source.dtype.kind == "f":
-            _warn_of_fractions(source)
+            _warn_if_rescaled_twice(source)
         height, width = (source.height, source.width) if isinstance(source, Image.Image) else source.shape[:2]
         target = target_size(self.size, height, width) if self.do_resize else None
-        return fitted(source, target, _hw(self.crop_size) if self.do_center_crop else None, self.resample)
+        return resize_and_crop(source, target, _hw(self.crop_size) if self.do_center_crop else None, self.resample)
 
     def normalize(self, pixels: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Rescale, normalize and pad what :meth:`pixels` gave; the half that is done batch by batch.
+        """Rescales, normalizes and pads the output of :meth:`pixels`: the part of preprocessing that is done per batch.
 
         Args:
-            pixels: one (height, width, C) or several; those may differ in size if ``do_pad`` is on.
+            pixels: one (height, width, C) array or several, which may differ in size if ``do_pad`` is on.
 
         Returns:
-            (C, height, width) of one, (B, C, height, width) of several; float32, unless neither ``do_rescale`` nor
-            ``do_normalize`` is on, or floats of another type are not rescaled.
+            (C, height, width) for one array, (B, C, height, width) for several. Float32, unless both ``do_rescale`` and
+            ``do_normalize`` are off, or the pixels are floats of another type and ``do_rescale`` is off.
 
         Raises:
-            ImageError: several sizes or numbers of channels, or larger than ``pad_size``.
-            ConfigError: statistics of another number of channels.
+            ImageError: the arrays differ in size or number of channels, or are larger than ``pad_size``.
+            ConfigError: the statistics are for another number of channels.
 
         Example:
             >>> DeiTImageProcessor().normalize([np.zeros((224, 224, 3), np.uint8)]).shape
@@ -258,44 +283,47 @@ class DeiTImageProcessor(BaseModel):
         if not arrays:
             return np.zeros((0, self._channels or 3, *self.input_hw), np.float32)
         if len({array.shape[2 if self.do_pad else 0 :] for array in arrays}) > 1:
-            raise ImageError("The images come out in different sizes", "switch do_resize and do_center_crop on")
-        return self._batch(arrays, self._sides(arrays))
+            raise ImageError("The processed images have different sizes", "turn on do_resize and do_center_crop")
+        return self._batch(arrays, self._padded_size(arrays))
 
     def preprocess(
         self, images: ImageInput | Sequence[Any], return_tensors: Literal["pt", "np"] | None = "pt", **overrides: Any
     ) -> BatchFeature:
-        """One image or several -> ``{"pixel_values": (B, C, height, width)}``; so does a call of the processor.
+        """Preprocesses one or more images. Calling the processor does the same.
 
         Args:
-            images: Pillow images, arrays or tensors of (height, width, C), (C, height, width) or (height, width), paths of
-                files; lists of them, nested at will, or batches of four dimensions. Where the channels stand is told by
-                their number, or by ``input_data_format``. Floats in 0..1 go with ``do_rescale=False``.
+            images: Pillow images, arrays or tensors of shape (height, width, C), (C, height, width) or (height, width),
+                or paths of files; lists of these, of any nesting, or 4-dimensional batches. The channel axis is inferred
+                from its size, unless ``input_data_format`` is given. For floats in 0..1, pass ``do_rescale=False``.
             return_tensors: "pt" for a torch tensor, "np" for an array, None for a list of arrays, which may differ in size.
-            overrides: any setting for this call; None switches a ``do_...`` off, as in transformers. And ``device``, where
-                a torch tensor goes, and ``disable_grouping``, which changes nothing.
+            overrides: any setting, for this call; None turns off a ``do_...`` setting, as in transformers. Also ``device``,
+                for the torch tensor, and ``disable_grouping``, which has no effect.
+
+        Returns:
+            ``{"pixel_values": (B, C, height, width)}``.
 
         Raises:
-            ImageError: something that is no image, or images that come out in different sizes.
-            ConfigError: an override that cannot be, or that is no setting.
+            ImageError: an input is not an image, or the processed images have different sizes.
+            ConfigError: an override is unknown or invalid.
 
         Example:
             >>> image = Image.new("RGB", (500, 375))
             >>> DeiTImageProcessor()([image, image], return_tensors="np", crop_size=32).pixel_values.shape
             (2, 3, 32, 32)
         """
-        form = plain(return_tensors)
-        if form not in ("pt", "np", None):
-            raise ConfigError(f"return_tensors cannot be {form!r}", 'pass "pt", "np" or None')
+        tensor_type = enum_value(return_tensors)
+        if tensor_type not in ("pt", "np", None):
+            raise ConfigError(f"Unknown return_tensors {tensor_type!r}", 'pass "pt", "np" or None')
         device = overrides.pop("device", None)
         overrides.pop("disable_grouping", None)
-        call = self._for_call(overrides) if overrides else self
-        arrays = thread_map(call.pixels, flattened(images))
+        processor = self._with_overrides(overrides) if overrides else self
+        arrays = thread_map(processor.pixels, flatten_images(images))
         if not arrays:
-            raise ImageError("An empty list is no image", "pass at least one")
-        if form is None:
-            return BatchFeature({"pixel_values": call._each(arrays)})
-        values = call._laid_out(call.normalize(arrays))
-        if form == "np":
+            raise ImageError("An empty list is not an image", "pass at least one")
+        if tensor_type is None:
+            return BatchFeature({"pixel_values": processor._normalize_separately(arrays)})
+        values = processor._to_data_format(processor.normalize(arrays))
+        if tensor_type == "np":
             return BatchFeature({"pixel_values": values})
         import torch
 
@@ -304,22 +332,22 @@ class DeiTImageProcessor(BaseModel):
     __call__ = preprocess
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, and whatever else the file held, as plain values.
+        """Returns all settings as JSON values, with unknown entries of the file that they were loaded from.
 
         Example:
             >>> DeiTImageProcessor().to_dict()["size"]
             {'height': 256, 'width': 256}
         """
         fields = type(self).model_fields
-        given = {name: value for name, value in self.model_dump().items() if value is not None or name not in fields}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        content = {name: value for name, value in self.model_dump().items() if value is not None or name not in fields}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], **overrides: Any) -> Self:
-        """A processor of such a dictionary, some of it replaced.
+        """Creates a processor from a dictionary of :meth:`to_dict`; ``overrides`` replace its entries.
 
         Raises:
-            ConfigError: a setting that cannot be, or an override that is none.
+            ConfigError: a setting is invalid, or an override is unknown.
 
         Example:
             >>> DeiTImageProcessor.from_dict({"feature_extractor_type": "ViTFeatureExtractor"}, size=384).resample
@@ -329,7 +357,7 @@ class DeiTImageProcessor(BaseModel):
         return cls(**{**content, **overrides})
 
     def to_json_string(self) -> str:
-        """The JSON that :meth:`save_pretrained` writes.
+        """Returns the JSON that :meth:`save_pretrained` writes.
 
         Example:
             >>> '"resample": 3' in DeiTImageProcessor().to_json_string()
@@ -338,7 +366,10 @@ class DeiTImageProcessor(BaseModel):
         return json_text(dict(sorted(self.to_dict().items())))
 
     def save_pretrained(self, directory: str | Path) -> list[str]:
-        """Write ``preprocessor_config.json``, which ``AutoImageProcessor`` of transformers opens too -> its path.
+        """Writes ``preprocessor_config.json``, which ``AutoImageProcessor`` of transformers also reads.
+
+        Returns:
+            The path of the file.
 
         Example:
             >>> import tempfile
@@ -353,18 +384,18 @@ class DeiTImageProcessor(BaseModel):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
-        """Read a processor that this class or transformers wrote, of 4.x or 5.x, for DeiT or ViT.
+        """Loads a DeiT or ViT processor that was saved by this class or by transformers 4.x or 5.x.
 
-        What a file leaves out, and what it says is null, is the default of the class that it names.
+        Settings that are missing or null in the file have the default of the class that it names.
 
         Args:
             name: a model directory, the JSON file itself, or a name on the Hugging Face hub.
-            overrides: any setting in place of the file's, and ``revision``, ``cache_dir``, ``local_files_only``, ``token``,
-                ``force_download`` and ``subfolder``, which say where on the hub to look.
+            overrides: settings that replace those of the file; also ``revision``, ``cache_dir``, ``local_files_only``,
+                ``token``, ``force_download`` and ``subfolder``, for the hub.
 
         Raises:
-            CheckpointError: no such file, or no JSON in it.
-            ConfigError: a setting in it that cannot be, or an override that is none.
+            CheckpointError: there is no such file, or it is not JSON.
+            ConfigError: a setting in the file is invalid, or an override is unknown.
 
         Example:
             >>> import tempfile
@@ -375,7 +406,7 @@ class DeiTImageProcessor(BaseModel):
             {'height': 438, 'width': 438}
         """
         options, overrides = hub_arguments(overrides)
-        path, content = _read(name, options)
+        path, content = _read_settings(name, options)
         _check_names(overrides, cls.model_fields)
         try:
             return cls.from_dict(content, **overrides)
@@ -388,62 +419,62 @@ class DeiTImageProcessor(BaseModel):
 
     @property
     def _channels(self) -> int | None:
-        """The number of channels that the statistics are for; None if they are for any."""
+        """Number of channels that the statistics are for; None if they are for any."""
         return next((len(values) for values in self._statistics or () if isinstance(values, tuple)), None)
 
-    def _for_call(self, overrides: dict[str, Any]) -> Self:
+    def _with_overrides(self, overrides: dict[str, Any]) -> Self:
         _check_names(overrides, type(self).model_fields)
-        given = {name: _off(name) if value is None else value for name, value in overrides.items()}
-        optional = ("pad_size", "data_format", "input_data_format")  # None is a value of these
-        kept = {name: value for name, value in given.items() if value is not None or name in optional}
-        return type(self)(**{**self.model_dump(), **kept})
+        values = {name: _value_for_none(name) if value is None else value for name, value in overrides.items()}
+        optional = ("pad_size", "data_format", "input_data_format")  # None is a valid value of these
+        changes = {name: value for name, value in values.items() if value is not None or name in optional}
+        return type(self)(**{**self.model_dump(), **changes})
 
-    def _sides(self, arrays: Sequence[np.ndarray]) -> Sides:
-        """What the arrays are padded to; the sides of the largest where nothing is said."""
+    def _padded_size(self, arrays: Sequence[np.ndarray]) -> HeightWidth:
+        """Returns the size that the arrays are padded to: ``pad_size``, or the largest height and width."""
         height, width = (max(array.shape[axis] for array in arrays) for axis in (0, 1))
-        wanted = _hw(self.pad_size) if self.do_pad and self.pad_size is not None else (height, width)
-        if height > wanted[0] or width > wanted[1]:
-            raise ImageError(f"An image of {height} x {width} is larger than pad_size, {wanted[0]} x {wanted[1]}", "resize it")
-        return wanted
+        padded = _hw(self.pad_size) if self.do_pad and self.pad_size is not None else (height, width)
+        if height > padded[0] or width > padded[1]:
+            raise ImageError(f"An image of {height} x {width} is larger than pad_size, {padded[0]} x {padded[1]}", "resize it")
+        return padded
 
-    def _batch(self, arrays: Sequence[np.ndarray], sides: Sides) -> np.ndarray:
-        """(h, w, C) each -> (B, C, *sides), normalized and then padded with zeros."""
+    def _batch(self, arrays: Sequence[np.ndarray], size: HeightWidth) -> np.ndarray:
+        """Normalizes arrays (h, w, C) and pads them with zeros to (B, C, *size)."""
         factor = self.rescale_factor if self.do_rescale else None
         changed = self.do_rescale or self.do_normalize
         channels = arrays[0].shape[-1]
-        kinds = {np.float32 if self.do_rescale or (changed and array.dtype.kind != "f") else array.dtype for array in arrays}
-        fresh = np.zeros if self.do_pad else np.empty
-        batch: np.ndarray = fresh((len(arrays), channels, *sides), np.result_type(*kinds))
+        dtypes = {np.float32 if self.do_rescale or (changed and array.dtype.kind != "f") else array.dtype for array in arrays}
+        allocate = np.zeros if self.do_pad else np.empty
+        batch: np.ndarray = allocate((len(arrays), channels, *size), np.result_type(*dtypes))
 
-        def fill(place: int) -> None:
-            array = arrays[place]
-            inner = batch[place, :, : array.shape[0], : array.shape[1]]
+        def normalize_one(index: int) -> None:
+            array = arrays[index]
+            inner = batch[index, :, : array.shape[0], : array.shape[1]]
             if changed and array.dtype == np.uint8 and batch.dtype == np.float32:
-                scale_into(inner, array, factor, self._statistics)
+                rescale_and_normalize_into(inner, array, factor, self._statistics)
             else:
-                inner[...] = np.moveaxis(scaled(array, factor, self._statistics), -1, 0)
+                inner[...] = np.moveaxis(rescale_and_normalize(array, factor, self._statistics), -1, 0)
 
-        thread_map(fill, range(len(arrays)))
+        thread_map(normalize_one, range(len(arrays)))
         return batch
 
-    def _each(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """As a list of (C, height, width)."""
-        sides = self._sides(arrays) if self.do_pad else None
-        return [self._laid_out(self._batch([array], sides or self._sides([array])))[0] for array in arrays]
+    def _normalize_separately(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Normalizes arrays (h, w, C) that may differ in size; returns one array of ``data_format`` for each."""
+        size = self._padded_size(arrays) if self.do_pad else None
+        return [self._to_data_format(self._batch([array], size or self._padded_size([array])))[0] for array in arrays]
 
-    def _laid_out(self, batch: np.ndarray) -> np.ndarray:
+    def _to_data_format(self, batch: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(batch, 1, -1)) if self.data_format == "channels_last" else batch
 
 
 DeiTFeatureExtractor = DeiTImageProcessor
 
 
-def _hw(size: Size) -> Sides:
+def _hw(size: Size) -> HeightWidth:
     return size["height"], size["width"]
 
 
-def _off(name: str) -> bool | None:
-    """What None means for a setting: a step is left out, a value stays. But colors are converted unless it is forbidden."""
+def _value_for_none(name: str) -> bool | None:
+    """Returns what None means for a setting: False for steps, except color conversion, and no change for values."""
     return name == "do_convert_rgb" if name.startswith("do_") else None
 
 
@@ -453,25 +484,25 @@ def _check_names(names: Any, known: Any) -> None:
             raise ConfigError(f"The image processor has no setting {name!r}", did_you_mean(name, known))
 
 
-def _crop_fields(crop: str, sides: Sides, edges: Sides) -> dict[str, Any]:
-    """The settings of a crop for an input of ``sides``, of images resized to ``edges``, both (height, width)."""
+def _crop_fields(crop: str, input_size: HeightWidth, resized: HeightWidth) -> dict[str, Any]:
+    """Returns the settings of a crop for a model's input size and the size that images are resized to."""
     if crop not in get_args(Crop):
-        raise ConfigError(f"There is no crop {crop!r}", f"pass one of {', '.join(get_args(Crop))}")
-    steps = {"do_resize": True, "do_center_crop": crop != "pad", "do_pad": crop == "pad", "crop_size": sides}
+        raise ConfigError(f"Unknown crop {crop!r}", f"pass one of {', '.join(get_args(Crop))}")
+    steps = {"do_resize": True, "do_center_crop": crop != "pad", "do_pad": crop == "pad", "crop_size": input_size}
     if crop == "pad":
-        return {**steps, "size": {"max_height": sides[0], "max_width": sides[1]}, "pad_size": sides}
-    keep = crop == "keep" and edges[0] == edges[1] and sides[0] == sides[1]
-    return {**steps, "size": {"shortest_edge": edges[0]} if keep else edges, "pad_size": None}
+        return {**steps, "size": {"max_height": input_size[0], "max_width": input_size[1]}, "pad_size": input_size}
+    keep = crop == "keep" and resized[0] == resized[1] and input_size[0] == input_size[1]
+    return {**steps, "size": {"shortest_edge": resized[0]} if keep else resized, "pad_size": None}
 
 
-def _warn_of_fractions(array: np.ndarray) -> None:
+def _warn_if_rescaled_twice(array: np.ndarray) -> None:
     if array.min() >= 0 and 0 < array.max() <= 1:
-        message = "An image of floats in 0..1 is rescaled once more, as transformers does: pass do_rescale=False"
+        message = "An image of floats in 0..1 is rescaled again, as in transformers: pass do_rescale=False"
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def _read(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The file that holds the processor, and what it says."""
+def _read_settings(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Returns the path of the file that holds the processor's settings, and its content."""
     path = fetch(name, (), optional=(PROCESSOR_NAME, NESTED_PROCESSOR_NAME, CONFIG_NAME), **options)
     if path.is_file():
         content = read_json(path)
@@ -484,5 +515,5 @@ def _read(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, An
     content = read_json(path / PROCESSOR_NAME)
     unnamed = not {"image_processor_type", "feature_extractor_type"} & content.keys()
     if unnamed and (path / CONFIG_NAME).is_file() and read_json(path / CONFIG_NAME).get("model_type") == "vit":
-        content["image_processor_type"] = VIT  # old files of ViT name no class
+        content["image_processor_type"] = VIT  # old ViT files do not name a class
     return path / PROCESSOR_NAME, content

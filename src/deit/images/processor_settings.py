@@ -1,4 +1,4 @@
-"""The values that settings of an image processor take, in all the forms in which people and files write them."""
+"""Types of an image processor's settings, validated and converted from every form that users and files write."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 
 from deit.images.decoding import MAX_PIXELS
+from deit.images.resizing import HeightWidth
 
 MAX_SIDE = 16_384
 
 Size = dict[str, int]
-Sides = tuple[int, int]
 Statistic = float | tuple[float, ...]
 Layout = Literal["channels_first", "channels_last"]
 
-EDGES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
+SIZE_KEYS = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
 
-def size_of(value: Any, square: bool = True) -> Any:
-    """A size as people and old files write it -> a dictionary.
+def parse_size(value: Any, square: bool = True) -> Any:
+    """Converts a size in any form to a dictionary. Returns values of other types unchanged, for validation to reject.
 
     Args:
         value: an integer, a pair (height, width), a dictionary, or the ``SizeDict`` of transformers.
-        square: whether an integer means both sides; the shorter one if not.
+        square: an integer sets both sides; if False, the shorter side.
 
     Example:
-        >>> size_of(224), size_of(224, square=False), size_of([224, 448])
+        >>> parse_size(224), parse_size(224, square=False), parse_size([224, 448])
         ({'height': 224, 'width': 224}, {'shortest_edge': 224}, {'height': 224, 'width': 448})
     """
     if isinstance(value, int | np.integer):
@@ -42,11 +42,10 @@ def size_of(value: Any, square: bool = True) -> Any:
     return {name: side for name, side in value.items() if side is not None} if isinstance(value, Mapping) else value
 
 
-def target_size(size: Size, height: int, width: int) -> Sides:
-    """The (height, width) that an image of ``height`` and ``width`` is resized to.
+def target_size(size: Size, height: int, width: int) -> HeightWidth:
+    """Returns the (height, width) that an image of ``height`` and ``width`` is resized to.
 
-    A side that rounds to nothing becomes 1, and one beyond ``MAX_SIDE`` is cut to it: a sliver of an image must not take
-    all memory.
+    Sides are clamped to 1..``MAX_SIDE``, so that an image of extreme aspect ratio does not exhaust memory.
 
     Example:
         >>> target_size({"shortest_edge": 256}, 375, 500), target_size({"max_height": 224, "max_width": 224}, 375, 500)
@@ -56,61 +55,62 @@ def target_size(size: Size, height: int, width: int) -> Sides:
         return size["height"], size["width"]
     if "max_height" in size:
         scale = min(size["max_height"] / height, size["max_width"] / width)
-        return _bounded(height * scale), _bounded(width * scale)
-    short: float = size["shortest_edge"]
-    low, high = min(height, width), max(height, width)
+        return _clamp_side(height * scale), _clamp_side(width * scale)
+    exact_edge: float = size["shortest_edge"]
+    shorter, longer = min(height, width), max(height, width)
     edge = size["shortest_edge"]
-    if high / low * edge > size.get("longest_edge", math.inf):
-        short = size["longest_edge"] * low / high
-        edge = round(short)
-    if "longest_edge" in size and edge == low:
+    if longer / shorter * edge > size.get("longest_edge", math.inf):
+        exact_edge = size["longest_edge"] * shorter / longer
+        edge = round(exact_edge)
+    if "longest_edge" in size and edge == shorter:
         return height, width
-    longer = _bounded(short * high / low)
-    return (_bounded(edge), longer) if height <= width else (longer, _bounded(edge))
+    other_edge = _clamp_side(exact_edge * longer / shorter)
+    return (_clamp_side(edge), other_edge) if height <= width else (other_edge, _clamp_side(edge))
 
 
-def _bounded(side: float) -> int:
+def enum_value(value: Any) -> Any:
+    """Returns the value of a member of one of transformers' enumerations; other values are returned unchanged."""
+    return getattr(value, "value", value)
+
+
+def _clamp_side(side: float) -> int:
     return min(max(int(side), 1), MAX_SIDE)
 
 
-def plain(value: Any) -> Any:
-    return getattr(value, "value", value)  # members of transformers' enumerations
+def _parse_size_field(value: Any, info: ValidationInfo) -> Any:
+    return parse_size(value, info.data.get("default_to_square", True) or info.field_name != "size")
 
 
-def _size(value: Any, info: ValidationInfo) -> Any:
-    return size_of(value, info.data.get("default_to_square", True) or info.field_name != "size")
-
-
-def _bearable(size: Size) -> Size:
+def _check_pixels(size: Size) -> Size:
     if len(size) == 2 and math.prod(size.values()) > MAX_PIXELS:
-        raise ValueError(f"asks for more than {MAX_PIXELS:,} pixels")
+        raise ValueError(f"has more than {MAX_PIXELS:,} pixels")
     return size
 
 
-def _both_sides(size: Size) -> Size:
+def _check_height_and_width(size: Size) -> Size:
     if set(size) != {"height", "width"}:
         raise ValueError("takes height and width")
-    return _bearable(size)
+    return _check_pixels(size)
 
 
-def _known_edges(size: Size) -> Size:
-    if set(size) not in EDGES:
+def _check_keys(size: Size) -> Size:
+    if set(size) not in SIZE_KEYS:
         raise ValueError("takes height and width, or shortest_edge (and longest_edge), or max_height and max_width")
-    return _bearable(size)
+    return _check_pixels(size)
 
 
-def _statistic(value: Any, info: ValidationInfo) -> Statistic:
+def _parse_statistic(value: Any, info: ValidationInfo) -> Statistic:
     value = value.tolist() if hasattr(value, "tolist") else value
     numbers = value if isinstance(value, list | tuple) else [value]
     if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("takes a number, or one for each channel")
+        raise ValueError("takes a number, or one per channel")
     if info.field_name == "image_std" and min(numbers) <= 0:
         raise ValueError("takes numbers above 0")
     return tuple(float(number) for number in value) if isinstance(value, list | tuple) else float(value)
 
 
-Edges = Annotated[dict[str, Annotated[int, Field(ge=1, le=MAX_SIDE)]], BeforeValidator(_size)]
-AnySize = Annotated[Edges, AfterValidator(_known_edges)]
-Box = Annotated[Edges, AfterValidator(_both_sides)]
-PerChannel = Annotated[Statistic, PlainValidator(_statistic)]
-LayoutField = Annotated[Layout | None, BeforeValidator(plain)]
+_SizeDict = Annotated[dict[str, Annotated[int, Field(ge=1, le=MAX_SIDE)]], BeforeValidator(_parse_size_field)]
+SizeField = Annotated[_SizeDict, AfterValidator(_check_keys)]
+HeightWidthField = Annotated[_SizeDict, AfterValidator(_check_height_and_width)]
+StatisticField = Annotated[Statistic, PlainValidator(_parse_statistic)]
+LayoutField = Annotated[Layout | None, BeforeValidator(enum_value)]

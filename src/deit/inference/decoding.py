@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit.images.arrays import fitted
+from deit.images.arrays import resize_and_crop
 from deit.images.decoding import EncodedImage, largest_reduction, open_image
 from deit.images.processor import DeiTImageProcessor
-from deit.images.processor_settings import Sides, target_size
-from deit.images.resizing import vertical_first
+from deit.images.processor_settings import target_size
+from deit.images.resizing import HeightWidth, vertical_first
 
 BLOCK = 16  # rows of a matrix at once: they share most of their columns
 PILLOW_BITS = 22  # of the fixed-point weights that Pillow computes with
@@ -46,11 +46,11 @@ def near_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarr
     crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else sides
     inside = crop[0] <= sides[0] and crop[1] <= sides[1]
     if processor.resample not in FILTERS or not inside or image.width * image.height > MOST_PIXELS:
-        return fitted(image, sides, crop, processor.resample)
+        return resize_and_crop(image, sides, crop, processor.resample)
     return np.moveaxis(_resized(image, whole, sides, crop, processor.resample), 0, -1)
 
 
-def _resized(image: Image.Image, whole: Sides, target: Sides, crop: Sides, resample: int) -> np.ndarray:
+def _resized(image: Image.Image, whole: HeightWidth, target: HeightWidth, crop: HeightWidth, resample: int) -> np.ndarray:
     """The middle ``crop`` of an RGB image resized to ``target``: (3, *crop), uint8. Pillow rounds between its passes too.
 
     Args:
