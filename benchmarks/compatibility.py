@@ -181,7 +181,7 @@ def difference(network: Any, write: Callable[[Any, Path], Path], pixels: int, em
 
 @torch.inference_mode()
 def layer_differences(size: str, distilled: bool) -> dict[str, float]:
-    """Returns the largest differences in any layer's hidden states and attentions from transformers' eager attention, at 224."""
+    """Returns the largest differences of hidden states and attentions in any layer from transformers' eager attention."""
     networks = [network for network, _ in cases(size, 224, distilled) if isinstance(network, transformers.PreTrainedModel)]
     network: Any = networks[-1]
     randomized(network).set_attn_implementation("eager")
@@ -255,7 +255,7 @@ def _format(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--write", action="store_true", help="put the table into docs/compatibility.md")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     result = measure(tuple(options.sizes))

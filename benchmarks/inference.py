@@ -11,8 +11,8 @@ process, and in each repeat all of them take turns, so that a slower machine slo
 - resident memory at the end and at its peak, including Python and the libraries; ours holds one model for latency and another
   for throughput.
 
-The peak of arithmetic is that of a large matrix product in the same precision, measured in turn with the contenders. Operations
-are counted in the graph of each contender: ours skips the tokens of the last layer that no head reads, the others do not.
+The peak is the FLOP/s of a large matrix product in the same precision, measured in turn with the contenders. FLOPs are counted
+in the graph of each contender: ours skips the tokens of the last layer that no head reads, the others do not.
 
 "plain" is what a user of the library would do: convert the model of transformers with its float input, and for int8 quantize it
 with ``nncf.quantize`` and its preset for transformers. The images are processed by the image processor of transformers.
@@ -37,8 +37,15 @@ import torch
 from benchmarks.contender import Contender
 from benchmarks.inference_contenders import CONTENDERS, Job, jobs, load_classifier, prepare
 from benchmarks.reporting import environment, publish, quartiles, with_quartiles
-from deit.inference import libraries
-from deit.inference.benchmark import PRODUCT, made_photos, memory, peak_rate, percentiles, timed
+from deit.inference import optional_libraries
+from deit.inference.benchmark import (
+    MATRIX_SIZE,
+    latency_percentiles,
+    measure_matmul_peak,
+    resident_memory,
+    time_calls,
+    write_synthetic_photos,
+)
 from deit.inference.bundle import Precision
 
 FILES = 64
@@ -64,19 +71,19 @@ def serve(connection: Connection, job: Job) -> None:
         if measurement == "images_per_second":
             measured: Any = sum(map(len, batches)) / median_seconds(classifier.run_batches, batches, SECONDS)
         elif measurement == "latency":
-            measured = timed(lambda: classifier.run_batch(single), SECONDS, 4)
+            measured = time_calls(lambda: classifier.run_batch(single), SECONDS, 4)
         elif measurement == "file_latency":
-            measured = timed(lambda: classifier.classify_file(next(paths)), SECONDS, 4)
+            measured = time_calls(lambda: classifier.classify_file(next(paths)), SECONDS, 4)
         else:
             count = max(16, min(len(job.files), int(rates[best] * SECONDS)))
             measured = count / median_seconds(classifier.classify_files, job.files[:count], SECONDS)
         connection.send(measured)
-    connection.send(memory())
+    connection.send(resident_memory())
 
 
 def median_seconds(function: Callable[[Any], object], argument: Any, seconds: float) -> float:
     """Returns the median duration of two or more calls."""
-    return statistics.median(timed(lambda: function(argument), seconds, 2))
+    return statistics.median(time_calls(lambda: function(argument), seconds, 2))
 
 
 def compare(jobs_by_name: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
@@ -87,7 +94,7 @@ def compare(jobs_by_name: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
     measured: dict[str, dict[str, list[Any]]] = {name: {key: [] for key in MEASUREMENTS} for name in contenders}
     for _ in range(repeats):
         for precision, values in peaks.items():
-            values.append(peak_rate(precision))
+            values.append(measure_matmul_peak(precision))
         for name, contender in contenders.items():
             for measurement in MEASUREMENTS:
                 measured[name][measurement].append(contender.request(measurement))
@@ -102,9 +109,9 @@ def compare(jobs_by_name: dict[str, Job], repeats: int) -> list[dict[str, Any]]:
                 **{key: value for key, value in asdict(job).items() if key not in ("files", "folder")},
                 "batch": batch_sizes[name],
                 **{key: quartiles(measured[name][key]) for key in RATES},
-                "latency_ms": percentiles(list(chain.from_iterable(measured[name]["latency"]))),
-                "file_latency_ms": percentiles(list(chain.from_iterable(measured[name]["file_latency"]))),
-                "share_of_peak": None if peak is None else rate * job.operations / peak,
+                "latency_ms": latency_percentiles(list(chain.from_iterable(measured[name]["latency"]))),
+                "file_latency_ms": latency_percentiles(list(chain.from_iterable(measured[name]["file_latency"]))),
+                "share_of_peak": None if peak is None else rate * job.flops / peak,
                 "peak_gflops": None if peak is None else peak / 1e9,
                 "steady_mib": memories[name][0],
                 "peak_mib": memories[name][1],
@@ -170,7 +177,7 @@ def table(result: dict[str, Any]) -> str:
     peaks = {row["precision"]: row["peak_gflops"] for row in rows if row["peak_gflops"]}
     if peaks:
         listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in peaks.items())
-        lines += ["", f"Peak of a matrix product of {PRODUCT} x {PRODUCT}, GFLOP/s: {listed}."]
+        lines += ["", f"Peak of a matrix product of {MATRIX_SIZE} x {MATRIX_SIZE}, GFLOP/s: {listed}."]
     return "\n".join(lines) + "\n"
 
 
@@ -194,7 +201,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            files = tuple(str(path) for path in made_photos(Path(folder), FILES))
+            files = tuple(str(path) for path in write_synthetic_photos(Path(folder), FILES))
             selected = {
                 name: job
                 for name, job in jobs(size, options.device, folder, files).items()
@@ -203,7 +210,7 @@ def main() -> None:
             prepare(size, Path(folder), selected)
             rows += compare(selected, options.repeats)
     libraries_used = ("torch", "transformers", "timm", "openvino", "onnxruntime", "nncf")
-    versions = {name: libraries.version(name) for name in libraries_used}
+    versions = {name: optional_libraries.version(name) for name in libraries_used}
     result = {**environment(torch.device(options.device), versions), "repeats": options.repeats, "rows": rows}
     stem = "inference" if options.device == "cpu" else f"inference_{options.device}"
     publish(result, table(result), stem if options.write else None)

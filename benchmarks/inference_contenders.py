@@ -16,16 +16,18 @@ from PIL import Image
 from deit.config import variant_config
 from deit.export import formats, quantization
 from deit.export.calibration import SampleCrops
+from deit.images.decoding import configure_pillow
 from deit.images.processor import DeiTImageProcessor
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import Format, Precision, write_bundle
-from deit.inference.graph import Graph, operations
+from deit.inference.inference_model import InferenceModel, count_flops
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import RuntimeName
 from deit.inference.torch_runtime import TorchRuntime
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import new_classifier
 from deit.system.hardware import cores
+from deit.system.malloc import retain_freed_memory
 from deit.system.threads import ordered_map
 
 CLASSES = tuple(map(str, range(1000)))
@@ -59,7 +61,7 @@ class Job:
         size: "tiny", "small" or "base".
         precision: precision of the matrix products.
         device: "cpu" or "cuda".
-        operations: additions and multiplications per image in its graph.
+        flops: additions and multiplications per image in its graph.
         folder: folder of the graphs that :func:`prepare` wrote.
         files: paths of JPEG files.
     """
@@ -68,7 +70,7 @@ class Job:
     size: str
     precision: Precision
     device: str
-    operations: int
+    flops: int
     folder: str
     files: tuple[str, ...]
 
@@ -111,17 +113,17 @@ def transformers_model(size: str) -> torch.nn.Module:
 
 def jobs(size: str, device: str, folder: str, files: tuple[str, ...]) -> dict[str, Job]:
     """Returns the jobs of a device by the name of the contender."""
-    our_operations = operations(Graph(our_model(size)))
-    their_operations = _count_operations(transformers_model(size))
+    our_flops = count_flops(InferenceModel(our_model(size)))
+    their_flops = _count_flops(transformers_model(size))
     by_name = {}
     for name in GPU_CONTENDERS if device == "cuda" else CPU_CONTENDERS:
         precision: Precision = next(value for value in get_args(Precision) if value in name)
-        count = our_operations if name.startswith(OURS) else their_operations
-        by_name[name] = Job(name, size, precision, device, count, folder, files)
+        flops = our_flops if name.startswith(OURS) else their_flops
+        by_name[name] = Job(name, size, precision, device, flops, folder, files)
     return by_name
 
 
-def _count_operations(model: torch.nn.Module) -> int:
+def _count_flops(model: torch.nn.Module) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -132,11 +134,11 @@ def _count_operations(model: torch.nn.Module) -> int:
 def prepare(size: str, folder: Path, contenders: Collection[str]) -> None:
     """Writes the graphs that the contenders read. Bundles skip the parity check: random weights would not pass it."""
     ours = our_model(size)
-    graph = Graph(ours)
+    inference_model = InferenceModel(ours)
     images = [ours.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATION_IMAGES)]
     pixels = np.stack([np.moveaxis(image, -1, 0) for image in images])
     names = [name.removeprefix(OURS) for name in contenders if name.startswith(OURS) and "torch" not in name]
-    network = formats.onnx_model(graph) if names else None
+    network = formats.onnx_model(inference_model) if names else None
     quantized = quantization.run_nncf(network, pixels, ()) if any("int8" in name for name in names) else None
     for name in names:
         runtime, precision = name.split()
@@ -148,16 +150,21 @@ def prepare(size: str, folder: Path, contenders: Collection[str]) -> None:
             formats.write_onnx(model, bundle)
         else:
             formats.write_openvino(model, bundle, precision)  # type: ignore[arg-type]
-        fields = {"format": bundle_format, "precision": precision, "pixels": "uint8", "shape": graph.shape}
-        write_bundle(bundle, ours.processor, {**fields, "heads": graph.heads, "classes": CLASSES})
+        fields = {
+            "format": bundle_format,
+            "precision": precision,
+            "input_dtype": "uint8",
+            "input_shape": inference_model.input_shape,
+        }
+        write_bundle(bundle, ours.processor, {**fields, "heads": inference_model.heads, "classes": CLASSES})
     if any(name.startswith("plain") for name in contenders):
         _prepare_plain(size, folder, contenders, ours.processor.normalize(images))
 
 
 def _prepare_plain(size: str, folder: Path, contenders: Collection[str], pixel_values: np.ndarray) -> None:
     """Converts the model of transformers as the documentation of each library says."""
-    openvino = libraries.load("openvino", "This contender")
-    nncf = libraries.load("nncf", "This contender")
+    openvino = optional_libraries.load("openvino", "This contender")
+    nncf = optional_libraries.load("nncf", "This contender")
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -187,27 +194,30 @@ def _prepare_plain(size: str, folder: Path, contenders: Collection[str], pixel_v
 def load_classifier(job: Job) -> Classifier:
     """Loads the classifier of a contender."""
     torch.set_num_threads(cores())
+    configure_pillow()
     return _our_classifier(job) if job.contender.startswith(OURS) else _their_classifier(_their_network(job))
 
 
 def _our_classifier(job: Job) -> Classifier:
+    retain_freed_memory()
     runtime: RuntimeName = job.contender.removeprefix(OURS).split()[0]  # type: ignore[assignment]
     if runtime.startswith("torch"):
         model = our_model(job.size)
-        torch_runtime = TorchRuntime(Graph(model), job.device, job.precision, compiled=runtime == "torch-compiled")
+        torch_runtime = TorchRuntime(InferenceModel(model), job.device, job.precision, compiled=runtime == "torch-compiled")
         for_latency = for_throughput = Predictor(torch_runtime, model.processor, model.classes)
     else:
         bundle = f"{job.folder}/{job.contender.removeprefix(OURS)}"
         for_latency, for_throughput = (
-            Predictor.from_pretrained(bundle, job.device, runtime=runtime, work=work) for work in ("latency", "throughput")
+            Predictor.from_pretrained(bundle, job.device, runtime=runtime, performance_hint=hint)
+            for hint in ("latency", "throughput")
         )
 
     def run_batches(batches: list[np.ndarray]) -> None:
-        for _ in ordered_map(for_throughput.runtime, batches, for_throughput.runtime.calls):
+        for _ in ordered_map(for_throughput.runtime, batches, for_throughput.runtime.concurrency):
             pass
 
     def make_batches(count: int) -> list[np.ndarray]:
-        return [np.zeros((count, 3, 224, 224), np.uint8)] * 2 * for_throughput.runtime.calls
+        return [np.zeros((count, 3, 224, 224), np.uint8)] * 2 * for_throughput.runtime.concurrency
 
     return Classifier(make_batches, run_batches, for_latency.runtime, for_throughput, lambda path: for_latency([path]))
 
@@ -215,12 +225,12 @@ def _our_classifier(job: Job) -> Classifier:
 def _their_network(job: Job) -> Callable[[np.ndarray], Any]:
     """Returns a function from normalized float32 images to logits."""
     if job.contender.startswith("plain ONNX"):
-        onnxruntime = libraries.load("onnxruntime", "This contender")
+        onnxruntime = optional_libraries.load("onnxruntime", "This contender")
         session = onnxruntime.InferenceSession(f"{job.folder}/plain.onnx", providers=["CPUExecutionProvider"])
         input_name = session.get_inputs()[0].name
         return lambda pixel_values: session.run(None, {input_name: pixel_values})[0]
     if job.contender.startswith("plain OpenVINO"):
-        openvino = libraries.load("openvino", "This contender")
+        openvino = optional_libraries.load("openvino", "This contender")
         compiled = openvino.Core().compile_model(f"{job.folder}/plain {job.precision}.xml", "CPU")
         return lambda pixel_values: compiled([pixel_values])[0]
     if job.contender.startswith("timm"):

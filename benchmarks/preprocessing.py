@@ -33,9 +33,9 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 
 from benchmarks.reporting import environment, publish, quartiles, with_quartiles
 from deit.images.processor import DeiTImageProcessor
-from deit.inference.benchmark import made_photos
+from deit.inference.benchmark import write_synthetic_photos
 
-PHOTO_SIZE = (500, 375)  # of `made_photos`
+PHOTO_SIZE = (500, 375)  # of `write_synthetic_photos`
 IMAGES = 32
 CROPS: dict[str, dict[str, Any]] = {
     "squash to 256 x 256, crop 224": {},
@@ -102,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(path) for path in made_photos(Path(folder), IMAGES)]
+        files = [str(path) for path in write_synthetic_photos(Path(folder), IMAGES)]
         images = [decode(file) for file in files]
         available = sorted(os.sched_getaffinity(0))
         for cores in sorted({1, len(available)}):

@@ -9,17 +9,17 @@ import pytest
 from benchmarks.inference import RATIOS, ratio, table
 from benchmarks.inference_contenders import CPU_CONTENDERS, GPU_CONTENDERS, Job, jobs, load_classifier
 
-from deit.inference.benchmark import made_photos
+from deit.inference.benchmark import write_synthetic_photos
 
 
 @pytest.fixture(scope="module")
 def cpu_jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     folder = tmp_path_factory.mktemp("photos")
-    return jobs("tiny", "cpu", str(folder), tuple(map(str, made_photos(folder, 3))))
+    return jobs("tiny", "cpu", str(folder), tuple(map(str, write_synthetic_photos(folder, 3))))
 
 
-def test_operations_are_counted_in_each_graph(cpu_jobs: dict[str, Job]) -> None:
-    theirs, ours = cpu_jobs["transformers fp32"].operations, cpu_jobs["ours, torch bf16"].operations
+def test_flops_are_counted_in_each_graph(cpu_jobs: dict[str, Job]) -> None:
+    theirs, ours = cpu_jobs["transformers fp32"].flops, cpu_jobs["ours, torch bf16"].flops
     assert theirs == pytest.approx(2 * 1.26e9, rel=0.02)
     assert 0.90 * theirs < ours < 0.95 * theirs  # the last of twelve blocks computes two tokens only
 
