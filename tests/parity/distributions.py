@@ -1,4 +1,4 @@
-"""Whether two samples were drawn alike."""
+"""Test that two samples have the same distribution."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-# Of Kolmogorov and Smirnov's statistic, in units of sqrt(1/n + 1/m): exceeded by chance once in 100,000 tests.
-MOST = 2.48
+# Of the Kolmogorov-Smirnov statistic, in units of sqrt(1/n + 1/m): exceeded by chance once in 100,000 tests.
+CRITICAL_VALUE = 2.48
 
 
-def assert_alike(ours: Any, theirs: Any) -> None:
-    """The largest gap between the two cumulative distributions is one that chance makes (test of Kolmogorov and Smirnov)."""
-    one, other = np.sort(np.asarray(ours, np.float64)), np.sort(np.asarray(theirs, np.float64))
-    places = np.concatenate([one, other])
-    gap = np.abs(np.searchsorted(one, places, "right") / len(one) - np.searchsorted(other, places, "right") / len(other)).max()
-    assert gap < MOST * np.sqrt(1 / len(one) + 1 / len(other)), f"the distributions are {gap:.3f} apart"
+def assert_same_distribution(ours: Any, theirs: Any) -> None:
+    """Asserts that two samples have the same distribution, by the Kolmogorov-Smirnov test."""
+    ours, theirs = np.sort(np.asarray(ours, np.float64)), np.sort(np.asarray(theirs, np.float64))
+    values = np.concatenate([ours, theirs])
+    ours_cdf, theirs_cdf = (np.searchsorted(sample, values, "right") / len(sample) for sample in (ours, theirs))
+    gap = np.abs(ours_cdf - theirs_cdf).max()
+    assert gap < CRITICAL_VALUE * np.sqrt(1 / len(ours) + 1 / len(theirs)), f"the distributions differ by {gap:.3f}"

@@ -102,7 +102,7 @@ def check_folder(root: Path) -> None:
         DataError: there is none.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is no folder", "pass the folder of your data set, or a name that `deit data list` shows")
+        raise DataError(f"{root} is not a folder", "pass the folder of your data set, or a name that `deit data list` shows")
 
 
 def _check_classes(root: Path, files: dict[str, list[str]]) -> None:

@@ -37,7 +37,7 @@ def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_one_image_a_part_is_read_too(tmp_path: Path) -> None:
-    cars(tmp_path, per_part=1)
+    cars(tmp_path, per_split=1)
     with pytest.raises(DataError, match="one image per class"):
         open_data(f"stanford-cars:{tmp_path}")
 

@@ -1,4 +1,4 @@
-"""Which part of an image a sample shows: where crops lie, how they are resized, how small an image may be decoded for them."""
+"""Random crops: their distribution, their resizing and the JPEG reduction that they allow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deit.data.transforms.crops import random_resized_crop_box, crop_reduction, reduced_box, crop_and_resize, padded_crop, simple_random_crop
+from deit.data.transforms.crops import (
+    crop_and_resize,
+    crop_reduction,
+    padded_crop,
+    random_resized_crop_box,
+    reduced_box,
+    simple_random_crop,
+)
 from deit.rng import RngStream, generator
 from tests.helpers import pattern
 
@@ -30,41 +37,41 @@ def pixels(width: int, height: int) -> np.ndarray:
     st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_crop_lies_within_the_image(
-    width: int, height: int, low: float, more: float, ratio: float, wider: float, seed: int
+def test_crop_is_within_the_image(
+    width: int, height: int, low: float, more: float, ratio: float, width_of_range: float, seed: int
 ) -> None:
     scale = (low, low + more * (1 - low))
-    left, top, right, bottom = random_resized_crop_box(width, height, scale, (ratio, ratio * wider), rng(seed))
+    left, top, right, bottom = random_resized_crop_box(width, height, scale, (ratio, ratio * width_of_range), rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
 
-def test_crops_cover_the_asked_for_areas_and_aspects() -> None:
+def test_crops_cover_the_range_of_areas_and_aspect_ratios() -> None:
     boxes = np.array([random_resized_crop_box(1000, 1000, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(2000)])
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    areas, aspects = widths * heights / 1e6, widths / heights
+    areas, aspect_ratios = widths * heights / 1e6, widths / heights
     assert areas.min() >= 0.079
-    assert 0.75 - 0.01 <= aspects.min() < 0.78
-    assert 1.28 < aspects.max() <= 4 / 3 + 0.01
-    assert np.log(aspects).mean() == pytest.approx(0, abs=0.02)
+    assert 0.75 - 0.01 <= aspect_ratios.min() < 0.78
+    assert 1.28 < aspect_ratios.max() <= 4 / 3 + 0.01
+    assert np.log(aspect_ratios).mean() == pytest.approx(0, abs=0.02)
     squares = np.array([random_resized_crop_box(1000, 1000, (0.08, 1.0), (1, 1), rng(seed)) for seed in range(2000)])
-    assert ((squares[:, 2] - squares[:, 0]) ** 2 / 1e6).mean() == pytest.approx(0.54, abs=0.02)  # uniform where all fit
+    assert ((squares[:, 2] - squares[:, 0]) ** 2 / 1e6).mean() == pytest.approx(0.54, abs=0.02)  # uniform if all crops fit
     assert (boxes[:, 0] / np.maximum(1000 - widths, 1)).mean() == pytest.approx(0.5, abs=0.04)
 
 
-def test_where_no_crop_fits_the_middle_is_taken() -> None:
+def test_center_crop_if_no_random_crop_fits() -> None:
     assert random_resized_crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (493, 0, 506, 10)  # 13 x 10
     assert random_resized_crop_box(10, 1000, (1.0, 1.0), (3 / 4, 4 / 3), rng()) == (0, 493, 10, 506)
 
 
-def test_a_box_of_the_asked_size_keeps_its_pixels() -> None:
+def test_box_of_the_output_size_is_not_resized() -> None:
     image = pixels(50, 40)
     part = crop_and_resize(image, (7, 3, 31, 19), 16, 24)
     assert part.dtype == np.uint8
     assert np.array_equal(part, image[3:19, 7:31].transpose(2, 0, 1))
 
 
-def test_a_resized_box_sees_nothing_outside_it() -> None:
+def test_resized_box_does_not_depend_on_pixels_outside() -> None:
     image = pixels(60, 50)
     other = np.full_like(image, 255)
     other[10:40, 20:50] = image[10:40, 20:50]
@@ -73,33 +80,33 @@ def test_a_resized_box_sees_nothing_outside_it() -> None:
     assert np.array_equal(part, crop_and_resize(other, (20, 10, 50, 40), 17, 23))
 
 
-def test_a_smooth_image_stays_what_it_is_at_any_size() -> None:
+def test_linear_ramp_stays_linear_at_any_size() -> None:
     ramp = np.repeat(np.linspace(20, 220, 101).astype(np.uint8)[None, :, None], 60, axis=0).repeat(3, axis=2)
     for size in (13, 60, 240):
         expected = 20 + 200 * ((np.arange(size) + 0.5) * 101 / size - 0.5) / 100
-        middle = slice(size // 8, -(size // 8))  # the edges have no neighbors beyond
-        assert np.abs(crop_and_resize(ramp, (0, 0, 101, 60), size, size)[:, :, middle] - expected[middle]).max() < 2
+        interior = slice(size // 8, -(size // 8))  # the edges have no neighbors
+        assert np.abs(crop_and_resize(ramp, (0, 0, 101, 60), size, size)[:, :, interior] - expected[interior]).max() < 2
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(8, 400), st.integers(8, 400), st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
-def test_a_reduced_box_has_pixels_enough_and_lies_where_it_did(
+def test_reduced_box_has_enough_pixels_and_the_same_position(
     width: int, height: int, target_height: int, target_width: int, seed: int
 ) -> None:
-    boxes = [random_resized_crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed + place)) for place in range(3)]
+    boxes = [random_resized_crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng(seed + number)) for number in range(3)]
     factor = crop_reduction(boxes, target_height, target_width)
     assert factor in (1, 2, 4, 8)
     for box in boxes:
-        small = reduced_box(box, factor)
-        assert all(abs(edge * factor - whole) <= factor / 2 for edge, whole in zip(small, box, strict=True))
-        assert 0 <= small[0] < small[2] <= -(-width // factor)
-        assert 0 <= small[1] < small[3] <= -(-height // factor)
+        reduced = reduced_box(box, factor)
+        assert all(abs(edge * factor - original) <= factor / 2 for edge, original in zip(reduced, box, strict=True))
+        assert 0 <= reduced[0] < reduced[2] <= -(-width // factor)
+        assert 0 <= reduced[1] < reduced[3] <= -(-height // factor)
         if factor > 1:
-            assert small[2] - small[0] >= target_width
-            assert small[3] - small[1] >= target_height
+            assert reduced[2] - reduced[0] >= target_width
+            assert reduced[3] - reduced[1] >= target_height
 
 
-def test_the_smallest_box_decides_the_reduction() -> None:
+def test_reduction_follows_from_the_smallest_box() -> None:
     whole = (0, 0, 2000, 1500)
     assert crop_reduction([whole], 224, 224) == 4  # 1500 / 4 = 375, 1.67 times 224
     assert crop_reduction([whole, (0, 0, 672, 900)], 224, 224) == 2
@@ -109,7 +116,7 @@ def test_the_smallest_box_decides_the_reduction() -> None:
     assert crop_reduction([(5, 5, 30, 30)], 224, 224) == 1
 
 
-def test_a_shifted_crop_lies_over_black() -> None:
+def test_padded_crop_is_over_black() -> None:
     image = pixels(32, 24)
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
     crops = [padded_crop(image, 24, 32, rng(seed)) for seed in range(30)]
@@ -127,7 +134,7 @@ def test_a_shifted_crop_lies_over_black() -> None:
         ((9, 9), (16, 16), (16, 16)),
     ],
 )
-def test_a_simple_crop_shows_the_covering_image_and_its_mirror_image(
+def test_simple_random_crop_is_of_the_covering_image_padded_by_reflection(
     size: tuple[int, int], target: tuple[int, int], covering: tuple[int, int]
 ) -> None:
     image, (height, width) = pixels(*size), target
@@ -137,15 +144,15 @@ def test_a_simple_crop_shows_the_covering_image_and_its_mirror_image(
     for seed in range(300):
         crop = simple_random_crop(image, height, width, rng(seed))
         assert crop.shape == (3, height, width)
-        places = [
+        positions = [
             (top, left)
             for top in range(padded.shape[1] - height + 1)
             for left in range(padded.shape[2] - width + 1)
             if padded[0, top, left] == crop[0, 0, 0]
             and np.array_equal(padded[:, top : top + height, left : left + width], crop)
         ]
-        assert len(places) == 1
-        seen.add(places[0])
+        assert len(positions) == 1
+        seen.add(positions[0])
     rows, columns = zip(*seen, strict=True)
     assert (min(rows), max(rows)) == (0, padded.shape[1] - height)
     assert (min(columns), max(columns)) == (0, padded.shape[2] - width)

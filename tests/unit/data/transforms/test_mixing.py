@@ -1,4 +1,4 @@
-"""Mixup and cutmix: pixels and targets move together, and a pair depends on nothing but itself."""
+"""Mixup and cutmix: pixels and targets are mixed with the same weights, and a pair depends only on itself."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def samples(count: int) -> np.ndarray:
     return np.column_stack([np.arange(count) * 3 + 1, np.arange(count) % 2, np.arange(count)])
 
 
-def test_neighbors_are_mixed_and_an_odd_one_out_is_not() -> None:
+def test_neighbors_are_mixed_and_a_last_odd_image_is_not() -> None:
     mix = draw(PAPER, 0, 0, samples(5), 32, 32)
     assert mix.partner.tolist() == [1, 0, 3, 2, 4]
     assert mix.weight[4] == 1
     assert not mix.box[4].any()
 
 
-def test_mixup_is_the_weighted_sum_of_both() -> None:
+def test_mixup_is_the_weighted_sum() -> None:
     images = noise(2, 3, 4, 4)
     mix = MixDraw(np.array([1, 0]), np.array([0.75, 0.75]), np.zeros((2, 4), np.int64))
     mixed = mixed_copy(images, mix)
@@ -40,7 +40,7 @@ def test_mixup_is_the_weighted_sum_of_both() -> None:
     assert torch.allclose(mixed[1], 0.75 * images[1] + 0.25 * images[0], atol=1e-6)
 
 
-def test_cutmix_takes_the_rectangle_from_the_other() -> None:
+def test_cutmix_takes_the_rectangle_from_the_partner() -> None:
     images = torch.stack([torch.zeros(3, 4, 6), torch.ones(3, 4, 6)])
     mix = MixDraw(np.array([1, 0]), np.array([0.75, 0.75]), np.array([[1, 3, 2, 5]] * 2))
     mixed = mixed_copy(images, mix)
@@ -49,23 +49,23 @@ def test_cutmix_takes_the_rectangle_from_the_other() -> None:
     assert torch.equal(mixed[1], 1 - mixed[0])
 
 
-def test_an_empty_rectangle_and_nobody_to_mix_with_leave_an_image_alone() -> None:
+def test_empty_rectangle_or_no_partner_does_not_change_an_image() -> None:
     images = noise(3, 3, 4, 4)
     mix = MixDraw(np.array([1, 0, 2]), np.ones(3), np.array([[2, 2, 1, 3], [2, 2, 1, 3], [0, 0, 0, 0]]))
     assert torch.equal(mixed_copy(images, mix), images)
 
 
-def test_what_is_left_of_a_draw_mixes_no_half_pairs() -> None:
+def test_selected_images_without_a_partner_are_not_mixed() -> None:
     mix = draw(PAPER, 0, 0, samples(7), 24, 16)
-    left = mix.select(np.array([0, 1, 3, 4, 5, 6]))
-    assert left.partner.tolist() == [1, 0, 2, 4, 3, 5]
-    assert left.weight.tolist() == mix.weight[[0, 1, 3, 4, 5, 6]].tolist()
-    assert left.box.tolist() == mix.box[[0, 1, 3, 4, 5, 6]].tolist()
+    selected = mix.select(np.array([0, 1, 3, 4, 5, 6]))
+    assert selected.partner.tolist() == [1, 0, 2, 4, 3, 5]
+    assert selected.weight.tolist() == mix.weight[[0, 1, 3, 4, 5, 6]].tolist()
+    assert selected.box.tolist() == mix.box[[0, 1, 3, 4, 5, 6]].tolist()
     assert mix.select(np.zeros(0, np.int64)).partner.shape == (0,)
 
 
-def test_targets_are_smoothed_and_then_mixed_by_hand() -> None:
-    # smoothing 0.2 over 4 classes: 0.05 everywhere and 0.85 for the label; then 0.7 of the own and 0.3 of the other
+def test_targets_are_smoothed_and_then_mixed() -> None:
+    # smoothing 0.2 over 4 classes: 0.05 everywhere and 0.85 for the label; then 0.7 of the own target and 0.3 of the partner's
     mix = MixDraw(np.array([1, 0, 2]), np.array([0.7, 0.7, 1.0]), np.zeros((3, 4), np.int64))
     targets = soft_targets(torch.tensor([0, 2, 2]), mix, 4, smoothing=0.2)
     expected = [[0.61, 0.05, 0.29, 0.05], [0.29, 0.05, 0.61, 0.05], [0.05, 0.05, 0.85, 0.05]]
@@ -73,17 +73,17 @@ def test_targets_are_smoothed_and_then_mixed_by_hand() -> None:
     assert np.allclose(targets.numpy(), expected, atol=1e-6)
 
 
-def test_a_pair_depends_on_its_own_samples_alone() -> None:
+def test_pair_depends_only_on_its_samples() -> None:
     whole = samples(8)
     mix = draw(PAPER, 3, 5, whole, 24, 16)
     for first in range(0, 8, 2):
-        alone = draw(PAPER, 3, 5, whole[first : first + 2], 24, 16)
-        assert alone.partner.tolist() == [1, 0]
-        assert np.array_equal(alone.weight, mix.weight[first : first + 2])
-        assert np.array_equal(alone.box, mix.box[first : first + 2])
+        pair = draw(PAPER, 3, 5, whole[first : first + 2], 24, 16)
+        assert pair.partner.tolist() == [1, 0]
+        assert np.array_equal(pair.weight, mix.weight[first : first + 2])
+        assert np.array_equal(pair.box, mix.box[first : first + 2])
 
 
-def test_another_epoch_seed_or_repeat_is_another_mix() -> None:
+def test_draw_depends_on_epoch_seed_and_repeat() -> None:
     first, repeat = samples(2), samples(2)
     repeat[0, 1] += 1
     weights = [
@@ -95,8 +95,8 @@ def test_another_epoch_seed_or_repeat_is_another_mix() -> None:
     assert len(set(weights)) == 4
 
 
-def share_of(settings: Mixing) -> tuple[float, float]:
-    """How many of 2000 pairs are mixed at all, and how many by cutmix."""
+def mixed_fractions(settings: Mixing) -> tuple[float, float]:
+    """Returns the fraction of 2,000 pairs that are mixed, and that are mixed by cutmix."""
     mix = draw(settings, 0, 0, samples(4000), 64, 64)
     mixed, cut = mix.partner != np.arange(4000), mix.box.any(axis=1)
     return mixed.mean().item(), cut.mean().item()
@@ -114,12 +114,12 @@ def share_of(settings: Mixing) -> tuple[float, float]:
         (Mixing(mixup=0.8, cutmix=1.0, probability=0.3), 0.3, 0.15),
     ],
 )
-def test_each_way_of_mixing_comes_as_often_as_it_should(settings: Mixing, mixed: float, cut: float) -> None:
+def test_frequency_of_mixup_and_cutmix(settings: Mixing, mixed: float, cut: float) -> None:
     assert settings.enabled == (mixed > 0)
-    assert share_of(settings) == pytest.approx((mixed, cut), abs=0.04)
+    assert mixed_fractions(settings) == pytest.approx((mixed, cut), abs=0.04)
 
 
-def test_the_weights_follow_the_beta_distribution() -> None:
+def test_weights_follow_the_beta_distribution() -> None:
     weight = draw(Mixing(mixup=0.8), 0, 0, samples(8000), 64, 64).weight[::2]
     assert weight.mean() == pytest.approx(0.5, abs=0.02)
     assert weight.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.05)  # of Beta(a, a)
@@ -130,7 +130,7 @@ positive = st.floats(0.01, 5) | st.just(0.0)
 
 @given(positive, positive, st.floats(0, 1), st.integers(1, 40), st.integers(1, 40), st.integers(1, 7), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_rectangle_weight_and_targets_always_agree(
+def test_rectangle_weight_and_targets_agree(
     mixup: float, cutmix: float, switch: float, height: int, width: int, count: int, seed: int
 ) -> None:
     mix = draw(Mixing(mixup=mixup, cutmix=cutmix, switch=switch), seed, 1, samples(count), height, width)
@@ -138,7 +138,7 @@ def test_rectangle_weight_and_targets_always_agree(
     top, bottom, left, right = mix.box.T
     assert ((top >= 0) & (top <= bottom) & (bottom <= height)).all()
     assert ((left >= 0) & (left <= right) & (right <= width)).all()
-    # Black and white images: what an image keeps of itself is what it counts for.
+    # Black and white images: the fraction of its pixels that an image keeps equals its weight.
     images = torch.zeros(count, 1, height, width)
     images[::2] = 1.0
     mixed = mixed_copy(images, mix)
@@ -150,6 +150,6 @@ def test_rectangle_weight_and_targets_always_agree(
 
 
 @pytest.mark.parametrize("fields", [{"mixup": -1}, {"cutmix": float("nan")}, {"probability": 1.1}, {"mixupp": 1}])
-def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
+def test_invalid_settings_are_an_error(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):
         Mixing(**fields)

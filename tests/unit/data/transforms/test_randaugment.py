@@ -1,4 +1,4 @@
-"""RandAugment's operations alone, and how they are drawn."""
+"""RandAugment: single operations and how they are drawn."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("way", [1, -1])
-def test_an_operation_keeps_size_and_mode(operation: Any, level: float, way: int) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_operation_keeps_size_and_mode(operation: Any, level: float, sign: int) -> None:
     for size in ((31, 17), (1, 1)):
-        changed = operation(pattern(*size), level, way, FILL)
+        changed = operation(pattern(*size), level, sign, FILL)
         assert (changed.mode, changed.size) == ("RGB", size)
 
 
-@pytest.mark.parametrize("place", [3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
-def test_a_higher_level_is_a_stronger_change(place: int) -> None:
+@pytest.mark.parametrize("index", [3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
+def test_higher_level_is_a_stronger_change(index: int) -> None:
     image = pattern(48, 48)
     before = np.asarray(image, float)
-    changes = [np.abs(np.asarray(OPERATIONS[place](image, level, 1, FILL), float) - before).mean() for level in (0, 0.3, 1)]
+    changes = [np.abs(np.asarray(OPERATIONS[index](image, level, 1, FILL), float) - before).mean() for level in (0, 0.3, 1)]
     assert changes[0] == 0
     assert changes[0] < changes[1] < changes[2]
 
 
-def test_geometric_gaps_get_the_mean_color() -> None:
-    moved = OPERATIONS[13](Image.new("RGB", (20, 10), "white"), 1.0, 1, FILL)  # 45 % to the left
-    assert moved.getpixel((19, 5)) == FILL
-    assert moved.getpixel((5, 5)) == (255, 255, 255)
+def test_geometric_operations_fill_with_the_mean_color() -> None:
+    translated = OPERATIONS[13](Image.new("RGB", (20, 10), "white"), 1.0, 1, FILL)  # 45 % to the left
+    assert translated.getpixel((19, 5)) == FILL
+    assert translated.getpixel((5, 5)) == (255, 255, 255)
     assert TrainTransform(Augmentation(), 64, 64).fill == FILL
 
 
-def test_the_strongest_posterizing_is_black() -> None:
+def test_highest_level_of_posterize_is_black() -> None:
     assert OPERATIONS[4](pattern(9, 9), 1.0, 1, FILL).getextrema() == ((0, 0),) * 3
     assert OPERATIONS[4](pattern(9, 9), 0.99, 1, FILL).getextrema() != ((0, 0),) * 3
 
 
-def test_every_operation_is_drawn_as_often_and_happens_half_of_the_time() -> None:
+def test_operations_are_drawn_equally_often_and_applied_half_of_the_time() -> None:
     settings = RandAugment(operations=2, magnitude=9, magnitude_std=0.5)
     drawn = [draw_operations(settings, rng(seed)) for seed in range(3000)]
     counts = Counter(len(changes) for changes in drawn)
@@ -65,7 +65,7 @@ def test_every_operation_is_drawn_as_often_and_happens_half_of_the_time() -> Non
     assert set(ways) == {1, -1}
 
 
-def test_levels_are_normal_around_the_magnitude_and_end_at_ten() -> None:
+def test_levels_are_normally_distributed_and_clipped_at_ten() -> None:
     settings = RandAugment(operations=2, magnitude=9, magnitude_std=0.5)
     levels = np.array([one.level for seed in range(3000) for one in draw_operations(settings, rng(seed))])
     assert levels.max() == 1
@@ -73,7 +73,7 @@ def test_levels_are_normal_around_the_magnitude_and_end_at_ten() -> None:
     assert {one.level for one in draw_operations(RandAugment(magnitude=0, magnitude_std=0, operations=9), rng())} == {0}
 
 
-def test_changes_are_made_in_their_order() -> None:
+def test_operations_are_applied_in_order() -> None:
     image = pattern(20, 20)
     inverted, shifted = DrawnOperation(OPERATIONS[2], 1, 1), DrawnOperation(OPERATIONS[13], 1, 1)
     expected = OPERATIONS[13](OPERATIONS[2](image, 1, 1, FILL), 1, 1, FILL)
@@ -83,13 +83,13 @@ def test_changes_are_made_in_their_order() -> None:
     assert draw_operations(RandAugment(operations=0), rng()) == []
 
 
-def test_turns_and_slants_alone_are_a_subset() -> None:
+def test_rotate_shear_subset() -> None:
     settings = RandAugment(operations=4, subset="rotate-shear")
     drawn = {OPERATIONS.index(one.operation) for seed in range(50) for one in draw_operations(settings, rng(seed))}
     assert drawn == {3, 11, 12}
 
 
 @pytest.mark.parametrize("fields", [{"magnitude": 11}, {"magnitude_std": -1}, {"operations": -1}, {"subset": "none"}])
-def test_impossible_settings_are_refused(fields: dict[str, Any]) -> None:
+def test_invalid_settings_are_an_error(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):
         RandAugment(**fields)
