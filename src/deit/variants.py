@@ -73,7 +73,5 @@ def variant(name: str) -> Variant:
     """
     short_name = name.removeprefix(f"{HUB_ORGANIZATION}/")
     if short_name not in VARIANTS:
-        raise UserError(
-            f"There is no model called {name!r}", f"{did_you_mean(short_name, VARIANTS)}; `deit model list` shows all"
-        )
+        raise UserError(f"Unknown model {name!r}", f"{did_you_mean(short_name, VARIANTS)}; `deit model list` shows all")
     return VARIANTS[short_name]

@@ -72,5 +72,5 @@ def test_hub_name_finds_the_variant() -> None:
 def test_misspelled_name_suggests_the_closest() -> None:
     with pytest.raises(UserError, match="did you mean deit-small-distilled-patch16-224; `deit model list` shows all"):
         variant("deit-smal-distiled-patch16-224")
-    with pytest.raises(UserError, match="There is no model called ''"):
+    with pytest.raises(UserError, match="Unknown model ''"):
         variant("")
