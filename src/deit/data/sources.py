@@ -18,12 +18,12 @@ from PIL import Image
 from deit.data.class_names import class_indices
 from deit.images.decoding import Decodable, DecodedImage, EncodedImage, check_header, open_image
 
-NAMES_PER_HASH = 10_000  # names are hashed in blocks; one by one takes several times as long
+NAMES_PER_HASH = 10_000  # names are hashed in blocks, which is several times faster than one by one
 UNLABELED = ("image",)  # the only class of unlabeled images
 
 
 class ImageSource(Protocol):
-    """Labelled images by number. Loading one depends on nothing but its index."""
+    """Labeled images by index. What is loaded depends only on the index."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -180,8 +180,8 @@ def check_image(source: ImageSource, index: int) -> None:
 
 def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
     """Returns the images of ``base`` at ``indices``, in that order."""
-    array = np.asarray(list(indices), dtype=np.int64)
-    return Subset(base, array, base.classes, base.labels[array])
+    selected = np.asarray(list(indices), dtype=np.int64)
+    return Subset(base, selected, base.classes, base.labels[selected])
 
 
 def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Decodable]:

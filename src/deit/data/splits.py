@@ -120,7 +120,7 @@ def stratified_split(source: ImageSource, seed: int, fractions: Sequence[float])
             subsets[position].extend(indices[start : start + count].tolist())
             start += count
         subsets[-1].extend(indices[start:].tolist())
-    return [subset(source, sorted(indices)) for indices in subsets]
+    return [subset(source, sorted(rows)) for rows in subsets]
 
 
 def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
@@ -134,9 +134,11 @@ def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
     Raises:
         DataError: no class has two images, so that nothing can be set aside.
     """
-    mark = fingerprint(*(source for source in (dataset.train, dataset.validation, dataset.test) if source is not None))
+    dataset_fingerprint = fingerprint(
+        *(source for source in (dataset.train, dataset.validation, dataset.test) if source is not None)
+    )
     if dataset.validation is not None:
-        return Splits(dataset.train, dataset.validation, dataset.test, dataset.origin, mark)
+        return Splits(dataset.train, dataset.validation, dataset.test, dataset.origin, dataset_fingerprint)
     holdout = dict(dataset.holdout) or {"validation": fraction}
     *held_out, train = stratified_split(dataset.train, seed, tuple(holdout.values()))
     if not all(len(source.labels) for source in held_out):
@@ -144,11 +146,11 @@ def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
     if list(holdout) == ["validation"]:
         text = f"no validation split: {holdout['validation']:.0%} of each class set aside by seed {seed}"
     else:
-        shares = " and ".join(f"{share:.0%} for {name}" for name, share in holdout.items())
-        text = f"{shares} set aside from each class by seed {seed}"
+        fractions = " and ".join(f"{share:.0%} for {name}" for name, share in holdout.items())
+        text = f"{fractions} set aside from each class by seed {seed}"
     origin = f"{dataset.origin}; {text}" if dataset.origin else text
     splits = dict(zip(holdout, held_out, strict=True))
-    return Splits(train, splits["validation"], splits.get("test", dataset.test), origin, mark)
+    return Splits(train, splits["validation"], splits.get("test", dataset.test), origin, dataset_fingerprint)
 
 
 def without_labels(splits: Splits) -> Splits:

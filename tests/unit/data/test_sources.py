@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit.data.opening import open_data
-from deit.data.sources import MultiLabelSource, fingerprint, path_key, relabeled, subset, unlabeled
+from deit.data.sources import FileSource, MultiLabelSource, fingerprint, open_encoded, path_key, relabeled, subset, unlabeled
 from deit.errors import DataError
-from tests.helpers import MemorySource
+from tests.helpers import MemorySource, pattern
 from tests.unit.data.layouts import image_files
 
 
@@ -86,3 +86,22 @@ def test_relabeling_of_multiple_labels() -> None:
     correct = relabeled_source.correct_classes(np.array([1, 0]))
     assert correct.tolist() == [[True, False, True, False], [False, False, False, True]]
     assert (relabeled_source.load(1), relabeled_source.name(1)) == (source.load(1), "image 1")
+
+
+def test_size_of_a_file_is_known_before_decoding(tmp_path: Path) -> None:
+    for seed in range(2):
+        pattern(64 + 32 * seed, 48, seed).save(tmp_path / f"{seed}.jpg")
+    files = FileSource(tmp_path, ("0.jpg", "1.jpg"), ("a", "b"), np.arange(2))
+    labeled = MultiLabelSource(files, ((0,), (1, 0)), ("a", "b"))
+    for source, index in ((files, 1), (subset(files, [1]), 0), (labeled, 1), (subset(labeled, [0, 1]), 1)):
+        with open_encoded(source, index) as encoded:
+            assert (encoded.height, encoded.width) == (48, 96)
+            assert encoded.decode(reduction=2).size == (48, 24)
+
+
+def test_images_that_are_not_files_are_decoded_at_full_size() -> None:
+    source = MemorySource(2)
+    with open_encoded(subset(source, [1]), 0) as encoded:
+        image = encoded.decode(reduction=2)
+        assert (encoded.width, encoded.height) == image.size
+        assert image == source.load(1)
