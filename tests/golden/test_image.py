@@ -1,7 +1,7 @@
-"""One image through the processor and through training's steps: the very numbers, pinned.
+"""Golden values of one image after the image processor and after the training augmentation.
 
-The pixels come from integer arithmetic, so they are pinned by their SHA-256; what has been through floating point is pinned
-by a few rounded figures. A change here changes what trained models see: never re-pin without saying so.
+Pixels come from integer arithmetic and are pinned by their SHA-256. Floating-point values are pinned by a few rounded
+statistics. A change here changes the input of trained models: never update the values without saying so.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def figures(values: np.ndarray) -> list[float]:
-    """Mean and spread, the middle pixel of each channel, and a sum that knows where each value stands."""
-    flat = values.astype(np.float64)
-    weights = np.sin(np.arange(flat.size)).reshape(flat.shape)
-    middle = flat[:, flat.shape[1] // 2, flat.shape[2] // 2]
-    return [round(float(value), 3) for value in (flat.mean(), flat.std(), *middle, (flat * weights).sum())]
+def statistics(values: np.ndarray) -> list[float]:
+    """Returns mean, standard deviation, the center pixel, and a weighted sum that depends on the positions of the values."""
+    exact = values.astype(np.float64)
+    weights = np.sin(np.arange(exact.size)).reshape(exact.shape)
+    center = exact[:, exact.shape[1] // 2, exact.shape[2] // 2]
+    return [round(float(value), 3) for value in (exact.mean(), exact.std(), *center, (exact * weights).sum())]
 
 
-def test_the_image_that_all_this_is_about() -> None:
+def test_input_image() -> None:
     assert digest(np.asarray(pattern(301, 207))) == IMAGE
 
 
 @pytest.mark.parametrize(
     ("name", "processor"), [("squash", DeiTImageProcessor()), ("authors", DeiTImageProcessor.for_size(224, 224))]
 )
-def test_the_processor_gives_the_pinned_pixels(name: str, processor: DeiTImageProcessor) -> None:
+def test_processor(name: str, processor: DeiTImageProcessor) -> None:
     image = pattern(301, 207)
     assert digest(processor.pixels(image)) == PIXELS[name]
-    assert figures(processor(image).pixel_values[0].numpy()) == pytest.approx(VALUES[name], abs=2e-3)
+    assert statistics(processor(image).pixel_values[0].numpy()) == pytest.approx(VALUES[name], abs=2e-3)
 
 
-def test_the_training_steps_give_the_pinned_numbers() -> None:
+def test_training_augmentation() -> None:
     transform = TrainTransform(Augmentation(), 224, 224)
-    samples = [figures(transform(pattern(301, 207), generator(7, RngStream.AUGMENT, 3, index))) for index in range(4)]
+    samples = [statistics(transform(pattern(301, 207), generator(7, RngStream.AUGMENT, 3, index))) for index in range(4)]
     assert np.allclose(samples, TRAINING, atol=2e-3), samples
 
 
-def test_a_mixed_batch_gives_the_pinned_numbers() -> None:
+def test_mixed_batch() -> None:
     source = MemorySource(9)
     samples = TrainSamples(source, TrainTransform(Augmentation(), 32, 32), Mixing(mixup=0.8, cutmix=1.0), seed=7, smoothing=0.1)
     (plan,) = epoch_steps(9, 9, seed=7, epoch=1, repeats=3)
     batch = samples.batch(plan)
     assert plan.samples[:, :2].tolist() == ORDER
     assert np.allclose(batch.targets.numpy(), TARGETS, atol=1e-3), batch.targets.tolist()
-    assert figures(batch.pixel_values.reshape(27, 32, 32).numpy()[:3]) == pytest.approx(BATCH, abs=2e-3)
+    assert statistics(batch.pixel_values.reshape(27, 32, 32).numpy()[:3]) == pytest.approx(BATCH, abs=2e-3)

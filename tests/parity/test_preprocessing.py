@@ -1,4 +1,4 @@
-"""Preprocessing against transformers' and timm's: the same pixels, then the same numbers."""
+"""Preprocessing compared with transformers and timm: equal pixels and equal normalized values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcesso
 from deit.images.resizing import _pass_order_is_known
 from tests.helpers import pattern
 
-# Beyond an aspect of 16384 / 438 the longer side is bounded, and ours is its own.
+# Aspect ratios below 16384 / 438, beyond which the longer side is clamped, unlike in transformers.
 SIZES = [(224, 224), (256, 256), (500, 375), (375, 500), (61, 47), (1, 1), (3, 90), (198, 6), (257, 225), (640, 427)]
-every_size = pytest.mark.parametrize("size", SIZES, ids=str)
+each_size = pytest.mark.parametrize("size", SIZES, ids=str)
 SETTINGS: dict[str, dict[str, Any]] = {
     "squash": {},
     "squash to 438": {"size": {"height": 438, "width": 438}, "crop_size": {"height": 384, "width": 384}},
@@ -41,21 +41,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "pad_size": {"height": 224, "width": 224},
     },
 }
-every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 
 
-@every_setting
-@every_size
-def test_the_pixels_are_those_of_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
+@each_setting
+@each_size
+def test_pixels_match_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
     image = pattern(*size)
     ours, theirs = DeiTImageProcessor(**setting), DeiTImageProcessorPil(**setting)
     raw = theirs(image, do_rescale=False, do_normalize=False, do_pad=False, return_tensors="np")["pixel_values"]
     assert np.array_equal(ours.pixels(image), raw[0].transpose(1, 2, 0))
 
 
-@every_setting
+@each_setting
 @pytest.mark.parametrize("size", SIZES[2:5], ids=str)
-def test_the_values_are_those_of_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
+def test_values_match_transformers(size: tuple[int, int], setting: dict[str, Any]) -> None:
     images = [pattern(*size, seed=seed) for seed in range(2)]
     theirs = DeiTImageProcessorPil(**setting)(images, return_tensors="pt")["pixel_values"]
     ours = DeiTImageProcessor(**setting)(images)["pixel_values"]
@@ -63,7 +63,7 @@ def test_the_values_are_those_of_transformers(size: tuple[int, int], setting: di
     assert torch.equal(ours, theirs)
 
 
-def test_each_side_reads_the_others_file(tmp_path: Path) -> None:
+def test_files_are_interchangeable_with_transformers(tmp_path: Path) -> None:
     image = pattern(300, 200)
     for setting in SETTINGS.values():
         DeiTImageProcessor(**setting).save_pretrained(tmp_path / "ours")
@@ -75,24 +75,24 @@ def test_each_side_reads_the_others_file(tmp_path: Path) -> None:
         assert torch.equal(back, expected)
 
 
-def test_the_automatic_class_finds_our_file(tmp_path: Path) -> None:
+def test_auto_image_processor_loads_our_file(tmp_path: Path) -> None:
     DeiTImageProcessor.for_size(384, 384).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     assert type(processor).__name__.startswith("DeiTImageProcessor")
     values = processor(pattern(500, 400), return_tensors="pt")["pixel_values"]
     ours = DeiTImageProcessor.for_size(384, 384)(pattern(500, 400)).pixel_values
-    assert (values - ours).abs().mean() < 0.02  # theirs resizes tensors by default, not images
+    assert (values - ours).abs().mean() < 0.02  # transformers resizes tensors by default, not images
 
 
-def cropped_alike(size: tuple[int, int], edge: int, crop: int) -> bool:
-    """torchvision rounds the middle of an odd difference to even, transformers and we round it down."""
+def crops_match(size: tuple[int, int], edge: int, crop: int) -> bool:
+    """Whether center crops match: torchvision rounds half of an odd difference to even, transformers and we round down."""
     longer = edge * max(size) // min(size)
     return all((side - crop) % 4 != 3 for side in (edge, longer))
 
 
-@every_size
+@each_size
 @pytest.mark.parametrize(("edge", "crop"), [(256, 224), (438, 384)])
-def test_the_evaluation_is_that_of_the_released_code(size: tuple[int, int], edge: int, crop: int) -> None:
+def test_evaluation_matches_the_released_code(size: tuple[int, int], edge: int, crop: int) -> None:
     image = pattern(*size)
     theirs = transforms.Compose(
         [
@@ -103,63 +103,63 @@ def test_the_evaluation_is_that_of_the_released_code(size: tuple[int, int], edge
         ]
     )(image)
     ours = DeiTImageProcessor.for_size(crop, crop)(image).pixel_values[0]
-    if cropped_alike(size, edge, crop):
+    if crops_match(size, edge, crop):
         assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
-    else:  # the same pixels, one to the side
-        moved = (1, 0) if size[0] < size[1] else (0, 1)
+    else:  # the crops differ by one pixel
+        offset = (1, 0) if size[0] < size[1] else (0, 1)
         assert torch.allclose(
-            ours[:, moved[0] :, moved[1] :], theirs[:, : crop - moved[0], : crop - moved[1]], atol=1e-6, rtol=0
+            ours[:, offset[0] :, offset[1] :], theirs[:, : crop - offset[0], : crop - offset[1]], atol=1e-6, rtol=0
         )
 
 
-def test_both_ways_of_rounding_the_middle_are_among_the_sizes() -> None:
-    alike = [cropped_alike(size, edge, crop) for size in SIZES for edge, crop in ((256, 224), (438, 384))]
-    assert 0 < alike.count(False) < alike.count(True)
+def test_sizes_include_both_roundings_of_the_center() -> None:
+    matching = [crops_match(size, edge, crop) for size in SIZES for edge, crop in ((256, 224), (438, 384))]
+    assert 0 < matching.count(False) < matching.count(True)
 
 
-def test_the_evaluation_is_that_of_timm() -> None:
+def test_evaluation_matches_timm() -> None:
     data: Any = timm.data  # untyped
     theirs = data.create_transform(
         224, is_training=False, interpolation="bicubic", crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
     image = pattern(500, 372)
-    assert cropped_alike(image.size, 256, 224)
+    assert crops_match(image.size, 256, 224)
     assert torch.allclose(DeiTImageProcessor.for_size(224, 224)(image).pixel_values[0], theirs(image), atol=1e-6, rtol=0)
 
 
-def test_files_of_every_kind_come_out_as_in_transformers(photo_folder: Path) -> None:
-    """For those kinds that transformers reads at all; what is transparent it lays on black."""
+def test_files_of_each_format_match_transformers(photo_folder: Path) -> None:
+    """Only formats that transformers reads without compositing transparency onto black."""
     files = [path for path in sorted(photo_folder.rglob("*")) if path.suffix in {".JPG", ".jpeg", ".tif"}]
     assert len(files) == 9
     for path in files:
         with Image.open(path) as image:
             exif = image.getexif().get(0x0112, 1)
-            plain = image.convert("RGB")
+            upright = image.convert("RGB")
         if exif == 6:
-            plain = plain.transpose(Image.Transpose.ROTATE_270)  # transformers does not turn by itself
-        theirs = DeiTImageProcessorPil()(plain, return_tensors="pt")["pixel_values"]
+            upright = upright.transpose(Image.Transpose.ROTATE_270)  # transformers does not apply the orientation
+        theirs = DeiTImageProcessorPil()(upright, return_tensors="pt")["pixel_values"]
         assert torch.equal(DeiTImageProcessor()(open_image(path)).pixel_values, theirs)
 
 
-def same(image: Any, ours: DeiTImageProcessor, theirs: Any, **call: Any) -> bool:
-    """Whether both give the same bits and types, or theirs gives nothing."""
+def matches(image: Any, ours: DeiTImageProcessor, theirs: Any, **call: Any) -> bool:
+    """Whether both outputs have equal values and types, or theirs raises an error."""
     convert = {"do_convert_rgb": True, **call}
     try:
         expected = theirs(image, return_tensors="np", **convert)["pixel_values"]
     except (ValueError, TypeError, OSError):
         return True
-    answer = ours(image, return_tensors="np", **convert)["pixel_values"]
-    return answer.dtype == expected.dtype and np.array_equal(answer, expected)
+    output = ours(image, return_tensors="np", **convert)["pixel_values"]
+    return output.dtype == expected.dtype and np.array_equal(output, expected)
 
 
-def of_mode(mode: str, image: Image.Image) -> Image.Image:
-    """The image in another mode, with something transparent where the mode has a place for it."""
+def convert_mode(mode: str, image: Image.Image) -> Image.Image:
+    """Converts an image to another mode, with transparency if the mode supports it."""
     if mode == "I;16":
         return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
     if mode in ("P, clear", "RGB, clear", "L, clear"):
-        plain = image.quantize(9) if mode[0] == "P" else image.convert(mode.split(",")[0])
-        plain.info["transparency"] = {"P": 3, "R": (0, 0, 0), "L": 0}[mode[0]]
-        return plain
+        converted = image.quantize(9) if mode[0] == "P" else image.convert(mode.split(",")[0])
+        converted.info["transparency"] = {"P": 3, "R": (0, 0, 0), "L": 0}[mode[0]]
+        return converted
     if mode in ("RGBA", "LA", "RGBa", "PA"):
         layered = image.convert("RGBA")
         layered.putalpha(image.convert("L"))
@@ -189,14 +189,14 @@ MODES = [
 
 @pytest.mark.parametrize("convert", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_of_pillow_comes_out_as_in_transformers(mode: str, convert: bool) -> None:
-    image = of_mode(mode, pattern(61, 47))
+def test_each_mode_of_pillow_matches_transformers(mode: str, convert: bool) -> None:
+    image = convert_mode(mode, pattern(61, 47))
     channels = 3 if convert else np.atleast_3d(np.asarray(image)).shape[-1]
     statistics: dict[str, Any] = {"image_mean": [0.4] * channels, "image_std": [0.3] * channels}
     ours, theirs = DeiTImageProcessor(**statistics), DeiTImageProcessorPil(**statistics)
     for call in ({}, {"do_resize": False}, {"do_rescale": False}, {"do_normalize": False}, {"crop_size": 33}):
-        assert same(image, ours, theirs, **call, do_convert_rgb=convert), call
-    theirs(image, do_convert_rgb=convert, do_resize=False)  # gives an answer: the comparison above was one
+        assert matches(image, ours, theirs, **call, do_convert_rgb=convert), call
+    theirs(image, do_convert_rgb=convert, do_resize=False)  # does not raise an error: the outputs above were compared
 
 
 ARRAYS: dict[str, np.ndarray] = {
@@ -206,50 +206,51 @@ ARRAYS: dict[str, np.ndarray] = {
     "floats": np.asarray(pattern(40, 30)).astype(np.float32),
     "integers": np.asarray(pattern(40, 30)).astype(np.int64),
     "16 bits": np.asarray(pattern(40, 30)).astype(np.uint16) * 257,
-    "truth": np.asarray(pattern(40, 30)) > 99,
+    "booleans": np.asarray(pattern(40, 30)) > 99,
     "zeros and ones": (np.asarray(pattern(40, 30)) > 99).astype(np.float64),
     "channels first": np.asarray(pattern(40, 30)).transpose(2, 0, 1),
     "gray": np.asarray(pattern(40, 30))[..., :1],
     "transparent": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., :1]]),
     "transparent fractions": np.dstack([np.asarray(pattern(40, 30)), np.asarray(pattern(40, 30, 1))[..., 0]]) / 255,
-    "either end": np.asarray(pattern(3, 3)),
+    "ambiguous layout": np.asarray(pattern(3, 3)),
     "a batch": np.stack([np.asarray(pattern(40, 30, seed)) for seed in range(3)]),
 }
 
 
 @pytest.mark.filterwarnings("ignore:An image of floats")
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_and_tensors_come_out_as_in_transformers(kind: str) -> None:
+def test_arrays_and_tensors_match_transformers(kind: str) -> None:
     array = ARRAYS[kind]
     for call in ({}, {"do_resize": False}, {"do_rescale": False}, {"do_normalize": False}, {"crop_size": 301}):
         for convert in (True, False):
-            assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, do_convert_rgb=convert), call
-        assert same(torch.tensor(array), DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
+            assert matches(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, do_convert_rgb=convert), call
+        assert matches(torch.tensor(array), DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
         several = [array, array] if array.ndim == 4 else [[array, array], [array]]
-        assert same(several, DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
-    bare = {"do_rescale": False, "do_normalize": False}
-    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **bare)
-    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **bare, do_resize=False)
+        assert matches(several, DeiTImageProcessor(), DeiTImageProcessorPil(), **call), call
+    unnormalized = {"do_rescale": False, "do_normalize": False}
+    assert matches(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **unnormalized)
+    assert matches(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **unnormalized, do_resize=False)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_stated_layout_is_followed_as_in_transformers(channels: int, layout: str) -> None:
+def test_explicit_layout_matches_transformers(channels: int, layout: str) -> None:
     array = np.random.default_rng(channels).integers(0, 256, (3, 4, 5), dtype=np.uint8)
     array = array[:channels] if layout == "channels_first" else array[..., :channels]
     count = array.shape[0 if layout == "channels_first" else -1]
     call: dict[str, Any] = {"image_mean": [0.5] * count, "image_std": [0.2] * count, "do_convert_rgb": False}
-    assert same(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, input_data_format=layout)
+    assert matches(array, DeiTImageProcessor(), DeiTImageProcessorPil(), **call, input_data_format=layout)
 
 
-def test_a_list_without_tensors_is_that_of_transformers() -> None:
+def test_list_of_arrays_matches_transformers() -> None:
     images = [pattern(40, 30), pattern(20, 31)]
     settings: dict[str, Any] = {"do_resize": False, "do_center_crop": False}
-    others: list[dict[str, Any]] = [{}, {"do_pad": True}]
-    for more in others:
-        theirs = DeiTImageProcessorPil()(images, **settings, **more)["pixel_values"]
-        ours = DeiTImageProcessor()(images, return_tensors=None, **settings, **more)["pixel_values"]
-        assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    overrides: list[dict[str, Any]] = [{}, {"do_pad": True}]
+    for override in overrides:
+        theirs = DeiTImageProcessorPil()(images, **settings, **override)["pixel_values"]
+        ours = DeiTImageProcessor()(images, return_tensors=None, **settings, **override)["pixel_values"]
+        assert len(ours) == len(theirs)
+        assert all(map(np.array_equal, ours, theirs))
 
 
 SIDES = st.integers(1, 90) | st.sampled_from([1, 2, 128, 223, 225, 256, 375, 500, 512, 640, 1500])
@@ -257,7 +258,7 @@ TARGETS = st.integers(1, 70) | st.sampled_from([64, 128, 256])
 
 
 @st.composite
-def every_setting_of(draw: st.DrawFn) -> dict[str, Any]:
+def processor_settings(draw: st.DrawFn) -> dict[str, Any]:
     edge, other = draw(TARGETS), draw(TARGETS)
     sizes: list[dict[str, int]] = [
         {"height": edge, "width": other},
@@ -267,49 +268,47 @@ def every_setting_of(draw: st.DrawFn) -> dict[str, Any]:
         {"max_height": edge, "max_width": other},
     ]
     crop = draw(st.integers(1, 80) | st.just(max(edge * 7 // 8, 1)))
-    chosen: dict[str, Any] = {"size": draw(st.sampled_from(sizes)), "crop_size": {"height": crop, "width": draw(TARGETS)}}
+    fields: dict[str, Any] = {"size": draw(st.sampled_from(sizes)), "crop_size": {"height": crop, "width": draw(TARGETS)}}
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"):
-        chosen[name] = draw(st.sampled_from([True, True, True, False]) if name != "do_pad" else st.booleans())
-    chosen["pad_size"] = {"height": draw(st.integers(1, 200)), "width": 200}
-    chosen["resample"] = draw(st.integers(0, 5))
-    chosen["rescale_factor"] = draw(st.sampled_from([1 / 255, 1 / 127.5, 0.1]))
-    chosen["image_mean"] = draw(st.sampled_from([0.5, list(IMAGENET_MEAN), [0.0, 0.1, 0.7]]))
-    chosen["image_std"] = draw(st.sampled_from([0.5, list(IMAGENET_STD), [1.0, 0.3, 2.0]]))
-    return chosen
+        fields[name] = draw(st.sampled_from([True, True, True, False]) if name != "do_pad" else st.booleans())
+    fields["pad_size"] = {"height": draw(st.integers(1, 200)), "width": 200}
+    fields["resample"] = draw(st.integers(0, 5))
+    fields["rescale_factor"] = draw(st.sampled_from([1 / 255, 1 / 127.5, 0.1]))
+    fields["image_mean"] = draw(st.sampled_from([0.5, list(IMAGENET_MEAN), [0.0, 0.1, 0.7]]))
+    fields["image_std"] = draw(st.sampled_from([0.5, list(IMAGENET_STD), [1.0, 0.3, 2.0]]))
+    return fields
 
 
-@given(SIDES, SIDES, st.sampled_from(MODES), every_setting_of())
+@given(SIDES, SIDES, st.sampled_from(MODES), processor_settings())
 @settings(max_examples=500, deadline=None)
-def test_any_image_and_settings_give_the_bits_of_transformers(
-    width: int, height: int, mode: str, chosen: dict[str, Any]
-) -> None:
+def test_any_image_and_settings_match_transformers(width: int, height: int, mode: str, fields: dict[str, Any]) -> None:
     if width * height > 250_000:
         height = max(250_000 // width, 1)
-    if max(width, height) * 256 > 16_384 * min(width, height) and "shortest_edge" in chosen["size"]:
-        height = width  # beyond, ours is bounded
-    image = of_mode(mode, pattern(width, height))
-    assert same(image, DeiTImageProcessor(**chosen), DeiTImageProcessorPil(**chosen))
+    if max(width, height) * 256 > 16_384 * min(width, height) and "shortest_edge" in fields["size"]:
+        height = width  # otherwise our longer side is clamped
+    image = convert_mode(mode, pattern(width, height))
+    assert matches(image, DeiTImageProcessor(**fields), DeiTImageProcessorPil(**fields))
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([64, 96, 128, 256, 341, 438]), st.integers(1, 5))
 @settings(max_examples=120, deadline=None)
-def test_only_what_the_crop_needs_is_what_all_would_give(width: int, height: int, edge: int, resample: int) -> None:
-    """The shortcut of resizing little more than the crop, at the order of Pillow's passes and at steps that are exact."""
+def test_resize_for_a_crop_matches_resizing_the_whole_image(width: int, height: int, edge: int, resample: int) -> None:
+    """For both orders of Pillow's passes, and for resize steps that are and are not exact in float32."""
     image = pattern(width, height)
     crop = int(edge * 0.875)
     for target in ((edge, edge), (edge, edge * 4 // 3), (edge * 4 // 3, edge)):
-        whole = image.resize(target[::-1], resample)
+        resized = image.resize(target[::-1], resample)
         top, left = (target[0] - crop) // 2, (target[1] - crop) // 2
-        expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
+        expected = np.asarray(resized.crop((left, top, left + crop, top + crop)))
         assert np.array_equal(resize_and_crop(image, target, (crop, crop), resample), expected)
 
 
-def test_the_order_of_pillows_passes_is_known() -> None:
-    assert _pass_order_is_known()  # if not, all is still right, and slower
+def test_order_of_pillows_passes_is_known() -> None:
+    assert _pass_order_is_known()  # otherwise the output is the same, but slower
 
 
 @pytest.mark.parametrize("crop", ["keep", "squash", "pad"])
-def test_transformers_reads_each_crop_and_gives_the_same(tmp_path: Path, crop: Any) -> None:
+def test_each_crop_matches_transformers(tmp_path: Path, crop: Any) -> None:
     DeiTImageProcessor.for_size(224, 224, crop=crop).save_pretrained(tmp_path)
     for size in SIZES[2:5]:
         ours = DeiTImageProcessor.from_pretrained(tmp_path)(pattern(*size)).pixel_values
@@ -319,12 +318,12 @@ def test_transformers_reads_each_crop_and_gives_the_same(tmp_path: Path, crop: A
     assert type(automatic) is DeiTImageProcessorPil
 
 
-def test_a_file_of_vit_gives_what_vit_gives(tmp_path: Path) -> None:
+def test_vit_file_matches_vit(tmp_path: Path) -> None:
     ViTImageProcessorPil(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
     ours, theirs = DeiTImageProcessor.from_pretrained(tmp_path), ViTImageProcessorPil.from_pretrained(tmp_path)
-    assert same(pattern(50, 40), ours, theirs)
+    assert matches(pattern(50, 40), ours, theirs)
     ours.save_pretrained(tmp_path / "again")
     automatic = AutoImageProcessor.from_pretrained(tmp_path / "again", backend="pil")  # type: ignore[no-untyped-call]
     assert type(automatic) is ViTImageProcessorPil
-    assert same(pattern(50, 40), ours, automatic)
-    assert same(pattern(50, 40), DeiTImageProcessor(image_processor_type="ViTImageProcessor"), ViTImageProcessorPil())
+    assert matches(pattern(50, 40), ours, automatic)
+    assert matches(pattern(50, 40), DeiTImageProcessor(image_processor_type="ViTImageProcessor"), ViTImageProcessorPil())
