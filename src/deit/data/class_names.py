@@ -28,7 +28,7 @@ def imagenet_ids() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def imagenet_names() -> tuple[str, ...]:
-    """Returns the descriptions of ImageNet's classes, made unique by appending the WordNet ID."""
+    """Returns the descriptions of ImageNet's classes, with the WordNet ID appended to those that are not unique."""
     from timm.data.imagenet_info import ImageNetInfo
 
     names = list(ImageNetInfo().label_descriptions())
@@ -44,7 +44,11 @@ def imagenet_subset(letter: str) -> tuple[int, ...]:
 
 
 def reassessed_labels() -> list[list[int]]:
-    """Returns the ReaL labels (Beyer et al., arXiv 2006.07159): all correct classes of each of the 50,000 validation images."""
+    """Returns the ReaL labels (Beyer et al., arXiv 2006.07159).
+
+    Returns:
+        All correct classes of each of the 50,000 validation images; some images have none.
+    """
     content: list[list[int]] = json.loads(_info("imagenet_real_labels.json"))
     return content
 
