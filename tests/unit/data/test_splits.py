@@ -61,10 +61,10 @@ def test_record_round_trip_and_missing_values() -> None:
 
 
 def test_holdout_of_the_data_set_overrides_the_user_s_fraction() -> None:
-    splits = make_splits(DatasetSplits(MemorySource(30), holdout={"validation": 0.1, "test": 0.2}, origin="made"), 4, 0.5)
+    splits = make_splits(DatasetSplits(MemorySource(30), holdout={"validation": 0.1, "test": 0.2}, origin="generated"), 4, 0.5)
     assert splits.test is not None
     assert [len(source.labels) for source in (splits.train, splits.validation, splits.test)] == [21, 3, 6]
-    assert splits.origin == "made; 10% for validation and 20% for test set aside from each class by seed 4"
+    assert splits.origin == "generated; 10% for validation and 20% for test set aside from each class by seed 4"
     assert splits.fingerprint == fingerprint(MemorySource(30))
 
 

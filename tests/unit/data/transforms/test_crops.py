@@ -66,18 +66,18 @@ def test_center_crop_if_no_random_crop_fits() -> None:
 
 def test_box_of_the_output_size_is_not_resized() -> None:
     image = pixels(50, 40)
-    part = crop_and_resize(image, (7, 3, 31, 19), 16, 24)
-    assert part.dtype == np.uint8
-    assert np.array_equal(part, image[3:19, 7:31].transpose(2, 0, 1))
+    crop = crop_and_resize(image, (7, 3, 31, 19), 16, 24)
+    assert crop.dtype == np.uint8
+    assert np.array_equal(crop, image[3:19, 7:31].transpose(2, 0, 1))
 
 
 def test_resized_box_does_not_depend_on_pixels_outside() -> None:
     image = pixels(60, 50)
     other = np.full_like(image, 255)
     other[10:40, 20:50] = image[10:40, 20:50]
-    part = crop_and_resize(image, (20, 10, 50, 40), 17, 23)
-    assert part.shape == (3, 17, 23)
-    assert np.array_equal(part, crop_and_resize(other, (20, 10, 50, 40), 17, 23))
+    crop = crop_and_resize(image, (20, 10, 50, 40), 17, 23)
+    assert crop.shape == (3, 17, 23)
+    assert np.array_equal(crop, crop_and_resize(other, (20, 10, 50, 40), 17, 23))
 
 
 def test_linear_ramp_stays_linear_at_any_size() -> None:
