@@ -39,7 +39,7 @@ class MirrorTest:
     changed: int
 
     @property
-    def alike(self) -> bool:
+    def flip_invariant(self) -> bool:
         """Whether flipped images are recognized about as often: the difference is not significant."""
         return self.upright - self.mirrored <= SIGNIFICANCE * math.sqrt(max(self.changed, 1))
 

@@ -128,7 +128,7 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
             notes.append(f"Batch size {batch_size}: {steps} steps per epoch of {stats.images:,} images")
         recipe = recipe.replace(batch_size=batch_size)
     if stats.mirror is not None:
-        flip = recipe.augmentation.flip if stats.mirror.alike else 0.0
+        flip = recipe.augmentation.flip if stats.mirror.flip_invariant else 0.0
         recipe = recipe.replace(augmentation={"flip": flip}, mirror_test=False)
         notes.append(f"{'Horizontal flips' if flip else 'No horizontal flips'}: {stats.mirror}")
     return recipe, notes

@@ -37,24 +37,24 @@ class Strokes:
 
 
 def test_strokes_in_one_direction_differ_when_flipped() -> None:
-    assert not mirror_test(Strokes(mirrored=False)).alike
+    assert not mirror_test(Strokes(mirrored=False)).flip_invariant
 
 
 def test_strokes_in_both_directions_do_not_differ_when_flipped() -> None:
     result = mirror_test(Strokes(mirrored=True))
-    assert result.alike
+    assert result.flip_invariant
     assert result.upright > 0.6 * result.tried
 
 
 def test_digits_differ_when_flipped() -> None:
     result = mirror_test(open_data("digits").train)
-    assert not result.alike
+    assert not result.flip_invariant
     assert "when flipped" in str(result)
 
 
 def test_difference_within_chance_is_not_significant() -> None:
-    assert MirrorTest(upright=30, mirrored=22, tried=700, changed=40).alike
-    assert not MirrorTest(upright=70, mirrored=22, tried=700, changed=60).alike
+    assert MirrorTest(upright=30, mirrored=22, tried=700, changed=40).flip_invariant
+    assert not MirrorTest(upright=70, mirrored=22, tried=700, changed=60).flip_invariant
 
 
 @pytest.mark.parametrize("brightness", [0.5, 2.0])
