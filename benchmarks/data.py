@@ -47,6 +47,7 @@ from deit.data.sampler import epoch_steps, micro_batches
 from deit.data.sources import FileSource
 from deit.data.transforms.augment import Augmentation, TrainTransform
 from deit.data.transforms.mixing import Mixing
+from deit.images.decoding import configure_pillow
 
 IMAGE_SIZE = 224
 REPEATS = 3
@@ -199,6 +200,7 @@ PIPELINES: dict[str, Callable[[list[Path]], Pipeline]] = {
 def serve(connection: Connection, job: tuple[str, list[Path]]) -> None:
     """Runs a contender: an epoch per request, which is the number of the epoch; replies samples and seconds of CPU time."""
     name, files = job
+    configure_pillow()  # for all contenders
     torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)

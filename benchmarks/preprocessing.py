@@ -32,6 +32,7 @@ from transformers.models.deit.image_processing_deit import DeiTImageProcessor as
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 from benchmarks.reporting import environment, publish, quartiles, with_quartiles
+from deit.images.decoding import configure_pillow
 from deit.images.processor import DeiTImageProcessor
 from deit.inference.benchmark import write_synthetic_photos
 
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="number of turns of each contender")
     parser.add_argument("--write", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args()
+    configure_pillow()  # for all contenders
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         files = [str(path) for path in write_synthetic_photos(Path(folder), IMAGES)]

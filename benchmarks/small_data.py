@@ -54,6 +54,7 @@ from deit.data.sources import ImageSource
 from deit.data.splits import Splits
 from deit.distillation.build_cache import build_cache_on
 from deit.evaluation.evaluate import evaluate_source
+from deit.images.decoding import configure_pillow
 from deit.models.losses import as_targets, soft_target_cross_entropy
 from deit.models.outputs import ImageClassifierOutput
 from deit.models.plain_convnet import PLAIN_CONVNET
@@ -117,11 +118,23 @@ class TorchvisionDataset(Dataset[tuple[torch.Tensor, int]]):
         return self.augment(self.source.load(index)), int(self.source.labels[index])
 
 
+def configure_worker(_worker: int) -> None:
+    configure_pillow()  # as in our data loader
+
+
 def torchvision_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
     """Yields epochs with torchvision's augmentation, without end."""
     classes = len(source.classes)
     dataset = TorchvisionDataset(recipe, source)
-    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True)
+    loader = DataLoader(
+        dataset,
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=1,
+        persistent_workers=True,
+        worker_init_fn=configure_worker,
+    )
     while True:
         yield (
             (pixels, as_targets(labels, classes) * (1 - recipe.smoothing) + recipe.smoothing / classes)
