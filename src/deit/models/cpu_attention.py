@@ -1,8 +1,8 @@
-"""Self-attention for training on a CPU in bf16: matrix products and a softmax.
+"""Self-attention as matrix products and a softmax, for training on a CPU in bf16.
 
-torch's fused attention goes through the attention weights in small pieces, so as not to hold them all; on a CPU it reaches
-about an eighth of the rate of its own matrix products in bf16. The weights of the few hundred tokens of an image fit into
-memory as they are, and then everything but the softmax is one batched product.
+torch's fused attention processes the attention weights in small blocks, so that it need not store them. On a CPU in bf16 it
+reaches about an eighth of the rate of torch's matrix products. For the few hundred tokens of an image the weights fit into
+memory, and everything except the softmax is one batched matrix product.
 
 Shapes: B images, N tokens, H heads, E width of a head.
 """
@@ -15,55 +15,55 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MAX_TOKENS = 1024  # above it the weights kept for the gradient would be larger than all else that a layer keeps
+MAX_TOKENS = 1024  # with more, the stored attention weights would exceed all other activations of a layer
 
 
-def trains_faster(qkv: Tensor) -> bool:
-    """Whether :func:`self_attention` is the way to go: on a CPU, in bf16, where a gradient will be asked for.
+def prefers_matmul_attention(qkv: Tensor) -> bool:
+    """Returns whether :func:`matmul_attention` should compute attention: on a CPU, in bf16, if a gradient is needed.
 
-    Without a gradient the fused attention keeps nothing, and rounds less. In float32 neither is faster than the other.
+    Without a gradient, the fused attention stores nothing and rounds less. In float32, both are equally fast.
 
     Args:
-        qkv: (B, N, 3, H, E).
+        qkv: (B, N, 3, H, E), queries, keys and values.
     """
     if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16 or qkv.shape[1] > MAX_TOKENS:
         return False
     return torch.is_grad_enabled() and qkv.requires_grad and not torch.compiler.is_exporting()
 
 
-def self_attention(qkv: Tensor) -> Tensor:
-    """Attention of each token to all tokens of its image; its gradient can be taken once.
+def matmul_attention(qkv: Tensor) -> Tensor:
+    """Computes scaled dot-product attention. It can be differentiated once.
 
-    Keeps the attention weights for the gradient, (B, H, N, N) in the type of ``qkv``. In bf16 the scores too are rounded to
-    bf16; the softmax works in float32.
+    The attention weights (B, H, N, N) are stored for the gradient, in the dtype of ``qkv``. In bf16, the scores are rounded to
+    bf16 as well; the softmax is computed in float32.
 
     Args:
-        qkv: (B, N, 3, H, E), of any floating type: queries, keys and values.
+        qkv: (B, N, 3, H, E), queries, keys and values, of any floating-point dtype.
 
     Returns:
         (B, N, H, E).
     """
-    output: Tensor = _SelfAttention.apply(qkv)[0]
+    output: Tensor = _MatmulAttention.apply(qkv)[0]
     return output
 
 
-class _SelfAttention(torch.autograd.Function):
-    """The tensors that the gradient needs are answered too, so that functions such as ``torch.func.grad`` can keep them."""
+class _MatmulAttention(torch.autograd.Function):
+    """Also returns the tensors that the gradient needs, so that transforms such as ``torch.func.grad`` can store them."""
 
     @staticmethod
     def forward(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, tokens, _, heads, width = qkv.shape
-        # Batched products run at full rate only on tensors without gaps.
-        by_head = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, width)
-        q, k, v = by_head.unbind(0)
-        weights = _product(q, k.transpose(1, 2), width**-0.5).softmax(dim=-1)  # (B H, N, N)
-        output = torch.bmm(weights, v).view(batch, heads, tokens, width).transpose(1, 2)
+        batch, tokens, _, heads, head_dim = qkv.shape
+        # Batched products are only fast on contiguous tensors.
+        by_head = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, head_dim)  # (3, B H, N, E)
+        q, k, v = by_head.unbind(0)  # (B H, N, E) each
+        weights = _scaled_bmm(q, k.transpose(1, 2), head_dim**-0.5).softmax(dim=-1)  # (B H, N, N)
+        output = torch.bmm(weights, v).view(batch, heads, tokens, head_dim).transpose(1, 2)  # (B, N, H, E)
         return output.contiguous(), by_head, weights
 
     @staticmethod
     def setup_context(ctx: Any, _inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)  # no zeros as large as the weights
+        ctx.set_materialize_grads(False)  # saves zero tensors of the size of the weights
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
@@ -72,19 +72,20 @@ class _SelfAttention(torch.autograd.Function):
         if grad is None:
             return None
         by_head, weights = ctx.saved_tensors
-        batch, tokens, heads, width = grad.shape
-        q, k, v = by_head.unbind(0)
-        grad = grad.transpose(1, 2).reshape(batch * heads, tokens, width)
-        for_q, for_k, for_v = (for_all := torch.empty_like(by_head)).unbind(0)
-        torch.bmm(weights.transpose(1, 2), grad, out=for_v)
-        for_weights = torch.bmm(grad, v.transpose(1, 2))  # (B H, N, N)
-        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
-        _product(for_scores, k, width**-0.5, out=for_q)
-        _product(for_scores.transpose(1, 2), q, width**-0.5, out=for_k)
-        return for_all.view(3, batch, heads, tokens, width).permute(1, 3, 0, 2, 4).contiguous()  # (B, N, 3, H, E)
+        batch, tokens, heads, head_dim = grad.shape
+        q, k, v = by_head.unbind(0)  # (B H, N, E) each
+        grad_output = grad.transpose(1, 2).reshape(batch * heads, tokens, head_dim)  # (B H, N, E)
+        grad_by_head = torch.empty_like(by_head)  # (3, B H, N, E)
+        grad_q, grad_k, grad_v = grad_by_head.unbind(0)
+        torch.bmm(weights.transpose(1, 2), grad_output, out=grad_v)
+        grad_weights = torch.bmm(grad_output, v.transpose(1, 2))  # (B H, N, N)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        _scaled_bmm(grad_scores, k, head_dim**-0.5, out=grad_q)
+        _scaled_bmm(grad_scores.transpose(1, 2), q, head_dim**-0.5, out=grad_k)
+        return grad_by_head.view(3, batch, heads, tokens, head_dim).permute(1, 3, 0, 2, 4).contiguous()  # (B, N, 3, H, E)
 
 
-def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """(B H, N, M) x (B H, M, L) x scale -> (B H, N, L), scaled before it is rounded."""
-    nothing = left.new_zeros(1)  # baddbmm alone takes a factor
-    return torch.baddbmm(nothing, left, right, beta=0, alpha=scale, out=out)
+def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """Returns the batched product of (B H, N, M) and (B H, M, L), scaled before it is rounded: (B H, N, L)."""
+    unused = left.new_zeros(1)  # only baddbmm takes a factor; beta = 0 ignores the addend
+    return torch.baddbmm(unused, left, right, beta=0, alpha=scale, out=out)

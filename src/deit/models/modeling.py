@@ -1,12 +1,13 @@
-"""The model, whole.
+"""The whole model.
 
-A vision transformer (Dosovitskiy et al., arXiv 2010.11929) as DeiT trains it (Touvron et al., arXiv 2012.12877): section 3
-recalls the transformer, section 4 adds the distillation token, which stands at index 1 and learns from the teacher.
+A vision transformer (Dosovitskiy et al., arXiv 2010.11929) as DeiT trains it (Touvron et al., arXiv 2012.12877). Section 3 of
+the DeiT paper recalls the transformer. Section 4 adds the distillation token, which is at index 1 and learns from the teacher.
 
-Shapes: B images, C channels, N tokens, P patches, D width, H heads, L layers, K classes.
+Shapes: B images, C channels, N tokens, P patches, D width, H heads of a layer, E width of a head, L layers, K classes. The
+first tokens are [CLS] and, in distilled models, the distillation token; the P patches follow, row by row.
 
-Nothing here draws a random number after the weights are made, but for dropout where a configuration asks for it: stochastic
-depth arrives as a tensor of factors, so that the same inputs always give the same outputs.
+After initialization the model draws no random numbers, except for dropout if the configuration sets it. Stochastic depth is
+passed in as a tensor of factors, so that equal inputs have equal outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from deit.checkpoints.position_embeddings import resample_position_embeddings
 from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError, UserError
-from deit.models.cpu_attention import self_attention, trains_faster
+from deit.models.cpu_attention import matmul_attention, prefers_matmul_attention
 from deit.models.losses import Distillation, as_targets, labels_loss, training_loss
 from deit.models.outputs import (
     BaseModelOutput,
@@ -34,7 +35,7 @@ from deit.models.outputs import (
     ImageClassifierWithTeacherOutput,
     MaskedImageModelingOutput,
 )
-from deit.models.pretrained import AttentionName, DeviceMap, PreTrainedModel, open_named, to_device
+from deit.models.pretrained import AttentionName, DeviceMap, PreTrainedModel, apply_device_map, open_pretrained
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -46,20 +47,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class ForwardOptions(TypedDict, total=False):
+    """Keyword arguments of ``forward`` that all models share, documented in :meth:`ViTModel.forward`."""
+
+    head_mask: Tensor | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    interpolate_pos_encoding: bool | None
+    residual_scale: Tensor | None
+
+
 class PatchEmbed(nn.Module):
-    """Image -> one token a patch: a linear map of its pixels, as a convolution."""
+    """Patch embedding: a linear map of the pixels of each patch, computed as a convolution."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_hw, stride=config.patch_hw)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, rows x columns, D)."""
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        """Maps images (B, C, height, width) to tokens (B, P, D)."""
+        x: Tensor = self.projection(pixel_values)  # (B, D, rows, columns)
+        return x.flatten(2).transpose(1, 2)  # (B, P, D)
 
 
 class Embeddings(nn.Module):
-    """Patches, the tokens before them, and where each stands."""
+    """Patch embedding, prefix tokens and position embeddings (paper, sections 3 and 4)."""
 
     def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
         super().__init__()
@@ -77,30 +89,32 @@ class Embeddings(nn.Module):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, bool_masked_pos: Tensor | None = None
     ) -> Tensor:
-        """(B, C, height, width), hidden patches (B, P) -> (B, N, D)."""
-        positions = self._positions(pixel_values, interpolate_pos_encoding)
+        """Maps images (B, C, height, width) and the mask of patches (B, P) to tokens (B, N, D)."""
+        positions = self._position_embeddings(pixel_values, interpolate_pos_encoding)  # (1, N, D)
         patches = self.patch_embeddings(pixel_values)  # (B, P, D)
         if bool_masked_pos is not None:
-            patches = self._masked(patches, bool_masked_pos)
+            patches = self._mask(patches, bool_masked_pos)
         prefix = [self.cls_token]
         if isinstance(self.config, DeiTConfig):
             prefix.append(self.distillation_token)
-        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]  # (B, 1, D) each
         x: Tensor = self.dropout(torch.cat([*tokens, patches], dim=1) + positions)  # (B, N, D)
         return x
 
-    def _masked(self, patches: Tensor, hidden: Tensor) -> Tensor:
+    def _mask(self, patches: Tensor, mask: Tensor) -> Tensor:
+        """Replaces the patches where ``mask`` (B, P) is true by the mask token."""
         if not hasattr(self, "mask_token"):
-            raise UserError("This model has no mask token", "make it with use_mask_token=True, or leave bool_masked_pos out")
-        if hidden.shape != patches.shape[:2]:
+            raise UserError("This model has no mask token", "create it with use_mask_token=True, or omit bool_masked_pos")
+        if mask.shape != patches.shape[:2]:
             expected = " x ".join(map(str, patches.shape[:2]))
-            raise UserError(f"bool_masked_pos is {tuple(hidden.shape)}", f"pass images x patches, {expected}")
-        return torch.where(hidden.bool()[..., None], self.mask_token.to(patches.dtype), patches)
+            raise UserError(f"bool_masked_pos has shape {tuple(mask.shape)}", f"pass images x patches, {expected}")
+        return torch.where(mask.bool()[..., None], self.mask_token.to(patches.dtype), patches)
 
-    def _positions(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
+    def _position_embeddings(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
+        """Returns the position embeddings (1, N, D) for the size of the images, after checking it."""
         config = self.config
         if pixel_values.ndim != 4:
-            raise UserError(f"The images are {tuple(pixel_values.shape)}", "pass images x channels x height x width")
+            raise UserError(f"The images have shape {tuple(pixel_values.shape)}", "pass images x channels x height x width")
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise UserError(f"The images have {channels} channels", f"this model takes {config.num_channels}")
@@ -119,67 +133,77 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; one product makes queries, keys and values.
+    """Multi-head self-attention (paper, section 3), with queries, keys and values computed by one linear layer.
 
     Attributes:
-        heads: the numbers of the heads that are there; all but the pruned ones.
+        heads: indices of the heads that are not pruned.
+        head_dim: width E of a head.
     """
 
-    def __init__(self, config: ViTConfig, pruned: Sequence[int] = ()) -> None:
+    def __init__(self, config: ViTConfig, pruned_heads: Sequence[int] = ()) -> None:
         super().__init__()
-        self.heads = [head for head in range(config.num_attention_heads) if head not in pruned]
-        self.head_width = config.hidden_size // config.num_attention_heads
+        self.heads = [head for head in range(config.num_attention_heads) if head not in pruned_heads]
+        self.head_dim = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        inner = len(self.heads) * self.head_width
+        inner = len(self.heads) * self.head_dim
         self.qkv = nn.Linear(config.hidden_size, 3 * inner, bias=config.qkv_bias)
         self.o_proj = nn.Linear(inner, config.hidden_size)
 
-    def forward(self, x: Tensor, head_mask: Tensor | None = None, explicit: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, N, D), a factor a head (H) -> (B, N, D), and the attention weights (B, H, N, N) where ``explicit``."""
+    def forward(self, x: Tensor, head_mask: Tensor | None = None, eager: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Applies attention.
+
+        Args:
+            x: tokens (B, N, D).
+            head_mask: factor of each head (H).
+            eager: compute the attention weights explicitly and return them.
+
+        Returns:
+            Tokens (B, N, D), and the attention weights (B, H, N, N) if ``eager``, else None.
+        """
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, len(self.heads), self.head_width)
+        qkv = self.qkv(x).reshape(batch, tokens, 3, len(self.heads), self.head_dim)  # (B, N, 3, H, E)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if not (explicit or dropout) and trains_faster(qkv):
-            x = self_attention(qkv)  # (B, N, H, D / H)
+        if not (eager or dropout) and prefers_matmul_attention(qkv):
+            x = matmul_attention(qkv)  # (B, N, H, E)
         else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D / H)
-            if explicit:
-                scores = q @ k.transpose(2, 3) * self.head_width**-0.5  # (B, H, N, N)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, E) each
+            if eager:
+                scores = q @ k.transpose(2, 3) * self.head_dim**-0.5  # (B, H, N, N)
                 weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), dropout)
-                x = weights @ v
+                x = weights @ v  # (B, H, N, E)
             else:
-                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            x = x.transpose(1, 2)
+                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B, H, N, E)
+            x = x.transpose(1, 2)  # (B, N, H, E)
         if head_mask is not None:
             factors = head_mask.to(x.dtype)[:, None]  # (H, 1)
             x = x * factors
             weights = None if weights is None else weights * factors[..., None]
-        return self.o_proj(x.reshape(batch, tokens, -1)), weights
+        return self.o_proj(x.reshape(batch, tokens, -1)), weights  # (B, N, D)
 
     @torch.no_grad()
-    def prune(self, gone: Collection[int]) -> None:
-        """Take heads out, by their numbers in the model as it was made."""
-        kept = [place for place, head in enumerate(self.heads) if head not in gone]
-        rows = torch.arange(len(self.heads) * self.head_width).view(len(self.heads), self.head_width)[kept].flatten()
+    def prune(self, heads: Collection[int]) -> None:
+        """Removes heads, given by their index in the unpruned layer."""
+        kept = [position for position, head in enumerate(self.heads) if head not in heads]
+        rows = torch.arange(len(self.heads) * self.head_dim).view(len(self.heads), self.head_dim)[kept].flatten()
         rows = rows.to(self.qkv.weight.device)
-        old_qkv, old_out = self.qkv, self.o_proj
-        self.heads = [self.heads[place] for place in kept]
-        width = old_out.out_features
-        options: dict[str, Any] = {"device": old_out.weight.device, "dtype": old_out.weight.dtype}
+        old_qkv, old_o_proj = self.qkv, self.o_proj
+        self.heads = [self.heads[position] for position in kept]
+        width = old_o_proj.out_features
+        options: dict[str, Any] = {"device": old_o_proj.weight.device, "dtype": old_o_proj.weight.dtype}
         self.qkv = nn.Linear(width, 3 * len(rows), bias=old_qkv.bias is not None, **options)
-        self.qkv.weight.copy_(old_qkv.weight.view(3, -1, width)[:, rows].flatten(0, 1))
+        self.qkv.weight.copy_(old_qkv.weight.view(3, -1, width)[:, rows].flatten(0, 1))  # (3 H E, D)
         if old_qkv.bias is not None:
-            self.qkv.bias.copy_(old_qkv.bias.view(3, -1)[:, rows].flatten())
+            self.qkv.bias.copy_(old_qkv.bias.view(3, -1)[:, rows].flatten())  # (3 H E)
         self.o_proj = nn.Linear(len(rows), width, **options)
-        self.o_proj.weight.copy_(old_out.weight[:, rows])
-        self.o_proj.bias.copy_(old_out.bias)
-        for old, new in ((old_qkv, self.qkv), (old_out, self.o_proj)):
+        self.o_proj.weight.copy_(old_o_proj.weight[:, rows])  # (D, H E)
+        self.o_proj.bias.copy_(old_o_proj.bias)
+        for old, new in ((old_qkv, self.qkv), (old_o_proj, self.o_proj)):
             new.requires_grad_(old.weight.requires_grad)
 
 
 class Mlp(nn.Module):
-    """Two linear maps with an activation between them."""
+    """Feed-forward network (paper, section 3): two linear layers with an activation between them."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -188,17 +212,17 @@ class Mlp(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Maps tokens (..., D) to tokens (..., D)."""
         return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and around a residual connection."""
+    """Transformer layer: attention and MLP, each with a layer norm before it and a residual connection (pre-norm)."""
 
-    def __init__(self, config: ViTConfig, pruned: Sequence[int] = ()) -> None:
+    def __init__(self, config: ViTConfig, pruned_heads: Sequence[int] = ()) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config, pruned)
+        self.attention = Attention(config, pruned_heads)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -210,36 +234,46 @@ class Block(nn.Module):
         x: Tensor,
         residual_scale: Tensor | None = None,
         head_mask: Tensor | None = None,
-        explicit: bool = False,
+        eager: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, D), factors (2, B), factors (H) -> (B, N, D), and the attention weights where ``explicit``."""
-        attended, weights = self.attention(self.layernorm_before(x), head_mask, explicit)
-        x = x + self.scaled(self.dropout(attended), residual_scale, 0)
-        mixed = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + self.scaled(mixed, residual_scale, 1), weights
+        """Applies the layer.
 
-    def scaled(self, branch: Tensor, factors: Tensor | None, row: int) -> Tensor:
-        """A residual branch, by its factor a channel (layer scale) and its factor an image (stochastic depth)."""
+        Args:
+            x: tokens (B, N, D).
+            residual_scale: factor of each residual branch for each image (2, B).
+            head_mask: see :meth:`Attention.forward`.
+            eager: see :meth:`Attention.forward`.
+
+        Returns:
+            Tokens (B, N, D), and the attention weights (B, H, N, N) if ``eager``, else None.
+        """
+        attended, weights = self.attention(self.layernorm_before(x), head_mask, eager)
+        x = x + self.scale_residual(self.dropout(attended), residual_scale, 0)
+        expanded = self.dropout(self.mlp(self.layernorm_after(x)))
+        return x + self.scale_residual(expanded, residual_scale, 1), weights
+
+    def scale_residual(self, branch: Tensor, residual_scale: Tensor | None, index: int) -> Tensor:
+        """Scales residual branch ``index`` (B, N, D) per channel (layer scale) and per image (stochastic depth)."""
         if hasattr(self, "layer_scale"):
-            branch = branch * self.layer_scale[row].to(branch.dtype)
-        return branch if factors is None else branch * factors[row].to(branch.dtype)[:, None, None]
+            branch = branch * self.layer_scale[index].to(branch.dtype)  # (D) broadcasts over B, N
+        return branch if residual_scale is None else branch * residual_scale[index].to(branch.dtype)[:, None, None]
 
     @torch.no_grad()
     def fold_layer_scale(self) -> None:
-        """Multiply the factors of layer scale into the weights before them."""
-        for factors, last in zip(self.layer_scale, (self.attention.o_proj, self.mlp.fc2), strict=True):
-            last.weight.mul_(factors[:, None])
-            last.bias.mul_(factors)
+        """Multiplies the factors of layer scale into the linear layers before them."""
+        for factors, linear in zip(self.layer_scale, (self.attention.o_proj, self.mlp.fc2), strict=True):
+            linear.weight.mul_(factors[:, None])
+            linear.bias.mul_(factors)
         del self.layer_scale
 
 
 class ViTModel(PreTrainedModel):
-    """The transformer without a head.
+    """Vision transformer without a head (paper, section 3).
 
     Args:
-        config: its shape.
-        add_pooling_layer: a linear map and tanh on [CLS], as transformers has it; no published checkpoint holds one.
-        use_mask_token: an embedding for hidden patches, for masked image modeling.
+        config: its configuration.
+        add_pooling_layer: add a linear layer and tanh on [CLS], as in transformers; no published checkpoint has them.
+        use_mask_token: add an embedding for masked patches, for masked image modeling.
 
     Example:
         >>> vit = ViTModel(ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3))
@@ -247,24 +281,26 @@ class ViTModel(PreTrainedModel):
         torch.Size([1, 5, 48])
     """
 
-    _options = frozenset({"add_pooling_layer", "use_mask_token"})
+    _init_arguments = frozenset({"add_pooling_layer", "use_mask_token"})
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
         width = config.hidden_size
         with torch.device("meta"):
             self.embeddings = Embeddings(config, use_mask_token)
-            self.layers = nn.ModuleList(Block(config, config.pruned_heads.get(n, ())) for n in range(config.num_hidden_layers))
+            self.layers = nn.ModuleList(
+                Block(config, config.pruned_heads.get(index, ())) for index in range(config.num_hidden_layers)
+            )
             self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             if add_pooling_layer:
                 self.pooler = nn.ModuleDict({"dense": nn.Linear(width, config.pooler_output_size or width)})
-        self.explicit_attention = False
-        self.checkpointing: dict[str, Any] = {}
+        self.eager_attention = False
+        self.checkpoint_arguments: dict[str, Any] = {}
         self.checkpointed_layers = range(0)
         self.materialize()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The map from patches to tokens.
+        """Returns the patch embedding.
 
         Example:
             >>> model.deit.get_input_embeddings().projection.weight.shape
@@ -281,24 +317,25 @@ class ViTModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool | None = None,
-        return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutput:
-        """Run the transformer.
+        """Computes the tokens after the last layer.
 
         Args:
-            pixel_values: (B, C, height, width), normalized; of any floating type.
-            bool_masked_pos: (B, P), true where a patch is hidden behind the mask token.
-            head_mask: (H) or (L, H), a factor of each attention head: 0 masks it, 1 leaves it.
-            output_attentions: answer each layer's attention too, computed step by step; the configuration's when None.
-            output_hidden_states: answer the tokens after each layer too; the configuration's when None.
-            interpolate_pos_encoding: take images of another size by resampling the position embeddings.
-            return_dict: False answers a tuple of the parts; the configuration's when None.
-            residual_scale: (L, 2, B), the factor of each residual branch for each image, for stochastic depth;
-                all ones when None.
+            pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
+            bool_masked_pos: (B, P), true for patches to replace by the mask token.
+            head_mask: (H) or (L, H), factor of each attention head: 0 masks it, 1 leaves it unchanged.
+            output_attentions: return the attention weights of each layer, computed explicitly. None uses the configuration's
+                value.
+            output_hidden_states: return the tokens before the first and after each layer. None uses the configuration's value.
+            interpolate_pos_encoding: accept images of another size, and resample the position embeddings to it.
+            residual_scale: (L, 2, B), factor of each residual branch (attention, MLP) for each image, for stochastic depth.
+                None means all ones.
+            return_dict: False returns a tuple of the values. None uses the configuration's value.
 
         Raises:
-            UserError: images of another size or channel count, or a mask of another shape.
+            UserError: images of another size or number of channels, or a mask of another shape.
 
         Example:
             >>> output = model.deit(torch.zeros(1, 3, 32, 32), output_attentions=True, output_hidden_states=True)
@@ -306,48 +343,52 @@ class ViTModel(PreTrainedModel):
             (3, torch.Size([1, 3, 6, 6]))
         """
         config = self.config
-        with_attentions = config.output_attentions if output_attentions is None else output_attentions
-        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        masks = self._head_masks(head_mask)
+        return_attentions = config.output_attentions if output_attentions is None else output_attentions
+        return_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        eager = return_attentions or self.eager_attention
+        masks = self._layer_head_masks(head_mask)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         x = self.embeddings(pixel_values, bool(interpolate_pos_encoding), bool_masked_pos)  # (B, N, D)
-        states, attentions = [], []  # only what was asked for: the rest goes as soon as the next layer has read it
-        for depth, layer in enumerate(self.layers):
-            scale = None if residual_scale is None else residual_scale[depth]
-            if with_states:
-                states.append(x)
-            arguments = x, scale, masks[depth], with_attentions or self.explicit_attention
-            if depth in self.checkpointed_layers and self.training:
-                x, weights = checkpoint(layer, *arguments, **self.checkpointing)
+        # Only requested outputs are kept: the others are freed as soon as the next layer has read them.
+        hidden_states, attentions = [], []
+        for index, layer in enumerate(self.layers):
+            if return_states:
+                hidden_states.append(x)
+            inputs = x, None if residual_scale is None else residual_scale[index], masks[index], eager
+            if index in self.checkpointed_layers and self.training:
+                x, weights = checkpoint(layer, *inputs, **self.checkpoint_arguments)  # (B, N, D), (B, H, N, N)
             else:
-                x, weights = layer(*arguments)
-            del arguments
-            if with_attentions:
+                x, weights = layer(*inputs)  # (B, N, D), (B, H, N, N)
+            del inputs
+            if return_attentions:
                 attentions.append(weights)
-        if with_states:
-            states.append(x)
+        if return_states:
+            hidden_states.append(x)
         x = self.layernorm(x)
         output = BaseModelOutput(
             last_hidden_state=x,
             pooler_output=torch.tanh(self.pooler["dense"](x[:, 0])) if hasattr(self, "pooler") else None,
-            hidden_states=tuple(states) if with_states else None,
-            attentions=tuple(attentions) if with_attentions else None,
+            hidden_states=tuple(hidden_states) if return_states else None,
+            attentions=tuple(attentions) if return_attentions else None,
         )
-        return self._answer(output, return_dict)
+        return self._as_requested(output, return_dict)
 
-    def _head_masks(self, head_mask: Tensor | None) -> Sequence[Tensor | None]:
+    def _layer_head_masks(self, head_mask: Tensor | None) -> Sequence[Tensor | None]:
+        """Returns the head mask of each layer, (H) each, without pruned heads."""
         layers, heads = len(self.layers), self.config.num_attention_heads
         if head_mask is None:
             return [None] * layers
         if head_mask.shape not in ((heads,), (layers, heads)):
-            raise UserError(f"head_mask is {tuple(head_mask.shape)}", f"pass {heads} heads, or {layers} layers x {heads} heads")
-        rows = head_mask.expand(layers, heads)
+            raise UserError(
+                f"head_mask has shape {tuple(head_mask.shape)}", f"pass {heads} heads, or {layers} layers x {heads} heads"
+            )
         attentions = [layer.attention for layer in self.layers if isinstance(layer, Block)]
+        rows = head_mask.expand(layers, heads)  # (L, H)
         return [row[attention.heads] for row, attention in zip(rows, attentions, strict=True)]
 
 
 class DeiTModel(ViTModel):
-    """A :class:`ViTModel` with the distillation token at index 1.
+    """:class:`ViTModel` with a distillation token at index 1 (paper, section 4).
 
     Example:
         >>> DeiTModel(config)(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape  # [CLS], distillation token, 4 patches
@@ -359,15 +400,15 @@ class DeiTModel(ViTModel):
 
 
 class PreTrainedClassifier(PreTrainedModel):
-    """A transformer with one head on [CLS]."""
+    """Base class of the classifiers with one head, on [CLS]."""
 
     classifier: nn.Linear
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        trunk = DeiTModel if self.base_model_prefix == "deit" else ViTModel
+        base_class = DeiTModel if self.base_model_prefix == "deit" else ViTModel
         with torch.device("meta"):
-            setattr(self, self.base_model_prefix, trunk(config, add_pooling_layer=False))
+            setattr(self, self.base_model_prefix, base_class(config, add_pooling_layer=False))
             self.classifier = _head(config)
         self.materialize()
 
@@ -376,19 +417,17 @@ class PreTrainedClassifier(PreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         *,
-        head_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
-        residual_scale: Tensor | None = None,
+        **options: Unpack[ForwardOptions],
     ) -> ImageClassifierOutput:
-        """Classify.
+        """Classifies images.
 
         Args:
-            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
-            labels: for a loss, as :func:`deit.models.losses.labels_loss` takes them with the configuration's
-                ``problem_type``.
+            pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
+            labels: if given, the output has a loss; see :func:`deit.models.losses.labels_loss`, which also receives the
+                configuration's ``problem_type``.
+            return_dict: see :meth:`ViTModel.forward`.
+            options: see :meth:`ViTModel.forward`.
 
         Example:
             >>> plain = DeiTForImageClassification(config)
@@ -396,27 +435,19 @@ class PreTrainedClassifier(PreTrainedModel):
             >>> output.logits.shape, output.loss.ndim
             (torch.Size([2, 5]), 0)
         """
-        hidden = self.base_model(
-            pixel_values,
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-            residual_scale=residual_scale,
-        )
-        logits = self.classifier(hidden.last_hidden_state[:, 0])  # (B, K)
+        base = self.base_model(pixel_values, return_dict=True, **options)
+        logits = self.classifier(base.last_hidden_state[:, 0])  # (B, K)
         output = ImageClassifierOutput(
             loss=None if labels is None else labels_loss(logits, labels, self.config.problem_type),
             logits=logits,
-            hidden_states=hidden.hidden_states,
-            attentions=hidden.attentions,
+            hidden_states=base.hidden_states,
+            attentions=base.attentions,
         )
-        return self._answer(output, return_dict)
+        return self._as_requested(output, return_dict)
 
 
 class ViTForImageClassification(PreTrainedClassifier):
-    """A vision transformer with one head on [CLS]: the four published models that had no distillation.
+    """Vision transformer with one head, on [CLS]: the four published models without distillation.
 
     Example:
         >>> vit = ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, num_labels=5)
@@ -428,7 +459,7 @@ class ViTForImageClassification(PreTrainedClassifier):
 
 
 class DeiTForImageClassification(PreTrainedClassifier):
-    """A DeiT with one head, on the class token alone.
+    """DeiT with one head, on [CLS]; the distillation token has none.
 
     Example:
         >>> DeiTForImageClassification(config)(torch.zeros(1, 3, 32, 32)).logits.shape
@@ -441,7 +472,9 @@ class DeiTForImageClassification(PreTrainedClassifier):
 
 
 class DeiTForImageClassificationWithTeacher(PreTrainedModel):
-    """DeiT as it is distilled: a head on the class token, another on the distillation token (section 4).
+    """DeiT with two heads, on [CLS] and on the distillation token (paper, section 4).
+
+    The prediction is the mean of both heads' logits, as for the released checkpoints; the paper adds the softmax outputs.
 
     Example:
         >>> output = DeiTForImageClassificationWithTeacher(config)(torch.zeros(2, 3, 32, 32))
@@ -467,24 +500,23 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
         labels: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         *,
-        head_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
-        residual_scale: Tensor | None = None,
+        **options: Unpack[ForwardOptions],
     ) -> ImageClassifierWithTeacherOutput:
-        """Classify.
+        """Classifies images.
 
         Args:
-            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
-            labels: with ``teacher_logits``, (B) class numbers or (B, K) soft targets, and the loss is the paper's, hard or soft
-                as the configuration's ``distillation_type`` says. Without, each head learns the labels, which are as in
+            pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
+            labels: if given, the output has a loss. With ``teacher_logits``: class indices (B) or soft targets (B, K), and
+                the loss is the paper's (equations 2 and 3), hard or soft according to the configuration's
+                ``distillation_type``. Without: the mean of both heads' losses, with labels as in
                 :meth:`DeiTForImageClassification.forward`.
-            teacher_logits: (B, K), what a teacher says of the same images.
+            teacher_logits: (B, K), the teacher's logits for the same images.
+            return_dict: see :meth:`ViTModel.forward`.
+            options: see :meth:`ViTModel.forward`.
 
         Raises:
-            UserError: labels or teacher's logits of another shape, or these without those.
+            UserError: labels or teacher logits of another shape, or teacher logits without labels.
 
         Example:
             >>> images, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 4])
@@ -493,49 +525,44 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
             (0, ['loss', 'logits', 'cls_logits', 'distillation_logits'])
         """
         if teacher_logits is not None and labels is None:
-            raise UserError("There are teacher_logits and no labels", "pass both for a loss")
-        hidden = self.deit(
-            pixel_values,
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-            residual_scale=residual_scale,
-        )
-        x = hidden.last_hidden_state  # (B, N, D)
-        class_logits, distillation_logits = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])
+            raise UserError("There are teacher_logits but no labels", "pass both for a loss")
+        base = self.deit(pixel_values, return_dict=True, **options)
+        x = base.last_hidden_state  # (B, N, D)
+        class_logits, distillation_logits = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])  # (B, K)
         output = ImageClassifierWithTeacherOutput(
             loss=None if labels is None else self._loss(class_logits, distillation_logits, labels, teacher_logits),
             logits=(class_logits + distillation_logits) / 2,
             cls_logits=class_logits,
             distillation_logits=distillation_logits,
-            hidden_states=hidden.hidden_states,
-            attentions=hidden.attentions,
+            hidden_states=base.hidden_states,
+            attentions=base.attentions,
         )
-        return self._answer(output, return_dict)
+        return self._as_requested(output, return_dict)
 
     def _loss(self, class_logits: Tensor, distillation_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         if teacher_logits is None:
             losses = [labels_loss(logits, labels, self.config.problem_type) for logits in (class_logits, distillation_logits)]
             return (losses[0] + losses[1]) / 2
         settings = Distillation(mode=self.config.distillation_type)
-        targets = as_targets(labels.to(class_logits.device), self.num_labels)
-        for what, given in (("labels", targets), ("teacher_logits", teacher_logits)):
-            if given.shape != class_logits.shape:
-                raise UserError(f"{what} are {tuple(given.shape)}", f"images x classes is {tuple(class_logits.shape)}")
+        targets = as_targets(labels.to(class_logits.device), self.num_labels)  # (B, K)
+        for name, tensor in (("labels", targets), ("teacher_logits", teacher_logits)):
+            if tensor.shape != class_logits.shape:
+                expected = tuple(class_logits.shape)
+                raise UserError(f"{name} has shape {tuple(tensor.shape)}", f"pass images x classes, {expected}")
         return training_loss(settings, class_logits, targets, distillation_logits, teacher_logits)
 
 
 class DeiTForMaskedImageModeling(PreTrainedModel):
-    """A DeiT that fills in hidden patches: each token becomes the pixels of its patch (SimMIM, arXiv 2111.09886).
+    """DeiT that reconstructs masked patches: a linear decoder maps each token to the pixels of its patch.
+
+    The method is SimMIM (arXiv 2111.09886).
 
     Raises:
-        UserError: ``encoder_stride`` differs from the patch size, so that the pixels would not fill the image.
+        UserError: ``encoder_stride`` differs from the patch size, so that the decoded pixels would not fill the image.
 
     Example:
-        >>> hidden = torch.tensor([[True, False, False, True]])
-        >>> output = DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32), bool_masked_pos=hidden)
+        >>> mask = torch.tensor([[True, False, False, True]])
+        >>> output = DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32), bool_masked_pos=mask)
         >>> output.reconstruction.shape, output.loss.ndim
         (torch.Size([1, 3, 32, 32]), 0)
     """
@@ -547,7 +574,7 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         super().__init__(config)
         stride = config.encoder_stride
         if config.patch_hw != (stride, stride):
-            raise UserError(f"encoder_stride is {stride} and a patch {config.patch_hw}", "make them equal")
+            raise UserError(f"encoder_stride is {stride}, but the patch size is {config.patch_hw}", "make them equal")
         with torch.device("meta"):
             self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
             pixels = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
@@ -559,17 +586,19 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None = None,
         *,
-        head_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
+        **options: Unpack[ForwardOptions],
     ) -> MaskedImageModelingOutput:
-        """Fill in.
+        """Reconstructs images.
 
         Args:
-            pixel_values: (B, C, height, width), as all others in :meth:`ViTModel.forward`.
-            bool_masked_pos: (B, P), true where a patch is hidden; with it there is a loss.
+            pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
+            bool_masked_pos: (B, P), true for masked patches; if given, the output has a loss.
+            return_dict: see :meth:`ViTModel.forward`.
+            options: see :meth:`ViTModel.forward`.
+
+        Raises:
+            UserError: images of another size or number of channels, or a mask of another shape.
 
         Example:
             >>> DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32)).loss is None
@@ -578,32 +607,25 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         stride = self.config.encoder_stride
         if pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
             height, width = pixel_values.shape[2:]
-            raise UserError(f"The images are {height} x {width}", f"both must divide by {stride}, or pixels would be left over")
-        hidden = self.deit(
-            pixel_values,
-            bool_masked_pos=bool_masked_pos,
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-        )
+            raise UserError(f"The images are {height} x {width}", f"both sides must be divisible by {stride}")
+        base = self.deit(pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **options)
         grid = pixel_values.shape[2] // stride, pixel_values.shape[3] // stride  # rows, columns
-        patches = hidden.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :].transpose(1, 2).unflatten(2, grid)
-        reconstruction = self.decoder(patches)  # (B, C, height, width)
+        patches = base.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :]  # (B, P, D)
+        reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, grid))  # (B, C, height, width)
         loss = None
         if bool_masked_pos is not None:
-            mask = bool_masked_pos.view(-1, 1, *grid).repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+            mask = bool_masked_pos.view(-1, 1, *grid)  # (B, 1, rows, columns)
+            mask = mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)  # (B, 1, height, width)
             difference = F.l1_loss(pixel_values.to(reconstruction.dtype), reconstruction, reduction="none") * mask
             loss = difference.sum() / (mask.sum() + 1e-5) / self.config.num_channels
         output = MaskedImageModelingOutput(
-            loss=loss, reconstruction=reconstruction, hidden_states=hidden.hidden_states, attentions=hidden.attentions
+            loss=loss, reconstruction=reconstruction, hidden_states=base.hidden_states, attentions=base.attentions
         )
-        return self._answer(output, return_dict)
+        return self._as_requested(output, return_dict)
 
 
 def _head(config: ViTConfig) -> nn.Linear:
-    """Token -> logits; a configuration without classes leaves the token as it is."""
+    """Returns a linear classifier; the identity if the configuration has no classes."""
     if not config.num_labels:
         return nn.Identity()  # type: ignore[return-value]
     return nn.Linear(config.hidden_size, config.num_labels)
@@ -612,13 +634,18 @@ def _head(config: ViTConfig) -> nn.Linear:
 TransformerClassifier = ViTForImageClassification | DeiTForImageClassification | DeiTForImageClassificationWithTeacher
 
 _CLASSIFIERS: dict[str, type[TransformerClassifier]] = {
-    kind.__name__: kind
-    for kind in (ViTForImageClassification, DeiTForImageClassification, DeiTForImageClassificationWithTeacher)
+    model_class.__name__: model_class
+    for model_class in (ViTForImageClassification, DeiTForImageClassification, DeiTForImageClassificationWithTeacher)
 }
 
 
 def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) -> TransformerClassifier:
-    """A classifier with fresh weights: two heads where there is a distillation token, else one."""
+    """Builds a newly initialized classifier: with two heads if it has a distillation token, otherwise with one.
+
+    Args:
+        config: its configuration.
+        generator: source of the random weights; torch's default generator if None.
+    """
     model: TransformerClassifier
     if isinstance(config, DeiTConfig):
         model = DeiTForImageClassificationWithTeacher(config)
@@ -642,24 +669,26 @@ def load_model(
     device_map: DeviceMap = None,
     **arguments: Any,
 ) -> TransformerClassifier:
-    """A classifier with saved weights, in evaluation mode, of the class that the checkpoint is of.
+    """Loads a classifier as the class that it was saved from, in evaluation mode.
+
+    All arguments are those of :meth:`PreTrainedModel.from_pretrained`, with one difference:
 
     Args:
-        name: a directory, a file, a name on the hub, or a variant's name, in any format that
-            :meth:`PreTrainedModel.from_pretrained` reads; the other arguments are also its.
-        distillation: ``drop`` makes a plain model of a distilled checkpoint, ``new`` a distilled one of a plain.
+        name: file, directory, name on the hub, or name of a variant.
+        distillation: also selects the class: ``drop`` loads a distilled checkpoint as a plain model, ``new`` a plain
+            checkpoint as a distilled model.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it holds no head and no ``num_labels`` asks for new ones.
+        CheckpointError: there is no such checkpoint, or it has no head and ``num_labels`` does not request a new one.
 
     Example:
         >>> model.save_pretrained(folder)
         >>> type(load_model(folder)).__name__
         'DeiTForImageClassificationWithTeacher'
     """
-    checkpoint, fields = open_named(name, ema, arguments, config)
+    opened, fields = open_pretrained(name, ema, arguments, config)
     model = classifier_from_checkpoint(
-        checkpoint,
+        opened,
         fields,
         config=config,
         distillation=distillation,
@@ -667,13 +696,22 @@ def load_model(
         attn_implementation=attn_implementation,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
     )
-    return to_device(model, device_map)
+    return apply_device_map(model, device_map)
 
 
 def classifier_from_checkpoint(
-    checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: DistillationChange | None = None, **choices: Any
+    checkpoint: Checkpoint, fields: Mapping[str, Any], *, distillation: DistillationChange | None = None, **options: Any
 ) -> TransformerClassifier:
-    """As :func:`load_model`, of a checkpoint that is open.
+    """Loads a classifier from an opened checkpoint, as :func:`load_model`.
+
+    Args:
+        checkpoint: opened checkpoint.
+        fields: configuration fields that override those of the checkpoint.
+        distillation: see :func:`load_model`.
+        options: see :meth:`PreTrainedModel.from_checkpoint`.
+
+    Raises:
+        CheckpointError: the checkpoint has no head, and ``fields`` do not request a new one.
 
     Example:
         >>> from deit.checkpoints.reading import open_checkpoint
@@ -681,15 +719,15 @@ def classifier_from_checkpoint(
         >>> classifier_from_checkpoint(open_checkpoint(folder), {"num_labels": 2}).num_labels
         2
     """
-    kind = _CLASSIFIERS.get(checkpoint.architecture)
+    model_class = _CLASSIFIERS.get(checkpoint.architecture)
     if distillation is not None:
-        kind = ViTForImageClassification if distillation == "drop" else DeiTForImageClassificationWithTeacher
-    elif kind is None and {"num_labels", "id2label", "label2id"} & fields.keys():
+        model_class = ViTForImageClassification if distillation == "drop" else DeiTForImageClassificationWithTeacher
+    elif model_class is None and {"num_labels", "id2label", "label2id"} & fields.keys():
         distilled = isinstance(checkpoint.config, DeiTConfig)
-        kind = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
-    if kind is None:
+        model_class = DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification
+    if model_class is None:
         raise CheckpointError(
-            f"{checkpoint.path} holds a {checkpoint.architecture}, which tells no classes",
-            "`deit train --init` gives it heads; in Python, num_labels does",
+            f"{checkpoint.path} is a {checkpoint.architecture}, which has no classification head",
+            "train one with `deit train --init`, or pass num_labels in Python for a new one",
         )
-    return kind.from_checkpoint(checkpoint, fields, distillation=distillation, **choices)
+    return model_class.from_checkpoint(checkpoint, fields, distillation=distillation, **options)

@@ -1,4 +1,4 @@
-"""What models answer: parts that are attributes, keys and positions at once.
+"""Model outputs: fields that are attributes, keys and positions.
 
 Shapes: B images, C channels, N tokens, D width, H heads, L layers, K classes.
 """
@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 
 class ModelOutput(dict[str, Any]):
-    """An answer in parts.
+    """Base class of the outputs of models: a dictionary whose values are also attributes and positions.
 
-    A part that was not asked for is None as an attribute, and no key and no position. ``dict``'s own methods work, iteration
-    goes over the names, and :meth:`to_tuple` gives the parts alone.
+    A field that was not requested is None as an attribute, and has no key and no position. Iteration is over the names;
+    :meth:`to_tuple` returns the values.
 
     Example:
         >>> output = ImageClassifierOutput(logits="L", attentions=("A",))
@@ -27,7 +27,7 @@ class ModelOutput(dict[str, Any]):
     """
 
     def __init_subclass__(cls) -> None:
-        # So that torch.export, DistributedDataParallel and the like find the tensors inside.
+        # torch.export, DistributedDataParallel and others find the tensors inside through pytree.
         pytree.register_pytree_node(
             cls,
             lambda output: (list(output.values()), list(output)),
@@ -35,9 +35,9 @@ class ModelOutput(dict[str, Any]):
             serialized_type_name=f"deit.{cls.__name__}",
         )
 
-    def __init__(self, parts: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any) -> None:
-        given = {**dict(parts), **named}
-        super().__init__({name: value for name, value in given.items() if value is not None})
+    def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named_fields: Any) -> None:
+        values = {**dict(fields), **named_fields}
+        super().__init__({name: value for name, value in values.items() if value is not None})
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -47,7 +47,7 @@ class ModelOutput(dict[str, Any]):
             return self[name]
         if name in type(self).__annotations__:
             return None
-        raise AttributeError(f"{type(self).__name__} has no part {name!r}")
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is None:
@@ -56,7 +56,7 @@ class ModelOutput(dict[str, Any]):
             self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The parts that are there, in order.
+        """Returns the values of all fields that are not None, in order.
 
         Example:
             >>> ImageClassifierOutput(loss=0.5, logits="L").to_tuple()
@@ -66,13 +66,13 @@ class ModelOutput(dict[str, Any]):
 
 
 class BaseModelOutput(ModelOutput):
-    """What the transformer says of each token.
+    """Output of a transformer without a head.
 
     Attributes:
         last_hidden_state: (B, N, D), after the last layer norm.
-        pooler_output: (B, pooler_output_size), or None without a pooler.
-        hidden_states: L + 1 tensors of (B, N, D): the embeddings, then what each layer made of them, before the last norm.
-        attentions: L tensors of (B, H, N, N); rows sum to 1 but for dropout and head masks.
+        pooler_output: (B, pooler_output_size); None without a pooler.
+        hidden_states: L + 1 tensors (B, N, D): the embeddings, and the output of each layer, before the last layer norm.
+        attentions: L tensors (B, H, N, N) of attention weights; rows sum to 1, except with dropout or a head mask.
 
     Example:
         >>> BaseModelOutput(last_hidden_state="x").pooler_output is None
@@ -86,12 +86,13 @@ class BaseModelOutput(ModelOutput):
 
 
 class ImageClassifierOutput(ModelOutput):
-    """What a classifier with one head says.
+    """Output of a classifier with one head.
 
     Attributes:
-        loss: scalar, where labels were given.
+        loss: scalar, if labels were passed.
         logits: (B, K).
-        hidden_states: as in :class:`BaseModelOutput`; likewise ``attentions``.
+        hidden_states: see :class:`BaseModelOutput`.
+        attentions: see :class:`BaseModelOutput`.
 
     Example:
         >>> ImageClassifierOutput(logits="L").heads
@@ -105,19 +106,20 @@ class ImageClassifierOutput(ModelOutput):
 
     @property
     def heads(self) -> dict[str, Tensor]:
-        """Each head's logits by name; the last is the model's answer."""
+        """Logits of each head by name; the last are the model's prediction."""
         return {"class": self.logits}
 
 
 class ImageClassifierWithTeacherOutput(ModelOutput):
-    """What a classifier with two heads says.
+    """Output of a classifier with two heads.
 
     Attributes:
-        loss: scalar, where labels were given.
-        logits: (B, K), the mean of the two below, which is the model's answer.
+        loss: scalar, if labels were passed.
+        logits: (B, K), the model's prediction: the mean of the logits of both heads.
         cls_logits: (B, K), of the head on the class token.
         distillation_logits: (B, K), of the head on the distillation token.
-        hidden_states: as in :class:`BaseModelOutput`; likewise ``attentions``.
+        hidden_states: see :class:`BaseModelOutput`.
+        attentions: see :class:`BaseModelOutput`.
 
     Example:
         >>> ImageClassifierWithTeacherOutput(logits="M", cls_logits="C", distillation_logits="D").heads
@@ -133,17 +135,18 @@ class ImageClassifierWithTeacherOutput(ModelOutput):
 
     @property
     def heads(self) -> dict[str, Tensor]:
-        """Each head's logits by name; the last is the model's answer."""
+        """Logits of each head by name; the last are the model's prediction."""
         return {"class": self.cls_logits, "distillation": self.distillation_logits, "both": self.logits}
 
 
 class MaskedImageModelingOutput(ModelOutput):
-    """What a model that fills in hidden patches says.
+    """Output of a model for masked image modeling.
 
     Attributes:
-        loss: scalar, mean absolute difference of the hidden patches' pixels, where a mask was given.
-        reconstruction: (B, C, height, width).
-        hidden_states: as in :class:`BaseModelOutput`; likewise ``attentions``.
+        loss: scalar, mean absolute error of the pixels in masked patches, if a mask was passed.
+        reconstruction: (B, C, height, width), normalized pixels.
+        hidden_states: see :class:`BaseModelOutput`.
+        attentions: see :class:`BaseModelOutput`.
 
     Example:
         >>> MaskedImageModelingOutput(reconstruction="R")[0]

@@ -1,7 +1,7 @@
-"""What all public models share: their configuration, fresh weights, and the way from and to disk and hub.
+"""Base class of the models: configuration, initialization, loading and saving.
 
-In the examples here and in ``modeling``, ``config`` is a small :class:`deit.DeiTConfig` with five classes, ``model`` a
-:class:`deit.DeiTForImageClassificationWithTeacher` of it, and ``folder`` an empty directory.
+In the examples here and in ``modeling``, ``config`` is a small :class:`deit.DeiTConfig` with five classes, ``model`` is a
+:class:`deit.DeiTForImageClassificationWithTeacher` with this configuration, and ``folder`` is an empty directory.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from deit.system.devices import choose_device
 
 logger = logging.getLogger("deit")
 
-# Arguments of transformers that ask for what is always so here, or that only its own classes can do.
-NOTHING_TO_DO = frozenset({"low_cpu_mem_usage", "use_safetensors", "trust_remote_code"})
-# What a file of weights alone may leave open.
-HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "num_labels")
-NOTHING_TO_SAVE = frozenset({"max_shard_size", "save_function"})
+# Arguments of transformers that are accepted and have no effect.
+IGNORED_ARGUMENTS = frozenset({"low_cpu_mem_usage", "use_safetensors", "trust_remote_code"})
+IGNORED_SAVE_ARGUMENTS = frozenset({"max_shard_size", "save_function"})
+# Configuration fields that the tensors of a file without configuration may not determine.
+AMBIGUOUS_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "num_labels")
 AttentionName = Literal["sdpa", "eager"]
 DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 Output = TypeVar("Output", bound=ModelOutput)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Saves(Protocol):
-    """What writes itself into a directory, as image processors do."""
+class SupportsSavePretrained(Protocol):
+    """Object that can be saved in a directory, such as an image processor."""
 
     def save_pretrained(self, directory: str) -> object:
-        """Write it."""
+        """Saves the object."""
 
 
 class PreTrainedModel(nn.Module):
-    """Base of the public models.
+    """Base class of the public models.
 
     Example:
         >>> model.device, model.dtype, model.base_model is model.deit
@@ -58,10 +58,12 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = "vit"
     main_input_name: ClassVar[str] = "pixel_values"
     supports_gradient_checkpointing: ClassVar[bool] = True
-    # The modules that FSDP and Accelerate wrap whole.
+    # transformers' Trainer would pass num_items_in_batch to a forward method with keyword arguments.
+    accepts_loss_kwargs: ClassVar[bool] = False
+    # Modules that FSDP and Accelerate do not split.
     _no_split_modules: ClassVar[list[str]] = ["Embeddings", "Block"]
-    # The constructor's arguments besides the configuration.
-    _options: ClassVar[frozenset[str]] = frozenset()
+    # Arguments of the constructor besides the configuration.
+    _init_arguments: ClassVar[frozenset[str]] = frozenset()
 
     config: ViTConfig
     load_report: LoadReport
@@ -77,26 +79,25 @@ class PreTrainedModel(nn.Module):
 
     @property
     def base_model(self) -> Any:
-        """The transformer without a head: a part of this model, or itself."""
+        """Transformer without a head: a submodule, or the model itself."""
         return getattr(self, self.base_model_prefix, self)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are."""
+        """Dtype of the weights."""
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:  # noqa: ARG002
-        """How many values the weights have.
+        """Returns the number of parameters.
 
         Args:
-            only_trainable: leave out what is frozen.
-            exclude_embeddings: leave out tables of embeddings, of which a vision transformer has none; transformers' trainer
-                asks so.
+            only_trainable: count only parameters that require gradients.
+            exclude_embeddings: no effect: a vision transformer has no embedding tables. transformers' Trainer passes it.
 
         Example:
             >>> from deit.config import variant_config
@@ -107,9 +108,9 @@ class PreTrainedModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     def materialize(self) -> None:
-        """Give weights that were made on the meta device their memory, on the default device, and their first values.
+        """Moves weights from the meta device to the default device and initializes them.
 
-        Every model makes its parts on the meta device, so that only the outermost one draws weights, and each once.
+        Models create their submodules on the meta device, so that only the outermost model initializes weights, once.
 
         Example:
             >>> with torch.device("meta"):
@@ -123,11 +124,14 @@ class PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None, names: Collection[str] | None = None) -> None:
-        """Fresh weights: truncated normal for weights, tokens and positions, zero biases, unit norms (section 3).
+        """Initializes the weights (paper, section 6).
+
+        Biases are zero and the weights of layer norms one; all others, and tokens and position embeddings, are drawn from a
+        truncated normal distribution with the configuration's ``initializer_range`` as standard deviation.
 
         Args:
-            generator: where the draws come from; torch's default one when None.
-            names: canonical names of the tensors to make anew; all when None.
+            generator: source of the random weights; torch's default generator if None.
+            names: canonical names of the tensors to initialize; None means all.
 
         Example:
             >>> model.init_weights(torch.Generator().manual_seed(0))
@@ -136,13 +140,13 @@ class PreTrainedModel(nn.Module):
         """
         for name, parameter in self.named_parameters():
             if names is None or name.removeprefix(f"{self.base_model_prefix}.") in names:
-                _init(name, parameter, self.config, generator)
+                _init_tensor(name, parameter, self.config, generator)
 
     def without_layer_scale(self) -> Self:
-        """The same model with the factors of layer scale multiplied into its weights, so that every program can open it.
+        """Folds layer scale into the weights, so that other libraries can load them.
 
         Returns:
-            A copy; the model itself where it has no such factors.
+            A copy without layer scale; the model itself if it has none.
 
         Example:
             >>> scaled = deit.DeiTForImageClassification(config.replace(layer_scale=0.1))
@@ -163,15 +167,18 @@ class PreTrainedModel(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute blocks in the backward pass in place of keeping their activations: less memory, up to a third more work.
+        """Recomputes layers in the backward pass instead of storing their activations.
+
+        This needs less memory, and up to a third more computation.
 
         Args:
-            activation_checkpointing_kwargs: of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` is False by default.
-            every_n_layers: of how many blocks one is recomputed.
-            offload: keep what is left in the host's memory; not offered here.
+            activation_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` defaults to
+                False.
+            every_n_layers: recompute the first of every n layers.
+            offload: not supported.
 
         Raises:
-            UserError: ``offload``, or no whole number of layers.
+            UserError: ``offload`` is set, or ``every_n_layers`` is less than 1.
 
         Example:
             >>> model.activation_checkpointing_enable(every_n_layers=2)
@@ -179,12 +186,12 @@ class PreTrainedModel(nn.Module):
             True
         """
         if offload or every_n_layers < 1:
-            raise UserError("Blocks are recomputed every 1 or more layers, without offloading", "leave offload out")
-        self.base_model.checkpointing = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+            raise UserError("every_n_layers must be at least 1, and offload is not supported", "omit offload")
+        self.base_model.checkpoint_arguments = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         self.base_model.checkpointed_layers = range(0, self.config.num_hidden_layers, every_n_layers)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """The older name of :meth:`activation_checkpointing_enable`.
+        """Enables checkpointing of every layer; the older name of :meth:`activation_checkpointing_enable`.
 
         Example:
             >>> model.gradient_checkpointing_enable()
@@ -194,7 +201,7 @@ class PreTrainedModel(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep all activations again.
+        """Disables checkpointing: all activations are stored again.
 
         Example:
             >>> model.gradient_checkpointing_disable()
@@ -205,46 +212,46 @@ class PreTrainedModel(nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass."""
+        """Whether layers are recomputed in the backward pass."""
         return len(self.base_model.checkpointed_layers) > 0
 
     def set_attn_implementation(self, name: AttentionName) -> None:
-        """Choose how attention is computed. A call that asks for attentions takes ``eager`` by itself.
+        """Sets how attention is computed. With ``output_attentions``, it is always ``eager``.
 
         Args:
-            name: ``sdpa`` fused, ``eager`` step by step.
+            name: ``sdpa``, fused; or ``eager``, with explicit attention weights.
 
         Raises:
-            UserError: no such attention.
+            UserError: unknown implementation.
 
         Example:
             >>> model.set_attn_implementation("eager")
         """
         if name not in ("sdpa", "eager"):
-            raise UserError(f"There is no attention called {name!r}", "take sdpa (fused) or eager (explicit)")
-        self.base_model.explicit_attention = name == "eager"
+            raise UserError(f"There is no attention implementation {name!r}", "use sdpa or eager")
+        self.base_model.eager_attention = name == "eager"
 
     def prune_heads(self, heads: Mapping[int, list[int]]) -> None:
-        """Take attention heads out for good; the configuration keeps the record.
+        """Removes attention heads and records them in the configuration.
 
         Args:
-            heads: layer -> numbers of heads, both from 0, as the model was made.
+            heads: layer index -> head indices in the unpruned layer.
 
         Raises:
-            ConfigError: no such layer or head, or none would be left.
+            ConfigError: there is no such layer or head, or no head of a layer would be left.
 
         Example:
             >>> model.prune_heads({0: [1]})
             >>> [layer.attention.heads for layer in model.deit.layers]
             [[0, 2], [0, 1, 2]]
         """
-        gone = {int(layer): {int(head) for head in some} for layer, some in heads.items()}
-        known = self.config.pruned_heads
+        removed = {int(layer): {int(head) for head in layer_heads} for layer, layer_heads in heads.items()}
+        before = self.config.pruned_heads
         self.config.pruned_heads = {
-            layer: sorted({*known.get(layer, ()), *gone.get(layer, ())}) for layer in sorted(known.keys() | gone.keys())
+            layer: sorted({*before.get(layer, ()), *removed.get(layer, ())}) for layer in sorted(before.keys() | removed.keys())
         }
-        for layer, some in gone.items():
-            self.base_model.layers[layer].attention.prune(some)
+        for layer, layer_heads in removed.items():
+            self.base_model.layers[layer].attention.prune(layer_heads)
 
     def save_pretrained(
         self,
@@ -256,58 +263,60 @@ class PreTrainedModel(nn.Module):
         safe_serialization: bool = True,
         **hub: Any,
     ) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as transformers reads them.
+        """Writes ``config.json`` and ``model.safetensors`` in the format of transformers.
 
         Args:
-            directory: made where it is missing.
+            directory: directory to write to; created if missing.
             is_main_process: False writes nothing; for the other processes of distributed training.
-            state_dict: to write in place of the model's own, under the model's own names.
-            push_to_hub: send it too; ``hub`` holds the arguments of :meth:`push_to_hub`, first of all ``repo_id``.
-            safe_serialization: always so here. ``save_function`` and ``max_shard_size`` of transformers are taken too, and have
-                nothing to do: the file is one.
+            state_dict: tensors to write instead of the model's, under the names of the model's ``state_dict``.
+            push_to_hub: also upload the model.
+            safe_serialization: must be True: weights are always saved as safetensors.
+            hub: arguments of :meth:`push_to_hub`, of which ``repo_id`` is required. ``save_function`` and ``max_shard_size`` of
+                transformers are accepted and have no effect: weights are always a single file.
 
         Raises:
-            UserError: an argument of an unknown name, or a push without ``repo_id``.
+            UserError: unknown argument, ``push_to_hub`` without ``repo_id``, or ``safe_serialization=False``.
 
         Example:
             >>> model.save_pretrained(folder)
             >>> type(model).from_pretrained(folder).num_parameters() == model.num_parameters()
             True
         """
-        hub = {name: value for name, value in hub.items() if name not in NOTHING_TO_SAVE}
+        hub = {name: value for name, value in hub.items() if name not in IGNORED_SAVE_ARGUMENTS}
         if not safe_serialization:
-            raise UserError("Weights are saved as safetensors alone", "deit convert writes .pth")
+            raise UserError("Weights are always saved as safetensors", "use deit convert for a .pth file")
         if push_to_hub and "repo_id" not in hub:
-            raise UserError("There is no repo_id to push to", "pass repo_id='owner/name'")
+            raise UserError("push_to_hub needs a repo_id", "pass repo_id='owner/name'")
         if hub and not push_to_hub:
             raise UserError(
-                f"save_pretrained has no argument {min(hub)!r}", "remove it; those of push_to_hub go with push_to_hub=True"
+                f"save_pretrained has no argument {min(hub)!r}",
+                "remove it; arguments of push_to_hub need push_to_hub=True",
             )
         if is_main_process:
-            saved, state = self, self.state_dict() if state_dict is None else state_dict
-            if self.config.layer_scale is not None:  # which no other program knows
-                saved = copy.deepcopy(self)
-                saved.load_state_dict(state)
-                saved = saved.without_layer_scale()
-                state = saved.state_dict()
-            write_transformers(Path(directory), saved.config, self._canonical(state), type(self).__name__)
+            config, state = self.config, self.state_dict() if state_dict is None else state_dict
+            if config.layer_scale is not None:  # not supported by other libraries
+                model = copy.deepcopy(self)
+                model.load_state_dict(state)
+                folded = model.without_layer_scale()
+                config, state = folded.config, folded.state_dict()
+            write_transformers(Path(directory), config, self._canonical(state), type(self).__name__)
         if is_main_process and push_to_hub:
             publishing.push_to_hub(Path(directory), **hub)
 
-    def push_to_hub(self, repo_id: str, processor: Saves | None = None, **arguments: Any) -> str:
-        """Send the model with a model card to the hub.
+    def push_to_hub(self, repo_id: str, processor: SupportsSavePretrained | None = None, **arguments: Any) -> str:
+        """Uploads the model to the hub, with a model card.
 
-        The card of a trained model, which tells of data, recipe and metrics, lies in its run: ``deit model push RUN REPO``.
+        The model card of a trained model, with data, recipe and metrics, is part of its run: use ``deit model push RUN REPO``.
 
         Args:
             repo_id: ``owner/name``.
-            processor: to be sent with it.
-            arguments: as in :func:`deit.checkpoints.publishing.push_to_hub`.
+            processor: image processor to upload with the model.
+            arguments: see :func:`deit.checkpoints.publishing.push_to_hub`.
 
         Returns:
-            The address of what was made.
+            URL of the upload.
 
-        Example (with a hub that takes everything):
+        Example (with a hub that accepts everything):
             >>> model.push_to_hub("me/digits", private=True)
             'https://huggingface.co/me/digits'
         """
@@ -343,35 +352,39 @@ class PreTrainedModel(nn.Module):
         device_map: DeviceMap = None,
         **arguments: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
-        """A model with saved weights, in evaluation mode.
+        """Loads a model, in evaluation mode.
 
-        Reads what transformers, timm, the authors' code and this package write, and finds out which of them it is.
+        The format is detected: that of transformers, of timm, of the original DeiT code, or of this package.
 
-        What the file cannot give is made anew, and said: heads for another number of classes, a pooler. Position embeddings
-        are resampled where ``image_size`` asks for another grid. A tensor of the transformer itself that is missing or left
-        over is an error.
+        Tensors that the checkpoint lacks are newly initialized and reported: heads for another number of classes, a pooler.
+        Position embeddings are resampled if ``image_size`` gives another grid of patches. Any other tensor of the transformer
+        that is missing or left over is an error.
 
         Args:
-            name: a directory, a file, a name on the hub, or a variant's name.
-            config: the shape to build in place of the stored one.
-            ema: take the moving average of the weights, where a training checkpoint holds both.
-            distillation: ``drop`` takes a distilled checkpoint into a plain class, with its class head; ``new`` takes a plain
-                one into a distilled class, with a fresh token and head. Either is an error unless it is asked for; only
-                ``DeiTForImageClassification`` opens a distilled checkpoint without, with a new head, as transformers does.
-            dtype: of the weights: a torch dtype, its name, or ``auto`` for the file's own; float32 when None.
+            name: file, directory, name on the hub, or name of a variant.
+            config: configuration that replaces the stored one.
+            ema: load the exponential moving average of the weights, if a training checkpoint has both.
+            distillation: ``drop`` loads a distilled checkpoint into a plain model, with its class head. ``new`` loads a plain
+                checkpoint into a distilled model, with a newly initialized token and head. None refuses both; only
+                ``DeiTForImageClassification`` accepts a distilled checkpoint, with a newly initialized head, as transformers
+                does.
+            dtype: dtype of the weights, its name, or ``auto`` for that of the file; None means float32.
             torch_dtype: the older name of ``dtype``.
             attn_implementation: see :meth:`set_attn_implementation`.
-            output_loading_info: answer ``(model, info)``, where ``info`` is ``model.load_report`` in the words of transformers.
-            ignore_mismatched_sizes: False makes heads of another size an error.
-            device_map: where the whole model goes: a device, ``auto``, or ``{"": device}``; it is never split.
-            arguments: those of the constructor; fields of the configuration (``num_labels``, ``id2label``, ``image_size``);
-                and where on the hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``. Those of transformers that
-                have nothing to do here are taken too: ``low_cpu_mem_usage``, ``use_safetensors``, ``trust_remote_code``.
+            output_loading_info: return ``(model, info)``, where ``info`` is ``model.load_report`` as a dictionary with the keys
+                of transformers.
+            ignore_mismatched_sizes: initialize heads for another number of classes; False makes them an error.
+            device_map: device of the whole model: a device, ``auto``, or ``{"": device}``. The model is never split.
+            arguments: arguments of the constructor; configuration fields such as ``num_labels``, ``id2label`` or
+                ``image_size``; and arguments of the hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``. The
+                arguments ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` of transformers are accepted and
+                have no effect.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or tensors do not fit.
-            ConfigError: the configuration cannot be built.
-            UserError: heads of another size with ``ignore_mismatched_sizes=False``, or no such type, attention or device.
+            CheckpointError: a file is missing or corrupt, or the tensors do not fit the model.
+            ConfigError: invalid configuration.
+            UserError: heads of another size with ``ignore_mismatched_sizes=False``, or an unknown dtype, attention
+                implementation or device.
 
         Example:
             >>> model.save_pretrained(folder)
@@ -379,7 +392,7 @@ class PreTrainedModel(nn.Module):
             >>> list(larger.load_report.resized), larger.load_report.new[0]
             (['embeddings.position_embeddings'], 'cls_classifier.weight')
         """
-        checkpoint, fields = open_named(name, ema, arguments, config)
+        checkpoint, fields = open_pretrained(name, ema, arguments, config)
         model = cls.from_checkpoint(
             checkpoint,
             fields,
@@ -389,7 +402,7 @@ class PreTrainedModel(nn.Module):
             attn_implementation=attn_implementation,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-        to_device(model, device_map)
+        apply_device_map(model, device_map)
         return (model, model.load_report.to_dict()) if output_loading_info else model
 
     @classmethod
@@ -405,10 +418,17 @@ class PreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = True,
         quiet: bool = False,
     ) -> Self:
-        """As :meth:`from_pretrained`, of a checkpoint that is open. No memory is taken before all shapes are known to fit.
+        """Loads a model from an opened checkpoint. All shapes are checked before memory is allocated.
 
         Args:
-            quiet: do not log the report, which ``load_report`` holds all the same.
+            checkpoint: opened checkpoint.
+            fields: arguments of the constructor, and configuration fields that override those of the checkpoint.
+            config: see :meth:`from_pretrained`.
+            distillation: see :meth:`from_pretrained`.
+            dtype: see :meth:`from_pretrained`.
+            attn_implementation: see :meth:`from_pretrained`.
+            ignore_mismatched_sizes: see :meth:`from_pretrained`.
+            quiet: do not log ``load_report``.
 
         Example:
             >>> from deit.checkpoints.reading import open_checkpoint
@@ -417,29 +437,35 @@ class PreTrainedModel(nn.Module):
             >>> deit.DeiTForImageClassification.from_checkpoint(checkpoint, {}, distillation="drop").load_report.ignored
             ('distillation_classifier.bias', 'distillation_classifier.weight')
         """
-        kept = _dtype(dtype, checkpoint)
-        options = {name: value for name, value in fields.items() if name in cls._options}
-        fields = {name: value for name, value in fields.items() if name not in cls._options}
-        target = (config or checkpoint.config).override(fields).as_class(cls.config_class)
+        weights_dtype = _resolve_dtype(dtype, checkpoint)
+        init_arguments = {name: value for name, value in fields.items() if name in cls._init_arguments}
+        overrides = {name: value for name, value in fields.items() if name not in cls._init_arguments}
+        target = (config or checkpoint.config).override(overrides).as_class(cls.config_class)
         with torch.device("meta"):
-            model = cls(target, **options)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
-        plan = adapt_checkpoint(checkpoint, target, wanted, distillation)
-        if not ignore_mismatched_sizes and plan.report.mismatched:
-            raise UserError(f"Heads of another size: {plan.report}", "pass ignore_mismatched_sizes=True for new ones")
-        tensors = plan.tensors(kept)
-        for name in plan.report.new:
-            tensors[name] = torch.empty(wanted[name], dtype=kept)
-            _init(name, tensors[name], target, None)
-        model.load_state_dict({model._own_name(name): tensor for name, tensor in tensors.items()}, assign=True)
-        model.load_report = plan.report
-        if plan.report and not quiet:
-            logger.warning("%s from %s: %s", cls.__name__, checkpoint.path, plan.report)
+            model = cls(target, **init_arguments)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.canonical_state().items()}
+        adapted = adapt_checkpoint(checkpoint, target, shapes, distillation)
+        report = adapted.report
+        if not ignore_mismatched_sizes and report.mismatched:
+            raise UserError(
+                f"The heads have another size in the checkpoint: {report}",
+                "pass ignore_mismatched_sizes=True to initialize new heads",
+            )
+        tensors = adapted.tensors(weights_dtype)
+        for name in report.new:
+            tensors[name] = torch.empty(shapes[name], dtype=weights_dtype)
+            _init_tensor(name, tensors[name], target, None)
+        model.load_state_dict({model._full_name(name): tensor for name, tensor in tensors.items()}, assign=True)
+        model.load_report = report
+        if report and not quiet:
+            logger.warning("%s from %s: %s", cls.__name__, checkpoint.path, report)
         model.set_attn_implementation(attn_implementation)
         return model.eval()
 
     def canonical_state(self) -> dict[str, Tensor]:
-        """The tensors without the trunk's prefix, by the names that checkpoints are read and written with.
+        """Returns the state dict under canonical names: without the prefix of the base model.
+
+        Checkpoints are read and written with these names.
 
         Example:
             >>> list(model.canonical_state())[:2]
@@ -448,33 +474,41 @@ class PreTrainedModel(nn.Module):
         return self._canonical(self.state_dict())
 
     def _canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our names -> those without the trunk's prefix, by which checkpoints are read and written."""
+        """Removes the prefix of the base model from the names of a state dict."""
         return {name.removeprefix(f"{self.base_model_prefix}."): tensor for name, tensor in state.items()}
 
-    def _own_name(self, canonical: str) -> str:
-        trunk = canonical.startswith(("embeddings.", "layers.", "layernorm.", "pooler."))
-        return f"{self.base_model_prefix}.{canonical}" if trunk and self.base_model is not self else canonical
+    def _full_name(self, canonical: str) -> str:
+        """Returns the name in the state dict of a tensor with this canonical name."""
+        in_base_model = canonical.startswith(("embeddings.", "layers.", "layernorm.", "pooler."))
+        return f"{self.base_model_prefix}.{canonical}" if in_base_model and self.base_model is not self else canonical
 
-    def _answer(self, output: Output, return_dict: bool | None) -> Output:
-        """The output, or the tuple of its parts for those who ask for that."""
+    def _as_requested(self, output: Output, return_dict: bool | None) -> Output:
+        """Returns the output; the tuple of its values if ``return_dict``, or else the configuration, is False."""
         as_mapping = self.config.return_dict if return_dict is None else return_dict
         return output if as_mapping else output.to_tuple()  # type: ignore[return-value]
 
 
-def open_named(
+def open_pretrained(
     name: str | Path, ema: bool, arguments: dict[str, Any], config: ViTConfig | None = None
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """A checkpoint by path or name, and those of the arguments that are the configuration's.
+    """Opens a checkpoint, downloading it from the hub if necessary.
 
     Args:
-        config: what the caller knows of the shape, where that is no part of the arguments.
+        name: see :meth:`PreTrainedModel.from_pretrained`.
+        ema: see :meth:`PreTrainedModel.from_pretrained`.
+        arguments: see :meth:`PreTrainedModel.from_pretrained`.
+        config: configuration known to the caller, for files of weights that do not determine all fields.
+
+    Returns:
+        The checkpoint, and the arguments that are neither arguments of the hub nor ignored.
     """
-    known = {} if config is None else {field: getattr(config, field) for field in HINTS}
-    options, fields = hub_arguments({name: value for name, value in arguments.items() if name not in NOTHING_TO_DO})
-    return open_checkpoint(fetch(name, **options), ema=ema, fields={**known, **fields}), fields
+    known = {} if config is None else {field: getattr(config, field) for field in AMBIGUOUS_FIELDS}
+    hub, fields = hub_arguments({key: value for key, value in arguments.items() if key not in IGNORED_ARGUMENTS})
+    return open_checkpoint(fetch(name, **hub), ema=ema, fields={**known, **fields}), fields
 
 
-def _init(name: str, tensor: Tensor, config: ViTConfig, generator: torch.Generator | None) -> None:
+def _init_tensor(name: str, tensor: Tensor, config: ViTConfig, generator: torch.Generator | None) -> None:
+    """Initializes a tensor in place, as its name demands; see :meth:`PreTrainedModel.init_weights`."""
     if name.endswith(".bias"):
         tensor.zero_()
     elif "layernorm" in name:
@@ -486,21 +520,21 @@ def _init(name: str, tensor: Tensor, config: ViTConfig, generator: torch.Generat
         nn.init.trunc_normal_(tensor, std=config.initializer_range, generator=generator)
 
 
-def _dtype(asked: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
-    if asked == "auto":
+def _resolve_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
+    if dtype == "auto":
         return checkpoint.dtype
-    found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked or torch.float32
-    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise UserError(f"{asked!r} is no type of floating-point numbers", "take float32, bfloat16, float16 or auto")
-    return found
+    resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype or torch.float32
+    if resolved not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise UserError(f"{dtype!r} is not a floating-point dtype", "use float32, bfloat16, float16 or auto")
+    return resolved
 
 
-def to_device(model: Model, device_map: DeviceMap) -> Model:
-    """The model, moved where ``device_map`` says; None leaves it."""
+def apply_device_map(model: Model, device_map: DeviceMap) -> Model:
+    """Moves a model to the device that ``device_map`` names; None leaves it where it is."""
     if isinstance(device_map, Mapping):
         if list(device_map) != [""]:
-            raise UserError("The device_map splits the model", "pass one device; a DeiT fits on one")
-        return to_device(model, device_map[""])
+            raise UserError("The device_map splits the model", "pass one device; the model fits on one")
+        return apply_device_map(model, device_map[""])
     if device_map is None:
         return model
     return model.to(choose_device(device_map if isinstance(device_map, str) else str(torch.device(device_map))))

@@ -1,3 +1,5 @@
+"""Attention as matrix products: agreement with torch's fused attention, and when the model uses it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.config import DeiTConfig
-from deit.models.cpu_attention import MAX_TOKENS, self_attention, trains_faster
+from deit.models.cpu_attention import MAX_TOKENS, matmul_attention, prefers_matmul_attention
 from deit.models.modeling import Attention, DeiTForImageClassificationWithTeacher, new_classifier
 
-BF16_BOUND = 2**-6  # of scores of a few units: largest error, as a part of the largest value
+BF16_BOUND = 2**-6  # largest error relative to the largest value, for scores of a few units
 
 
 def random_qkv(dtype: torch.dtype, shape: tuple[int, ...] = (3, 21, 3, 2, 16), spread: float = 1.5) -> Tensor:
@@ -32,48 +34,50 @@ def output_and_gradient(attend: Callable[[Tensor], Tensor], qkv: Tensor) -> tupl
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_scaled_dot_product_attention(dtype: torch.dtype) -> None:
+def test_output_and_gradient_are_those_of_scaled_dot_product_attention(dtype: torch.dtype) -> None:
     qkv = random_qkv(dtype)
     tolerance = 2e-6 if dtype == torch.float32 else 1e-13
-    for ours, theirs in zip(output_and_gradient(self_attention, qkv), output_and_gradient(fused, qkv), strict=True):
-        assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+    for actual, expected in zip(output_and_gradient(matmul_attention, qkv), output_and_gradient(fused, qkv), strict=True):
+        assert actual.shape == expected.shape
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_the_gradient_is_that_of_differences() -> None:
-    assert torch.autograd.gradcheck(self_attention, random_qkv(torch.float64, (2, 5, 3, 2, 4)))
+def test_gradient_is_that_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(matmul_attention, random_qkv(torch.float64, (2, 5, 3, 2, 4)))
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.5, 3.0])
-def test_in_bf16_output_and_gradient_are_within_the_bound(spread: float) -> None:
+def test_bf16_output_and_gradient_are_within_the_rounding_bound(spread: float) -> None:
     qkv = random_qkv(torch.bfloat16, (2, 198, 3, 3, 64), spread)
     exact = qkv.detach().double().requires_grad_()
     q, k, _ = exact.detach().permute(2, 0, 3, 1, 4).unbind(0)
     largest = float((q @ k.transpose(2, 3)).abs().max()) / 8
-    # Of the 8 bits of a score, half of the last one is what its weight is wrong by; weights, products and sums add theirs.
+    # A score of 8 bits is rounded by up to half of the last bit, as are weights, products and sums.
     bound = 2**-9 * (4 + largest)
-    results = output_and_gradient(self_attention, qkv), output_and_gradient(fused, exact)
-    for ours, best in zip(*results, strict=True):
-        assert ours.dtype == torch.bfloat16
-        assert (ours.double() - best).abs().max() <= bound * best.abs().max()
+    results = output_and_gradient(matmul_attention, qkv), output_and_gradient(fused, exact)
+    for actual, expected in zip(*results, strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert (actual.double() - expected).abs().max() <= bound * expected.abs().max()
 
 
-def test_tokens_may_lie_apart_in_memory() -> None:
+def test_input_may_be_non_contiguous() -> None:
     qkv = random_qkv(torch.float32)
-    apart = qkv.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_()
-    for ours, theirs in zip(output_and_gradient(self_attention, apart), output_and_gradient(self_attention, qkv), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    strided = qkv.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_()
+    for actual, expected in zip(
+        output_and_gradient(matmul_attention, strided), output_and_gradient(matmul_attention, qkv), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
 
 
-def test_it_is_used_where_it_is_faster() -> None:
+def test_matmul_attention_is_preferred_where_it_is_faster() -> None:
     qkv = random_qkv(torch.bfloat16)
-    assert trains_faster(qkv)
-    assert not trains_faster(qkv.detach())
-    assert not trains_faster(random_qkv(torch.float32))
-    assert not trains_faster(torch.empty(1, MAX_TOKENS + 1, 3, 1, 1, dtype=torch.bfloat16, requires_grad=True))
-    assert not trains_faster(torch.empty(1, 4, 3, 1, 1, dtype=torch.bfloat16, device="meta", requires_grad=True))
+    assert prefers_matmul_attention(qkv)
+    assert not prefers_matmul_attention(qkv.detach())
+    assert not prefers_matmul_attention(random_qkv(torch.float32))
+    assert not prefers_matmul_attention(torch.empty(1, MAX_TOKENS + 1, 3, 1, 1, dtype=torch.bfloat16, requires_grad=True))
+    assert not prefers_matmul_attention(torch.empty(1, 4, 3, 1, 1, dtype=torch.bfloat16, device="meta", requires_grad=True))
     with torch.no_grad():
-        assert not trains_faster(qkv)
+        assert not prefers_matmul_attention(qkv)
 
 
 @pytest.fixture
@@ -84,42 +88,42 @@ def attention() -> Attention:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What the model's calls of :func:`trains_faster` answered."""
-    answers: list[bool] = []
+    """Records what the model's calls of :func:`prefers_matmul_attention` return."""
+    results: list[bool] = []
 
-    def asked(qkv: Tensor) -> bool:
-        answers.append(trains_faster(qkv))
-        return answers[-1]
+    def record(qkv: Tensor) -> bool:
+        results.append(prefers_matmul_attention(qkv))
+        return results[-1]
 
-    monkeypatch.setattr("deit.models.modeling.trains_faster", asked)
-    return answers
+    monkeypatch.setattr("deit.models.modeling.prefers_matmul_attention", record)
+    return results
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pruned", [False, True])
-def test_the_layer_trains_as_its_explicit_form(attention: Attention, used: list[bool], pruned: bool, masked: bool) -> None:
+def test_layer_has_the_gradients_of_eager_attention(attention: Attention, used: list[bool], pruned: bool, masked: bool) -> None:
     if pruned:
         attention.prune({1})
     mask = torch.tensor([0.5, 0.0, 2.0])[attention.heads] if masked else None
     x = torch.randn(2, 9, 48)
     results = []
-    for explicit in (False, True):
+    for eager in (False, True):
         attention.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            output, weights = attention(x, mask, explicit)
+            output, weights = attention(x, mask, eager)
         output.float().square().mean().backward()
-        assert (weights is not None) == explicit
+        assert (weights is not None) == eager
         results.append(
             [output, *(parameter.grad.clone() for parameter in attention.parameters() if parameter.grad is not None)]
         )
     assert used == [True]
     assert len(results[0]) == 5
-    for ours, explicitly in zip(*results, strict=True):
-        assert ours.abs().max() > 0
-        assert (ours - explicitly).abs().max() <= 2 * BF16_BOUND * explicitly.abs().max()
+    for actual, expected in zip(*results, strict=True):
+        assert actual.abs().max() > 0
+        assert (actual - expected).abs().max() <= 2 * BF16_BOUND * expected.abs().max()
 
 
-def test_dropout_is_left_to_the_fused_attention(used: list[bool]) -> None:
+def test_dropout_uses_the_fused_attention(used: list[bool]) -> None:
     attention = Attention(DeiTConfig(hidden_size=48, num_attention_heads=3, attention_probs_dropout_prob=0.5))
     with torch.autocast("cpu", torch.bfloat16):
         x = torch.randn(2, 9, 48)
@@ -146,28 +150,28 @@ def gradients(model: torch.nn.Module, run: Callable[[Tensor], Tensor]) -> list[T
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(classifier: DeiTForImageClassificationWithTeacher) -> None:
-    plain = gradients(classifier, lambda x: classifier(x).logits)
+    expected_gradients = gradients(classifier, lambda x: classifier(x).logits)
     classifier.gradient_checkpointing_enable()
-    for ours, theirs in zip(gradients(classifier, lambda x: classifier(x).logits), plain, strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(gradients(classifier, lambda x: classifier(x).logits), expected_gradients, strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_it_compiles_in_one_graph(classifier: DeiTForImageClassificationWithTeacher, dynamic: bool) -> None:
-    plain = gradients(classifier, lambda x: classifier(x).logits)
+def test_model_compiles_as_one_graph(classifier: DeiTForImageClassificationWithTeacher, dynamic: bool) -> None:
+    expected_gradients = gradients(classifier, lambda x: classifier(x).logits)
     compiled = torch.compile(classifier, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for ours, theirs in zip(gradients(classifier, lambda x: compiled(x).logits), plain, strict=True):
-        assert (ours - theirs).abs().max() <= 2 * BF16_BOUND * theirs.abs().max()
+    for actual, expected in zip(gradients(classifier, lambda x: compiled(x).logits), expected_gradients, strict=True):
+        assert (actual - expected).abs().max() <= 2 * BF16_BOUND * expected.abs().max()
 
 
-def test_functional_gradients_agree() -> None:
+def test_functional_gradient_is_the_same() -> None:
     qkv = random_qkv(torch.bfloat16)
-    functional = torch.func.grad(lambda values: self_attention(values).float().square().sum())(qkv.detach())
-    (usual,) = torch.autograd.grad(self_attention(qkv).float().square().sum(), qkv)
-    assert torch.equal(functional, usual)
+    functional = torch.func.grad(lambda values: matmul_attention(values).float().square().sum())(qkv.detach())
+    (expected,) = torch.autograd.grad(matmul_attention(qkv).float().square().sum(), qkv)
+    assert torch.equal(functional, expected)
 
 
-def test_an_export_holds_the_fused_attention(classifier: DeiTForImageClassificationWithTeacher) -> None:
+def test_export_contains_the_fused_attention(classifier: DeiTForImageClassificationWithTeacher) -> None:
     program = torch.export.export(classifier.to(torch.bfloat16).eval(), (torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16),))
     names = [str(node.target) for node in program.graph.nodes]
     assert sum("scaled_dot_product_attention" in name for name in names) == 2

@@ -1,4 +1,4 @@
-"""An answer is an object, a mapping and a tuple at once."""
+"""Model outputs: attributes, keys and positions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deit.models.outputs import (
 LOGITS = torch.arange(6.0).reshape(2, 3)
 
 
-def test_a_part_is_an_attribute_a_key_and_a_position() -> None:
+def test_field_is_an_attribute_a_key_and_a_position() -> None:
     output = ImageClassifierOutput(loss=torch.tensor(1.0), logits=LOGITS)
     assert output.logits is output["logits"] is output[1]
     assert output[:2] == (output.loss, LOGITS)
@@ -33,7 +33,7 @@ def test_a_part_is_an_attribute_a_key_and_a_position() -> None:
     assert {**output}.keys() == {"loss", "logits"}
 
 
-def test_what_was_not_asked_for_is_none_and_has_no_place() -> None:
+def test_field_that_is_none_has_no_key_and_no_position() -> None:
     output = ImageClassifierOutput(loss=None, logits=LOGITS, attentions=None)
     assert output.loss is None
     assert output.hidden_states is None
@@ -45,12 +45,12 @@ def test_what_was_not_asked_for_is_none_and_has_no_place() -> None:
         output[1]
 
 
-def test_a_part_of_no_such_name_is_an_error() -> None:
-    with pytest.raises(AttributeError, match="ImageClassifierOutput has no part 'logit'"):
+def test_unknown_field_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="ImageClassifierOutput has no field 'logit'"):
         _ = ImageClassifierOutput(logits=LOGITS).logit
 
 
-def test_assigning_a_part_changes_all_three() -> None:
+def test_assignment_changes_attribute_key_and_position() -> None:
     output = ImageClassifierOutput(logits=LOGITS)
     output.logits = LOGITS + 1
     assert torch.equal(output["logits"], LOGITS + 1)
@@ -67,29 +67,29 @@ def test_assigning_a_part_changes_all_three() -> None:
     ],
     ids=lambda output: type(output).__name__,
 )
-def test_it_survives_copies_pickles_trees_and_being_made_again(output: Any) -> None:
+def test_output_survives_copy_pickle_pytree_and_reconstruction(output: Any) -> None:
     leaves, structure = pytree.tree_flatten(output)
-    for other in (
+    for restored in (
         copy.deepcopy(output),
         pickle.loads(pickle.dumps(output)),  # noqa: S301
         pytree.tree_unflatten(leaves, structure),
-        type(output)(dict(output)),  # as Accelerate makes one of another type again
-        type(output)((name, part) for name, part in output.items()),  # as torch gathers those of several devices
+        type(output)(dict(output)),  # as Accelerate converts outputs
+        type(output)((name, value) for name, value in output.items()),  # as torch gathers outputs of several devices
     ):
-        assert type(other) is type(output)
-        assert list(other) == list(output)
-        assert torch.equal(other[0], output[0])
+        assert type(restored) is type(output)
+        assert list(restored) == list(output)
+        assert torch.equal(restored[0], output[0])
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
 
 
-def test_the_heads_are_named_and_the_last_is_the_answer() -> None:
+def test_heads_are_named_and_the_last_is_the_prediction() -> None:
     two = ImageClassifierWithTeacherOutput(logits=LOGITS, cls_logits=LOGITS - 1, distillation_logits=LOGITS + 1)
     assert list(two.heads) == ["class", "distillation", "both"]
     assert two.heads["both"] is two.logits
     assert list(ImageClassifierOutput(logits=LOGITS).heads) == ["class"]
 
 
-def test_a_part_that_is_taken_away_has_no_place_any_more() -> None:
+def test_assigning_none_removes_a_field() -> None:
     output = ImageClassifierOutput(loss=torch.tensor(1.0), logits=LOGITS)
     output.loss = None
     output.attentions = None
