@@ -80,7 +80,7 @@ def test_info_shows_the_runtime_and_the_reason(deit: Deit, work: Path, bundle: P
     assert "onnxruntime" in done.stdout and "a model that was not exported" in done.stdout
     done = deit("info", bundle, "--json", cwd=work)
     [choice] = json.loads(done.stdout)["choices"]
-    assert (choice["runtime"], choice["reason"]) == ("openvino", "the only one here that runs it")
+    assert (choice["runtime"], choice["reason"]) == ("openvino", "the only installed runtime for it")
 
 
 def test_benchmark_of_a_bundle(deit: Deit, work: Path, bundle: Path) -> None:

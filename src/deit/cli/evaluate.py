@@ -49,7 +49,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model: accuracy per head and per class, confusion, calibration, throughput."""
     from deit.evaluation.evaluate import evaluate as run
+    from deit.system.malloc import retain_freed_memory
 
+    retain_freed_memory()
     result = run(
         model,
         data,

@@ -50,15 +50,15 @@ def export(
         print_json(result.to_dict())
         return
 
-    facts = result.bundle.facts
-    size_before, size_after = (f"{facts.report['bytes'][key] / 2**20:,.1f}" for key in ("before", "after"))
+    metadata = result.bundle.metadata
+    size_before, size_after = (f"{metadata.report['bytes'][key] / 2**20:,.1f}" for key in ("before", "after"))
     rows = [
         [f"{name} {precision}", f"{parity.agreement:.2%}", f"{parity.error:.2g}", f"{result.speeds[name]:,.0f}", size_after]
         for name, parity in result.parities.items()
     ]
-    typer.echo(f"Compared on {facts.report['compared_on']}:")
+    typer.echo(f"Compared on {metadata.report['compared_on']}:")
     original = ["torch fp32, original", "", "", f"{result.speeds['before']:,.0f}", size_before]
     print_table(["", "same prediction", "logit error", "images/s", "MiB"], [original, *rows])
-    if facts.kept:
-        typer.echo(f"\nKept in higher precision: {', '.join(facts.kept)}")
+    if metadata.kept:
+        typer.echo(f"\nKept in higher precision: {', '.join(metadata.kept)}")
     typer.echo(f"\nBundle: {result.bundle.path}")

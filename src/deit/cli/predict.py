@@ -23,7 +23,7 @@ from deit.cli.common import (
 from deit.errors import UserError
 
 if TYPE_CHECKING:
-    from deit.inference.runtimes import Work
+    from deit.inference.runtimes import PerformanceHint
 
 STANDARD_INPUT = "-"
 MIN_THROUGHPUT_IMAGES = 16  # with fewer, the start-up cost of a runtime that is tuned for throughput does not pay
@@ -47,10 +47,12 @@ def predict(
     items, names = read_inputs(images)
 
     from deit.inference.predictor import Predictor
+    from deit.system.malloc import retain_freed_memory
 
-    work: Work = "latency" if len(items) < MIN_THROUGHPUT_IMAGES else "throughput"
+    retain_freed_memory()
+    performance_hint: PerformanceHint = "latency" if len(items) < MIN_THROUGHPUT_IMAGES else "throughput"
     predictor = Predictor.from_pretrained(
-        model, device, crop, runtime=runtime, work=work, exact=exact, ema=ema, revision=revision
+        model, device, crop, runtime=runtime, performance_hint=performance_hint, exact=exact, ema=ema, revision=revision
     )
     predictions = predictor(items, top, names)
     if as_json:

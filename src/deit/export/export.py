@@ -18,13 +18,13 @@ from deit.export import formats, quantization
 from deit.export.calibration import calibration_images
 from deit.export.parity import Parity, batches, check_parity, compare_logits, main_logits
 from deit.images.processor import Crop
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
-from deit.inference.graph import Graph, operations
-from deit.inference.loading import open_runtime
-from deit.inference.predictor import model_pixels
-from deit.inference.runtime_selection import images_per_second, remember
-from deit.inference.runtimes import RuntimeName, usable
+from deit.inference.inference_model import InferenceModel, count_flops
+from deit.inference.loading import load_runtime
+from deit.inference.predictor import preprocess_image
+from deit.inference.runtime_selection import measure_speed, save_speeds
+from deit.inference.runtimes import RuntimeName, available_runtimes
 from deit.inference.torch_runtime import TorchRuntime
 from deit.models.auto import LoadedClassifier, load_classifier
 from deit.models.modeling import TransformerClassifier
@@ -62,15 +62,15 @@ class ExportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as JSON values."""
-        facts = self.bundle.facts
+        metadata = self.bundle.metadata
         return {
             "source": None if self.source is None else str(self.source),
             "bundle": str(self.bundle.path),
-            "format": facts.format,
-            "precision": facts.precision,
-            "heads": list(facts.heads),
-            "kept": list(facts.kept),
-            **facts.report,
+            "format": metadata.format,
+            "precision": metadata.precision,
+            "heads": list(metadata.heads),
+            "kept": list(metadata.kept),
+            **metadata.report,
         }
 
 
@@ -118,48 +118,50 @@ def export_model(
         raise UserError(f"A torch bundle holds a DeiT or ViT, not a {kind}", "pass --to onnx")
     if crop is not None:
         classifier.processor = classifier.processor.with_crop(crop)
-    graph = Graph(classifier)
+    inference_model = InferenceModel(classifier)
     record = read_record(classifier.path) if classifier.path else None
     train_images, validation_images = calibration_images(calibrate, record)
-    prepare = partial(model_pixels, classifier.processor, graph.pixels)
+    prepare = partial(preprocess_image, classifier.processor, inference_model.input_dtype)
     pixels = validation_images.pixels(prepare, images)
-    expected = _reference_logits(classifier, graph, pixels)
+    expected = _reference_logits(classifier, inference_model, pixels)
     calibration = train_images.pixels(prepare, CALIBRATION_IMAGES) if precision == "int8" else None
     with new_directory(path) as draft:
         print_status(f"Writing {graph_format} in {precision}")
-        kept = _write_graph(classifier, graph, graph_format, precision, calibration, draft)
-        facts = {
+        kept = _write_graph(classifier, inference_model, graph_format, precision, calibration, draft)
+        fields = {
             "format": graph_format,
             "precision": precision,
-            "pixels": graph.pixels,
-            "shape": graph.shape,
-            "heads": graph.heads,
+            "input_dtype": inference_model.input_dtype,
+            "input_shape": inference_model.input_shape,
+            "heads": inference_model.heads,
             "classes": classifier.classes,
             "kept": kept,
         }
-        bundle = write_bundle(draft, classifier.processor, facts)
+        bundle = write_bundle(draft, classifier.processor, fields)
         parities, speeds = _compare_runtimes(bundle, pixels, expected)
-        speeds["before"] = images_per_second(TorchRuntime(graph, "cpu"), bundle)
+        speeds["before"] = measure_speed(TorchRuntime(inference_model, "cpu"), bundle)
         report = {
             "compared_on": f"{len(pixels)} {validation_images.description}",
             "runtimes": {name: parity.to_dict() for name, parity in parities.items()},
             "images_per_second": dict(speeds),
             "bytes": {"before": 4 * sum(map(torch.Tensor.numel, classifier.model.parameters())), "after": bundle.graph_bytes},
-            "operations": operations(graph),
+            "flops": count_flops(inference_model),
             **_measurement_context(graph_format),
         }
-        write_bundle(draft, classifier.processor, {**facts, "report": report})
+        write_bundle(draft, classifier.processor, {**fields, "report": report})
     bundle = open_bundle(path)
     if "openvino" in parities:
-        open_runtime(bundle, "openvino")  # caches the compiled graph, so that the first prediction does not wait for it
-    remember(bundle, "cpu", {name: speeds[name] for name in parities})
+        load_runtime(bundle, "openvino")  # caches the compiled graph, so that the first prediction does not wait for it
+    save_speeds(bundle, "cpu", {name: speeds[name] for name in parities})
     return ExportResult(classifier.path, bundle, parities, speeds)
 
 
 def default_format() -> Format:
     """Returns the first format whose libraries are installed; those of torch always are."""
     return next(
-        name for name, required in REQUIRED_LIBRARIES.items() if all(libraries.version(library) for library in required)
+        name
+        for name, required in REQUIRED_LIBRARIES.items()
+        if all(optional_libraries.version(library) for library in required)
     )
 
 
@@ -173,7 +175,7 @@ def _measurement_context(graph_format: Format) -> dict[str, Any]:
     """Returns on which machine, with which library versions and when a bundle was measured."""
     return {
         "machine": f"{cpu_name()}, {cores()} cores",
-        "versions": {name: libraries.version(name) for name in (*REQUIRED_LIBRARIES[graph_format], "torch")},
+        "versions": {name: optional_libraries.version(name) for name in (*REQUIRED_LIBRARIES[graph_format], "torch")},
         "date": date.today().isoformat(),
     }
 
@@ -191,8 +193,8 @@ def _check_request(
     if precision == "bf16" and graph_format == "onnx":
         raise UserError("ONNX Runtime does not support bf16 on CPUs", "pass --to openvino, or --precision int8 or fp32")
     required = (*REQUIRED_LIBRARIES[graph_format], *(("nncf", "openvino") if precision == "int8" else ()))
-    if any(libraries.version(library) is None for library in required):
-        raise MissingExtraError(f"A bundle of {graph_format} in {precision}", libraries.EXTRA)
+    if any(optional_libraries.version(library) is None for library in required):
+        raise MissingExtraError(f"A bundle of {graph_format} in {precision}", optional_libraries.EXTRA)
     if precision == "int8" and calibrate is None:
         raise UserError("int8 needs images to calibrate on", "pass --calibrate DATA")
     if path.exists() and not overwrite:
@@ -203,7 +205,7 @@ def _check_request(
 
 def _write_graph(
     classifier: LoadedClassifier,
-    graph: Graph,
+    inference_model: InferenceModel,
     graph_format: Format,
     precision: Precision,
     calibration: np.ndarray | None,
@@ -214,7 +216,7 @@ def _write_graph(
         formats.write_torch(classifier, draft, precision)
         return ()
     kept: tuple[str, ...] = ()
-    model = formats.onnx_model(graph)
+    model = formats.onnx_model(inference_model)
     if calibration is not None:
         model, kept = quantization.quantize(model, calibration)
     if graph_format == "onnx":
@@ -224,13 +226,13 @@ def _write_graph(
     return kept
 
 
-def _reference_logits(classifier: LoadedClassifier, graph: Graph, pixels: np.ndarray) -> np.ndarray:
+def _reference_logits(classifier: LoadedClassifier, inference_model: InferenceModel, pixels: np.ndarray) -> np.ndarray:
     """Returns the logits (n, K) of the original model in fp32, with the normalization of its own image processor."""
     logits = []
     with Progress("Running the fp32 model", len(pixels)) as progress, torch.inference_mode():
         for batch in batches(pixels, REFERENCE_BATCH_SIZE):
             values = batch
-            if graph.pixels == "uint8":
+            if inference_model.input_dtype == "uint8":
                 values = classifier.processor.normalize([np.moveaxis(image, 0, -1) for image in batch])
             logits.append(list(classifier.model(torch.from_numpy(values)).heads.values())[-1].numpy())
             progress.advance(len(batch))
@@ -247,10 +249,10 @@ def _compare_runtimes(
     """
     parities: dict[RuntimeName, Parity] = {}
     speeds: dict[str, float] = {}
-    for name in usable(bundle.facts.format):
+    for name in available_runtimes(bundle.metadata.format):
         print_status(f"Comparing {name} with the fp32 model")
-        runtime = open_runtime(bundle, name, work="throughput")
+        runtime = load_runtime(bundle, name, performance_hint="throughput")
         parities[name] = compare_logits(expected, main_logits(runtime, pixels))
-        check_parity(parities[name], bundle.facts.precision, name)
-        speeds[name] = images_per_second(runtime, bundle)
+        check_parity(parities[name], bundle.metadata.precision, name)
+        speeds[name] = measure_speed(runtime, bundle)
     return parities, speeds

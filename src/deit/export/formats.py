@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, Precision
-from deit.inference.graph import Graph, one_image, separated
+from deit.inference.inference_model import InferenceModel, unfuse_attention
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import TransformerClassifier
 
@@ -24,19 +24,19 @@ OPSET = 20  # the first with a Gelu operator
 MAX_BATCH_SIZE = 4096
 
 
-def onnx_model(graph: Graph) -> Any:
-    """Returns the graph as an ONNX model in fp32, with a dynamic batch size."""
-    libraries.load("onnx", "Export to ONNX")
-    libraries.load("onnxscript", "Export to ONNX")
+def onnx_model(model: InferenceModel) -> Any:
+    """Returns the model as an ONNX model in fp32, with a dynamic batch size."""
+    optional_libraries.load("onnx", "Export to ONNX")
+    optional_libraries.load("onnxscript", "Export to ONNX")
     batch = torch.export.Dim("images", min=1, max=MAX_BATCH_SIZE)
     with _silent_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            separated(graph),
+            unfuse_attention(model),
             # Two images: torch specializes a dimension of size one.
-            (one_image(graph).repeat(2, 1, 1, 1),),
+            (model.example_input(2),),
             dynamic_shapes=({0: batch},),
             input_names=[INPUT_NAME],
-            output_names=list(graph.heads),
+            output_names=list(model.heads),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -52,7 +52,7 @@ def write_onnx(model: Any, draft: Path) -> None:
 
 def write_openvino(model: Any, draft: Path, precision: Precision) -> None:
     """Writes an ONNX model as an OpenVINO model; for bf16 with weights in fp16, which is more accurate than bf16."""
-    openvino = libraries.load("openvino", "Export to OpenVINO")
+    openvino = optional_libraries.load("openvino", "Export to OpenVINO")
     graph = openvino.Core().read_model(model.SerializeToString())
     openvino.save_model(graph, draft / GRAPH_FILES["openvino"][0], compress_to_fp16=precision == "bf16")
 

@@ -92,7 +92,7 @@ def check_parity(parity: Parity, precision: Precision, runtime: str) -> None:
 
 def main_logits(runtime: Runtime, pixels: np.ndarray) -> np.ndarray:
     """Runs a runtime and returns the logits (n, K) of its last head, the model's prediction."""
-    return np.concatenate([runtime(batch)[runtime.heads[-1]] for batch in batches(pixels, runtime.batch)])
+    return np.concatenate([runtime(batch)[runtime.heads[-1]] for batch in batches(pixels, runtime.batch_size)])
 
 
 def batches(pixels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from deit.errors import WorkError
 from deit.export.parity import LIMITS, Limit, batches, compare_logits
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.system.hardware import cores, has_bf16
 from deit.system.progress import Progress, print_status
 
@@ -86,7 +86,7 @@ def module_name(model: Any, node_name: str) -> str:
 
 def run_nncf(model: Any, calibration: np.ndarray, excluded: Collection[str]) -> Any:
     """Quantizes an ONNX model with NNCF, except for the excluded nodes."""
-    nncf = libraries.load("nncf", "int8")
+    nncf = optional_libraries.load("nncf", "int8")
     input_name = model.graph.input[0].name
     dataset = nncf.Dataset([{input_name: image[None]} for image in calibration])
     with _silent_nncf(nncf):
@@ -121,7 +121,7 @@ def _rank_by_sensitivity(model: Any, quantized: Any, compared: np.ndarray, expec
 
 def _run(model: Any, pixels: np.ndarray) -> np.ndarray:
     """Runs an ONNX model in OpenVINO, in bf16 where the hardware has it, and returns the logits (n, K) of its last head."""
-    openvino = libraries.load("openvino", "int8")
+    openvino = optional_libraries.load("openvino", "int8")
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16() else "f32", "INFERENCE_NUM_THREADS": cores()}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)

@@ -1,1 +1,1 @@
-"""Answering: bytes -> pixels -> logits -> names."""
+"""Inference: encoded image -> pixels -> logits -> class names."""

@@ -1,4 +1,4 @@
-"""How fast a model answers here: one image at once, and many; from pixels, and from files; and what memory it takes."""
+"""Benchmark of a model on this machine: latency, throughput from pixels and from files, and memory."""
 
 from __future__ import annotations
 
@@ -17,49 +17,62 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import UserError
+from deit.images.decoding import configure_pillow
 from deit.inference.bundle import Precision, is_bundle, open_bundle
 from deit.inference.predictor import Predictor
-from deit.inference.runtime_selection import remember
-from deit.inference.runtimes import Runtime, RuntimeName, Work, usable
+from deit.inference.runtime_selection import save_speeds
+from deit.inference.runtimes import PerformanceHint, Runtime, RuntimeName, available_runtimes
 from deit.system.hardware import cores
+from deit.system.malloc import retain_freed_memory
 from deit.system.progress import print_status
 from deit.system.threads import ordered_map
 
-BATCHES = (1, 2, 4, 8, 16, 32)
-GPU_BATCHES = (1, 16, 64, 256, 512)
-PHOTO = (500, 375)  # as ImageNet's mostly are
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+GPU_BATCH_SIZES = (1, 16, 64, 256, 512)
+PHOTO_SIZE = (500, 375)  # the most frequent size in ImageNet
 FILES = 64
-LEAST_CALLS = 20
-PRODUCT = 2048  # the side of the matrices that the peak is measured with
+MIN_CALLS = 20
+MATRIX_SIZE = 2048  # of the square matrices whose product measures the peak
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Of repeated measurements: the median, and the quartiles about it."""
+class Quartiles:
+    """Median and quartiles of repeated measurements.
+
+    Attributes:
+        low: 25th percentile.
+        median: 50th percentile.
+        high: 75th percentile.
+    """
 
     low: float
     median: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one or more values."""
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Returns the quartiles of one or more values."""
         low, median, high = np.percentile(values, (25, 50, 75)).tolist()
         return cls(low, median, high)
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What was measured of a model on one runtime, in a process of its own.
+class RuntimeBenchmark:
+    """Measurements of a model on one runtime, in a process of its own.
 
     Attributes:
-        runtime: its name; ``precision`` and ``device`` likewise.
-        load_seconds: from the start of loading to the first answer.
-        latency_ms: of one image's pixels, 50th and 99th percentile; ``file_latency_ms`` from a JPEG file to labels.
-        images_per_second: by images a call, with as many calls at once as the runtime takes.
-        files_per_second: JPEG files to labels, many at once.
-        share_of_peak: operations of the best rate, by those of a large matrix product in the same precision; None on a GPU.
-        steady_mib: resident memory after all of it; ``peak_mib`` the most that it was; both with Python and the libraries.
+        runtime: name of the runtime.
+        precision: precision of the model.
+        device: device of the runtime.
+        load_seconds: time from the start of loading to the first prediction.
+        latency_ms: latency of one image from pixels to logits, 50th and 99th percentile.
+        file_latency_ms: latency of one JPEG file to its labels, 50th and 99th percentile.
+        images_per_second: batch size -> throughput from pixels to logits, at the concurrency of the runtime.
+        files_per_second: throughput from JPEG files to labels.
+        steady_mib: resident memory after the measurements, including Python and the libraries.
+        peak_mib: maximum resident memory.
+        share_of_peak: operations per second at the best batch size, relative to those of a large matrix product in the same
+            precision; None on a GPU.
     """
 
     runtime: RuntimeName
@@ -68,19 +81,19 @@ class Figures:
     load_seconds: float
     latency_ms: tuple[float, float]
     file_latency_ms: tuple[float, float]
-    images_per_second: dict[int, Spread]
-    files_per_second: Spread
+    images_per_second: dict[int, Quartiles]
+    files_per_second: Quartiles
     steady_mib: float
     peak_mib: float
     share_of_peak: float | None = None
 
     @property
-    def best(self) -> tuple[int, Spread]:
-        """The number of images a call with the highest rate, and the rate."""
+    def best(self) -> tuple[int, Quartiles]:
+        """The batch size with the highest median throughput, and this throughput."""
         return max(self.images_per_second.items(), key=lambda item: item[1].median)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a program."""
+        """Returns the measurements as JSON values."""
         return asdict(self)
 
 
@@ -90,146 +103,159 @@ def benchmark(
     runtimes: Sequence[RuntimeName] = (),
     images: Sequence[Path] = (),
     seconds: float = 2.0,
-) -> list[Figures]:
-    """Measure a model on several runtimes, one after the other, and remember which was the fastest for a bundle.
+) -> list[RuntimeBenchmark]:
+    """Measures a model on several runtimes, one after the other, and saves the speeds of a bundle for the runtime selection.
 
     Args:
-        model: as :meth:`Predictor.from_pretrained` takes it.
-        device: likewise.
-        runtimes: which; when empty, all that are installed and run the model, but for ``torch-compiled``.
-        images: files to measure with; 64 made photographs of 500 x 375 when empty.
-        seconds: for each figure.
+        model: a model of any kind that :meth:`Predictor.from_pretrained` takes.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        runtimes: runtimes to measure; if empty, all installed ones that support the model, except ``torch-compiled``.
+        images: files to measure with; if empty, 64 synthetic photos of 500 x 375 pixels.
+        seconds: duration of each measurement.
 
     Raises:
-        UserError: as :meth:`Predictor.from_pretrained`.
+        CheckpointError: the model is not readable.
+        MissingExtraError: a requested runtime is not installed.
+        UserError: a runtime or the device does not fit the model.
     """
-    jobs: list[tuple[RuntimeName, Precision]]
     bundle = open_bundle(model) if is_bundle(model) else None
-    place = "cpu" if device == "auto" and bundle is not None and bundle.facts.format != "torch" else device
+    runtime_device = "cpu" if device == "auto" and bundle is not None and bundle.metadata.format != "torch" else device
+    jobs: list[tuple[RuntimeName, Precision]]
     if bundle is not None:
-        jobs = [(name, bundle.facts.precision) for name in runtimes or usable(bundle.facts.format, place)]
+        names = runtimes or available_runtimes(bundle.metadata.format, runtime_device)
+        jobs = [(name, bundle.metadata.precision) for name in names]
     else:
         jobs = [(name, precision) for name in runtimes or ("torch",) for precision in ("fp32", "bf16")]
-    operations = _operations(model)  # and so a model that cannot be read is found here
+    flops = _flops_per_image(model)  # also finds an unreadable model before the first measurement
     if not jobs:
-        raise UserError(f"Nothing that is installed here runs {model} on {device}", "see `deit info`")
-    measured = []
+        raise UserError(f"No installed runtime runs {model} on {device}", "see `deit info`")
+    results = []
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(path) for path in images] or [str(path) for path in made_photos(Path(folder), FILES)]
+        files = [str(path) for path in images] or [str(path) for path in write_synthetic_photos(Path(folder), FILES)]
         for name, precision in jobs:
             print_status(f"Measuring {name} in {precision}")
-            # A process for each: libraries keep threads and memory that would weigh on the next.
+            # One process for each: libraries keep threads and memory that would affect the next measurement.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                figures = pool.submit(measure, str(model), name, precision, place, files, seconds).result()
-            if figures.device == "cpu":
-                share = figures.best[1].median * operations / peak_rate(precision)
-                figures = replace(figures, share_of_peak=share)
-            measured.append(figures)
+                result = pool.submit(_measure_in_process, str(model), name, precision, runtime_device, files, seconds).result()
+            if result.device == "cpu":
+                result = replace(result, share_of_peak=result.best[1].median * flops / measure_matmul_peak(precision))
+            results.append(result)
     if bundle is not None:
-        remember(bundle, place, {figures.runtime: figures.best[1].median for figures in measured})
-    return measured
+        save_speeds(bundle, runtime_device, {result.runtime: result.best[1].median for result in results})
+    return results
 
 
-def measure(model: str, runtime: RuntimeName, precision: Precision, device: str, files: list[str], seconds: float) -> Figures:
-    """Measure one runtime, in this process."""
+def _measure_in_process(
+    model: str, runtime: RuntimeName, precision: Precision, device: str, files: list[str], seconds: float
+) -> RuntimeBenchmark:
+    """Measures one runtime. Runs in a process of its own."""
+    configure_pillow()
+    retain_freed_memory()
 
-    def loaded(work: Work) -> Predictor:
-        return Predictor.from_pretrained(model, device, runtime=runtime, precision=precision, work=work)
+    def load(performance_hint: PerformanceHint) -> Predictor:
+        return Predictor.from_pretrained(model, device, runtime=runtime, precision=precision, performance_hint=performance_hint)
 
     start = time.perf_counter()
-    quick = loaded("latency")
-    quick(files[:1])
+    for_latency = load("latency")
+    for_latency(files[:1])
     load_seconds = time.perf_counter() - start
-    one = np.stack([quick.pixels(files[0])])
-    latency, file_latency = _latencies(quick, one, files, seconds)
-    del quick
-    many = loaded("throughput")
-    batches = GPU_BATCHES if many.runtime.device.startswith("cuda") else BATCHES
-    rates = {batch: Spread.of(throughput(many.runtime, np.repeat(one, batch, axis=0), seconds)) for batch in batches}
-    listed = files * max(1, int(rates[many.runtime.batch].median * seconds / 3 / len(files)))
-    many(listed)
-    files_per_second = Spread.of([len(listed) / value for value in timed(lambda: many(listed), seconds, least=3)])
-    return Figures(
+    image = np.stack([for_latency.preprocess(files[0])])  # (1, C, height, width)
+    latency, file_latency = _measure_latencies(for_latency, image, files, seconds)
+    del for_latency
+    for_throughput = load("throughput")
+    model_runtime = for_throughput.runtime
+    batch_sizes = GPU_BATCH_SIZES if model_runtime.device.startswith("cuda") else BATCH_SIZES
+    images_per_second = {
+        size: Quartiles.of(measure_throughput(model_runtime, np.repeat(image, size, axis=0), seconds)) for size in batch_sizes
+    }
+    many_files = files * max(1, int(images_per_second[model_runtime.batch_size].median * seconds / 3 / len(files)))
+    for_throughput(many_files)
+    durations = time_calls(lambda: for_throughput(many_files), seconds, min_calls=3)
+    return RuntimeBenchmark(
         runtime,
         precision,
-        many.runtime.device,
+        model_runtime.device,
         load_seconds,
         latency,
         file_latency,
-        rates,
-        files_per_second,
-        *memory(),
+        images_per_second,
+        Quartiles.of([len(many_files) / duration for duration in durations]),
+        *resident_memory(),
     )
 
 
-def _latencies(
-    predictor: Predictor, one: np.ndarray, files: list[str], seconds: float
+def _measure_latencies(
+    predictor: Predictor, image: np.ndarray, files: list[str], seconds: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of one image's pixels, and of one file."""
+    """Returns the latency percentiles of one image's pixels, and of one file."""
     paths = itertools.cycle(files)
     return (
-        percentiles(timed(lambda: predictor.runtime(one), seconds)),
-        percentiles(timed(lambda: predictor([next(paths)]), seconds)),
+        latency_percentiles(time_calls(lambda: predictor.runtime(image), seconds)),
+        latency_percentiles(time_calls(lambda: predictor([next(paths)]), seconds)),
     )
 
 
-def timed(function: Callable[[], object], seconds: float, least: int = LEAST_CALLS) -> list[float]:
-    """Seconds of each of as many calls as fit, after one that is not counted."""
+def time_calls(function: Callable[[], object], seconds: float, min_calls: int = MIN_CALLS) -> list[float]:
+    """Calls a function repeatedly for ``seconds``, after a warm-up call, and returns the duration of each call in seconds."""
     function()
     end = time.perf_counter() + seconds
-    taken: list[float] = []
-    while len(taken) < least or time.perf_counter() < end:
+    durations: list[float] = []
+    while len(durations) < min_calls or time.perf_counter() < end:
         start = time.perf_counter()
         function()
-        taken.append(time.perf_counter() - start)
-    return taken
+        durations.append(time.perf_counter() - start)
+    return durations
 
 
-def throughput(runtime: Runtime, pixels: np.ndarray, seconds: float, turns: int = 5) -> list[float]:
-    """Images per second of each turn, with all of the runtime's calls at work."""
+def measure_throughput(runtime: Runtime, pixels: np.ndarray, seconds: float, turns: int = 5) -> list[float]:
+    """Returns the images per second of each turn, at the concurrency of the runtime."""
     start = time.perf_counter()
     runtime(pixels)
     once = time.perf_counter() - start
-    calls = max(2, int(seconds / turns / once)) * runtime.calls
-    return [calls * len(pixels) / taken for taken in timed(lambda: _calls(runtime, pixels, calls), 0, turns)]
+    calls = max(2, int(seconds / turns / once)) * runtime.concurrency
+    durations = time_calls(lambda: _run_concurrently(runtime, pixels, calls), 0, turns)
+    return [calls * len(pixels) / duration for duration in durations]
 
 
-def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """50th and 99th, in milliseconds."""
-    median, late = (np.percentile(seconds, (50, 99)) * 1e3).tolist()
-    return median, late
+def latency_percentiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """Returns the 50th and the 99th percentile in milliseconds."""
+    median, p99 = (np.percentile(seconds, (50, 99)) * 1e3).tolist()
+    return median, p99
 
 
-def peak_rate(precision: Precision) -> float:
-    """Operations a second of a large matrix product in torch, the best of a few; of fp32 in NumPy, which is faster there."""
+def measure_matmul_peak(precision: Precision) -> float:
+    """Returns the operations per second of a large matrix product, the best of a few.
+
+    Uses torch for bf16 and int8, and NumPy for fp32, which is faster there.
+    """
     import torch
 
     torch.set_num_threads(cores())
-    whole = np.random.default_rng(0).integers(-9, 9, (PRODUCT, PRODUCT)).astype(np.float32)
-    low, small = torch.from_numpy(whole).bfloat16(), torch.from_numpy(whole).to(torch.int8)
+    fp32 = np.random.default_rng(0).integers(-9, 9, (MATRIX_SIZE, MATRIX_SIZE)).astype(np.float32)
+    bf16, int8 = torch.from_numpy(fp32).bfloat16(), torch.from_numpy(fp32).to(torch.int8)
     products: dict[Precision, Callable[[], object]] = {
-        "fp32": lambda: whole @ whole,
-        "bf16": lambda: low @ low,
-        "int8": lambda: torch._int_mm(small, small),
+        "fp32": lambda: fp32 @ fp32,
+        "bf16": lambda: bf16 @ bf16,
+        "int8": lambda: torch._int_mm(int8, int8),
     }
-    return 2 * PRODUCT**3 / min(timed(products[precision], 0, 5))
+    return 2 * MATRIX_SIZE**3 / min(time_calls(products[precision], 0, 5))
 
 
-def _operations(model: str | Path) -> int:
-    """Of one image: as the bundle's report says, or counted."""
-    if is_bundle(model) and isinstance(noted := open_bundle(model).facts.report.get("operations"), int):
-        return noted
-    from deit.inference.graph import Graph, operations
+def _flops_per_image(model: str | Path) -> int:
+    """Returns the operations per image, from the report of a bundle if it has them."""
+    if is_bundle(model) and isinstance(reported := open_bundle(model).metadata.report.get("flops"), int):
+        return reported
+    from deit.inference.inference_model import InferenceModel, count_flops
     from deit.models.auto import load_classifier
 
-    return operations(Graph(load_classifier(model)))
+    return count_flops(InferenceModel(load_classifier(model)))
 
 
-def memory() -> tuple[float, float]:
-    """This process's resident memory now and at most, in MiB."""
+def resident_memory() -> tuple[float, float]:
+    """Returns the current and the maximum resident memory of this process in MiB; the maximum twice if only it is known."""
     status = Path("/proc/self/status")
     if not status.is_file():
-        import resource  # not on every system
+        import resource  # not available on every system
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return peak, peak
@@ -238,18 +264,19 @@ def memory() -> tuple[float, float]:
     return kibibytes["VmRSS"] / 1024, kibibytes["VmHWM"] / 1024
 
 
-def made_photos(folder: Path, count: int) -> list[Path]:
-    """JPEG files with large shapes and fine grain, the same on every machine."""
+def write_synthetic_photos(folder: Path, count: int) -> list[Path]:
+    """Writes JPEG files with large shapes and fine noise, the same on every machine, and returns their paths."""
     paths = []
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(PHOTO, Image.Resampling.BICUBIC)
-        values = np.asarray(shapes) + rng.normal(0, 8, (PHOTO[1], PHOTO[0], 3))
-        path = folder / f"{number}.jpg"
-        Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(path, quality=90)
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        colors = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        shapes = np.asarray(colors.resize(PHOTO_SIZE, Image.Resampling.BICUBIC))
+        pixels = shapes + rng.normal(0, 8, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        path = folder / f"{index}.jpg"
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)
     return paths
 
 
-def _calls(runtime: Runtime, pixels: np.ndarray, calls: int) -> None:
-    deque(ordered_map(runtime, [pixels] * calls, runtime.calls), maxlen=0)
+def _run_concurrently(runtime: Runtime, pixels: np.ndarray, calls: int) -> None:
+    deque(ordered_map(runtime, [pixels] * calls, runtime.concurrency), maxlen=0)

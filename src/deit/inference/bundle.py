@@ -1,6 +1,6 @@
-"""An exported model on disk: a graph, how images become its input, its classes, and the report that let it out.
+"""Bundle: an exported model on disk.
 
-A directory of ``bundle.json``, ``preprocessor_config.json`` and the graph's own files, whose hashes stand in the first.
+A directory with ``bundle.json``, ``preprocessor_config.json`` and the files of the graph, whose hashes are in ``bundle.json``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from deit.system.files import BUNDLE_NAME, CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_
 
 Format = Literal["openvino", "onnx", "torch"]
 Precision = Literal["fp32", "bf16", "int8"]
-PixelType = Literal["uint8", "float32"]
+InputDtype = Literal["uint8", "float32"]
 
-# What each format consists of; nothing else in a bundle's directory is ever opened.
+# The files of each format. No other file in the directory of a bundle is opened.
 GRAPH_FILES: dict[Format, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
     "onnx": ("model.onnx",),
@@ -29,25 +29,24 @@ GRAPH_FILES: dict[Format, tuple[str, ...]] = {
 }
 MAX_GRAPH_BYTES = 8 * 2**30
 
-Side = Annotated[int, Field(ge=1, le=16_384)]
+Dimension = Annotated[int, Field(ge=1, le=16_384)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class Facts(BaseModel):
-    """What ``bundle.json`` says.
+class BundleMetadata(BaseModel):
+    """The content of ``bundle.json``.
 
     Attributes:
-        version: of this layout.
-        format: whose graph it is.
-        precision: of its matrix products.
-        files: name -> SHA-256.
-        pixels: the type of what goes in: ``uint8``, as decoded and resized, where the graph rescales and normalizes;
-            ``float32`` where that is done before.
-        shape: (C, height, width) of it.
-        heads: names of the logits that come out; the last is the model's answer.
-        classes: in the order of the logits.
-        kept: parts of an int8 graph that were left in higher precision, since they need it.
-        report: what the parity gate measured.
+        version: version of this format.
+        format: format of the graph.
+        precision: precision of its matrix products.
+        files: file name -> SHA-256.
+        input_dtype: type of the input: ``uint8`` if the graph rescales and normalizes, ``float32`` if the processor does.
+        input_shape: shape (C, height, width) of one input image.
+        heads: names of the outputs, which are logits; the last one is the model's prediction.
+        classes: class names in the order of the logits.
+        kept: operators of an int8 graph that were kept in higher precision.
+        report: measurements of the parity check.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,8 +55,8 @@ class Facts(BaseModel):
     format: Format
     precision: Precision
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
-    pixels: PixelType
-    shape: tuple[Side, Side, Side]
+    input_dtype: InputDtype
+    input_shape: tuple[Dimension, Dimension, Dimension]
     heads: Annotated[tuple[Name, ...], Field(min_length=1, max_length=3)]
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     kept: tuple[Name, ...] = ()
@@ -66,42 +65,50 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported model that was opened and whose files are whole."""
+    """An exported model whose files were verified.
+
+    Attributes:
+        path: its directory.
+        metadata: content of ``bundle.json``.
+        processor: image processor for its input.
+    """
 
     path: Path
-    facts: Facts
+    metadata: BundleMetadata
     processor: DeiTImageProcessor
 
     @property
     def graph(self) -> Path:
-        """The graph's own file; a torch bundle's directory."""
-        return self.path if self.facts.format == "torch" else self.path / GRAPH_FILES[self.facts.format][0]
+        """Path of the graph: a file, or the directory of a torch bundle."""
+        return self.path if self.metadata.format == "torch" else self.path / GRAPH_FILES[self.metadata.format][0]
 
     @property
     def graph_bytes(self) -> int:
-        """Size of the graph's files."""
-        return sum((self.path / name).stat().st_size for name in self.facts.files)
+        """Total size of the graph's files."""
+        return sum((self.path / name).stat().st_size for name in self.metadata.files)
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether a path holds an exported model."""
+    """Returns whether a path is an exported model."""
     return (Path(path) / BUNDLE_NAME).is_file()
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Read an exported model's description and check its files.
+    """Reads the metadata of an exported model and verifies its files.
 
     Raises:
-        CheckpointError: a file is missing, changed, too large, or says what cannot be.
+        CheckpointError: a file is missing, modified or too large, or the metadata is invalid.
     """
     path = Path(path)
     try:
-        facts = Facts.model_validate(read_json(path / BUNDLE_NAME))
+        metadata = BundleMetadata.model_validate(read_json(path / BUNDLE_NAME))
     except ValidationError as error:
         raise CheckpointError(f"{path / BUNDLE_NAME}: {validation_problem(error)}", "export the model again") from error
-    if set(facts.files) != set(GRAPH_FILES[facts.format]):
-        raise CheckpointError(f"{path / BUNDLE_NAME} lists files of no {facts.format} graph", "export the model again")
-    for name, expected in facts.files.items():
+    if set(metadata.files) != set(GRAPH_FILES[metadata.format]):
+        raise CheckpointError(
+            f"{path / BUNDLE_NAME} does not list the files of the format {metadata.format}", "export the model again"
+        )
+    for name, expected in metadata.files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{path} has no {name}", "copy or export the model again")
@@ -109,13 +116,19 @@ def open_bundle(path: str | Path) -> Bundle:
             raise CheckpointError(f"{file} is larger than {MAX_GRAPH_BYTES >> 30} GiB", "export the model again")
         if sha256(file) != expected:
             raise CheckpointError(f"{file} is not the file that was exported", "copy or export the model again")
-    return Bundle(path, facts, DeiTImageProcessor.from_pretrained(path / PROCESSOR_NAME))
+    return Bundle(path, metadata, DeiTImageProcessor.from_pretrained(path / PROCESSOR_NAME))
 
 
 def write_bundle(draft: Path, processor: DeiTImageProcessor, fields: Mapping[str, Any]) -> Bundle:
-    """Describe the graph whose files stand in ``draft``; ``fields`` are those of :class:`Facts` but for ``files``."""
+    """Writes the metadata and the image processor of a graph.
+
+    Args:
+        draft: directory that contains the files of the graph.
+        processor: image processor for the input of the graph.
+        fields: the fields of :class:`BundleMetadata` except ``files``.
+    """
     names = GRAPH_FILES[fields["format"]]
-    facts = Facts(**fields, files={name: sha256(draft / name) for name in names})
+    metadata = BundleMetadata(**fields, files={name: sha256(draft / name) for name in names})
     processor.save_pretrained(draft)
-    write_json(draft / BUNDLE_NAME, facts.model_dump(mode="json"))
-    return Bundle(draft, facts, processor)
+    write_json(draft / BUNDLE_NAME, metadata.model_dump(mode="json"))
+    return Bundle(draft, metadata, processor)

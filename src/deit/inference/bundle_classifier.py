@@ -1,4 +1,7 @@
-"""An exported model in the place of a saved one, for whoever asks a classifier for logits."""
+"""Wraps an exported model as a classifier, for code that expects a saved model, such as evaluation.
+
+Shapes: B images, C channels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from deit.models.outputs import ImageClassifierOutput, ImageClassifierWithTeache
 
 
 class BundleClassifier(nn.Module):
-    """Answers as our models do, whatever runs it.
+    """A runtime with the interface of a DeiT or ViT classifier.
 
     Args:
-        runtime: what runs it.
-        classes: how many there are.
+        runtime: runs the model.
+        num_classes: number of classes.
     """
 
-    def __init__(self, runtime: Runtime, classes: int) -> None:
+    def __init__(self, runtime: Runtime, num_classes: int) -> None:
         super().__init__()
-        self.runtime, self.classes = runtime, classes
+        self.runtime, self.num_classes = runtime, num_classes
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput | ImageClassifierWithTeacherOutput:
-        """(B, C, height, width), of the type that the bundle takes -> logits (B, K)."""
+        """(B, C, height, width), of the type of the bundle's input -> logits (B, K). B may be 0."""
         if not len(pixel_values):
-            heads = {name: torch.zeros(0, self.classes) for name in self.runtime.heads}
+            heads = {name: torch.zeros(0, self.num_classes) for name in self.runtime.heads}
         else:
-            heads = {name: torch.from_numpy(values) for name, values in self.runtime(pixel_values.numpy()).items()}
+            heads = {name: torch.from_numpy(logits) for name, logits in self.runtime(pixel_values.numpy()).items()}
         if len(heads) == 1:
             return ImageClassifierOutput(logits=heads["class"])
         return ImageClassifierWithTeacherOutput(
@@ -40,14 +43,17 @@ class BundleClassifier(nn.Module):
 
 
 def load_bundle_classifier(path: str | Path, device: str = "auto", crop: Crop | None = None) -> LoadedClassifier:
-    """A bundle, its image processor such that what it makes goes into the bundle as it is.
+    """Loads a bundle with an image processor whose output is the input of the bundle.
 
     Raises:
-        UserError: as :meth:`Predictor.from_pretrained`.
+        CheckpointError: the bundle is not readable.
+        ConfigError: there is no such crop.
+        MissingExtraError: no runtime for the bundle is installed.
+        UserError: the device or the crop does not fit the bundle.
     """
-    predictor = Predictor.from_pretrained(path, device, crop, work="latency")
+    predictor = Predictor.from_pretrained(path, device, crop, performance_hint="latency")
     processor = predictor.processor
-    if predictor.takes == "uint8":
+    if predictor.input_dtype == "uint8":
         processor = type(processor)(**{**processor.model_dump(), "do_rescale": False, "do_normalize": False})
     model = BundleClassifier(predictor.runtime, len(predictor.classes))
     return LoadedClassifier(model, processor, predictor.classes, Path(path))

@@ -1,4 +1,4 @@
-"""A bundle and the name of a runtime -> that runtime, ready to answer."""
+"""Loads a bundle into a runtime."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import hashlib
 
 from deit.errors import UserError
 from deit.inference.bundle import Bundle
-from deit.inference.runtimes import RUNTIMES, OnnxRuntime, OpenVinoRuntime, Runtime, RuntimeName, Work
+from deit.inference.runtimes import (
+    FORMAT_RUNTIMES,
+    OnnxRuntime,
+    OpenVinoRuntime,
+    PerformanceHint,
+    Runtime,
+    RuntimeName,
+)
 
 
-def open_runtime(bundle: Bundle, name: RuntimeName, device: str = "cpu", work: Work = "latency") -> Runtime:
-    """Load a bundle's graph.
+def load_runtime(
+    bundle: Bundle, name: RuntimeName, device: str = "cpu", performance_hint: PerformanceHint = "latency"
+) -> Runtime:
+    """Loads the graph of a bundle.
 
     Raises:
-        UserError: that runtime cannot run this format, or not on this device.
-        CheckpointError: it cannot read the graph.
-        MissingExtraError: it is not installed.
+        UserError: the runtime does not support the format or the device.
+        CheckpointError: the runtime cannot read the graph.
+        MissingExtraError: the runtime is not installed.
     """
-    facts = bundle.facts
-    if name not in RUNTIMES[facts.format]:
-        known = " or ".join(RUNTIMES[facts.format])
-        raise UserError(f"{name} runs no {facts.format} bundle", f"pass --runtime {known}")
+    metadata = bundle.metadata
+    if name not in FORMAT_RUNTIMES[metadata.format]:
+        supported = " or ".join(FORMAT_RUNTIMES[metadata.format])
+        raise UserError(f"{name} does not run {metadata.format} bundles", f"pass --runtime {supported}")
     if name == "openvino":
         if device != "cpu":
-            raise UserError(f"OpenVINO runs on the processor here, not on {device}", "pass --device cpu")
-        key = hashlib.sha256("".join(facts.files.values()).encode()).hexdigest()[:32]
-        return OpenVinoRuntime(bundle.graph, facts.heads, facts.precision, work, key)
+            raise UserError(f"OpenVINO is supported on CPUs only, not on {device}", "pass --device cpu")
+        cache_key = hashlib.sha256("".join(metadata.files.values()).encode()).hexdigest()[:32]
+        return OpenVinoRuntime(bundle.graph, metadata.heads, metadata.precision, performance_hint, cache_key)
     if name == "onnxruntime":
-        return OnnxRuntime(bundle.graph, facts.heads, device, work)
-    from deit.inference.torch_runtime import torch_runtime_of_bundle
+        return OnnxRuntime(bundle.graph, metadata.heads, device, performance_hint)
+    from deit.inference.torch_runtime import load_torch_runtime
 
-    return torch_runtime_of_bundle(bundle, compiled=name == "torch-compiled", device=device)
+    return load_torch_runtime(bundle, device, compiled=name == "torch-compiled")

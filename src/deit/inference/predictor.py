@@ -1,4 +1,7 @@
-"""Images -> class names with probabilities. One bad image is one error in its place, not the end."""
+"""Predictor: images -> class names with probabilities. An unreadable image is one prediction with an error.
+
+Shapes: B images, C channels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,15 @@ import numpy as np
 from PIL import Image
 
 from deit.errors import ImageError, UserError
-from deit.images.arrays import channels_last
+from deit.images.arrays import to_channels_last
 from deit.images.decoding import open_image, to_rgb
 from deit.images.processor import Crop, DeiTImageProcessor
-from deit.inference.bundle import Bundle, PixelType, Precision, is_bundle, open_bundle
+from deit.inference.bundle import Bundle, InputDtype, Precision, is_bundle, open_bundle
 from deit.inference.decoding import near_pixels
-from deit.inference.loading import open_runtime
-from deit.inference.runtime_selection import choose_runtime
-from deit.inference.runtimes import Runtime, RuntimeName, Work
+from deit.inference.loading import load_runtime
+from deit.inference.runtime_selection import select_runtime
+from deit.inference.runtimes import PerformanceHint, Runtime, RuntimeName
 from deit.system.hardware import cores
-from deit.system.malloc import retain_freed_memory
 from deit.system.progress import Progress
 from deit.system.threads import ordered_map
 
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image.
+    """The prediction for one image.
 
     Attributes:
-        image: the file's path, or ``image 3`` for one that has none.
-        labels: class names, most likely first; empty where the image is unreadable.
-        probabilities: of those, in 0..1.
-        error: why there is no answer; empty where there is one.
+        image: path of the file, or ``image 3`` if there is none.
+        labels: class names, most likely first; empty if the image is unreadable.
+        probabilities: their probabilities, in 0..1.
+        error: why the image is unreadable; empty if it is readable.
     """
 
     image: str
@@ -48,26 +50,30 @@ class Prediction:
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the prediction as JSON values."""
         if self.error:
             return {"image": self.image, "error": self.error}
-        answers = zip(self.labels, self.probabilities, strict=True)
-        return {"image": self.image, "predictions": [{"label": name, "probability": p} for name, p in answers]}
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        return {"image": self.image, "predictions": [{"label": name, "probability": p} for name, p in pairs]}
 
 
 class Predictor:
-    """A classifier that takes files, bytes, Pillow images, arrays or tensors.
+    """Classifies files, bytes, Pillow images, arrays or tensors.
 
-    Each of its threads reads, decodes and resizes a few images, asks the model, and takes the next few: while some are at
-    the model, others decode. Memory that is freed stays with the process, up to some hundred MiB (:mod:`deit.system.malloc`).
+    Uses one thread per core. Each thread decodes and resizes a few images, runs the model on them, and takes the next ones, so
+    that some threads decode while others run the model.
+
+    Python programs that predict many files may call :func:`deit.system.malloc.retain_freed_memory` once, as ``deit predict``
+    does: decoding then reuses freed memory, up to 256 MiB at the end of each heap. With a tiny model in int8, this raised the
+    throughput from 185 files/s to between 201 and 262 (docs/log.md).
 
     Args:
-        runtime: what runs the model.
-        processor: how an image becomes its input.
-        classes: in the order of the logits.
-        pixels: the type that the runtime takes: ``uint8`` where it rescales and normalizes itself.
-        exact: read files to the last bit as the processor does, and as evaluation does; otherwise as
-            :mod:`deit.inference.decoding` does, in half the time.
+        runtime: runs the model.
+        processor: converts images to the input of the model.
+        classes: class names in the order of the logits.
+        input_dtype: type of the runtime's input: ``uint8`` if the model rescales and normalizes.
+        exact: decode and resize files bit for bit as the processor does, and as in evaluation; if False, as
+            :mod:`deit.inference.decoding` does, in half of the time.
 
     Example:
         predictor = Predictor.from_pretrained("runs/photos/best")
@@ -79,12 +85,11 @@ class Predictor:
         runtime: Runtime,
         processor: DeiTImageProcessor,
         classes: tuple[str, ...],
-        pixels: PixelType = "uint8",
+        input_dtype: InputDtype = "uint8",
         exact: bool = False,
     ) -> None:
-        retain_freed_memory()
         self.runtime, self.processor, self.classes = runtime, processor, classes
-        self.takes, self.exact = pixels, exact
+        self.input_dtype, self.exact = input_dtype, exact
 
     @classmethod
     def from_pretrained(
@@ -95,82 +100,84 @@ class Predictor:
         *,
         runtime: RuntimeName | None = None,
         precision: Precision | None = None,
-        work: Work = "throughput",
+        performance_hint: PerformanceHint = "throughput",
         exact: bool = False,
         ema: bool = False,
         revision: str | None = None,
     ) -> Predictor:
-        """A predictor of a saved or an exported model.
+        """Loads a saved or an exported model.
 
         Args:
             name: a bundle of ``deit export``, or a model of any format, a run, a teacher, a name on the hub (with
                 ``revision``), or a variant's name.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-            crop: ``keep``, ``squash`` or ``pad``, as :meth:`DeiTImageProcessor.for_size` says; the model's own when None.
-            runtime: of those that ``deit info`` lists; when None the fastest that is known here for a bundle, and torch for
-                a model.
-            precision: of a model, fp32 when None; a bundle has its own.
-            work: ``latency`` answers one image as soon as can be, ``throughput`` many.
-            exact: as in :class:`Predictor`.
-            ema: take the average of the weights of a training checkpoint.
+            crop: ``keep``, ``squash`` or ``pad``, see :meth:`DeiTImageProcessor.for_size`; None takes the model's own.
+            runtime: one of those that ``deit info`` lists; None takes the fastest known one for a bundle, and torch for other
+                models.
+            precision: precision of a model that was not exported; None means fp32. A bundle has its own.
+            performance_hint: ``latency`` to predict single images, ``throughput`` to predict many.
+            exact: decode and resize files bit for bit as in evaluation.
+            ema: load the exponential moving average of the weights from a training checkpoint.
+            revision: branch, tag or commit on the hub.
 
         Raises:
-            CheckpointError: no readable model.
-            ConfigError: no such crop.
-            MissingExtraError: the bundle's runtime is not installed.
-            UserError: a runtime, device or precision that does not go with the model.
+            CheckpointError: the model is not readable.
+            ConfigError: there is no such crop.
+            MissingExtraError: no runtime for the bundle is installed.
+            UserError: the runtime, device, precision, crop, ``ema`` or ``revision`` does not fit the model.
         """
         if is_bundle(name):
             if ema or revision is not None:
                 raise UserError(f"{name} is a bundle, which has one set of weights", "leave --ema and --revision out")
-            return cls._of_bundle(open_bundle(name), device, crop, runtime, precision, work, exact)
+            return cls._from_bundle(open_bundle(name), device, crop, runtime, precision, performance_hint, exact)
         if runtime not in (None, "torch", "torch-compiled"):
-            raise UserError(f"{name} is no bundle, and {runtime} runs bundles only", "`deit export` makes one")
-        from deit.inference.graph import Graph
+            raise UserError(f"{name} is not a bundle, and {runtime} runs only bundles", "make one with `deit export`")
+        from deit.inference.inference_model import InferenceModel
         from deit.inference.torch_runtime import TorchRuntime
         from deit.models.auto import load_classifier
 
         classifier = load_classifier(name, ema=ema, revision=revision)
         if crop is not None:
             classifier.processor = classifier.processor.with_crop(crop)
-        graph = Graph(classifier)
-        ready = TorchRuntime(graph, device, precision or "fp32", compiled=runtime == "torch-compiled")
-        return cls(ready, classifier.processor, classifier.classes, graph.pixels, exact)
+        model = InferenceModel(classifier)
+        torch_runtime = TorchRuntime(model, device, precision or "fp32", compiled=runtime == "torch-compiled")
+        return cls(torch_runtime, classifier.processor, classifier.classes, model.input_dtype, exact)
 
     @classmethod
-    def _of_bundle(
+    def _from_bundle(
         cls,
         bundle: Bundle,
         device: str,
         crop: Crop | None,
         runtime: RuntimeName | None,
         precision: Precision | None,
-        work: Work,
+        performance_hint: PerformanceHint,
         exact: bool,
     ) -> Predictor:
-        facts, path = bundle.facts, bundle.path
-        if precision not in (None, facts.precision):
-            raise UserError(f"{path} was exported in {facts.precision}", f"export it with --precision {precision}")
-        place = "cpu" if device == "auto" and facts.format != "torch" else device
-        chosen = runtime or choose_runtime(bundle, place, measure=work == "throughput").name
+        metadata, path = bundle.metadata, bundle.path
+        if precision not in (None, metadata.precision):
+            raise UserError(f"{path} was exported in {metadata.precision}", f"export it with --precision {precision}")
+        runtime_device = "cpu" if device == "auto" and metadata.format != "torch" else device
+        runtime_name = runtime or select_runtime(bundle, runtime_device, measure=performance_hint == "throughput").name
         processor = bundle.processor
         if crop is not None:
             processor = processor.with_crop(crop)
-            if processor.do_pad and facts.pixels == "uint8":
-                raise UserError(f"{path} normalizes in its graph, where padding cannot be", "export the model with --crop pad")
-        return cls(open_runtime(bundle, chosen, place, work), processor, facts.classes, facts.pixels, exact)
+            if processor.do_pad and metadata.input_dtype == "uint8":
+                raise UserError(f"{path} cannot pad, because its graph normalizes", "export the model with --crop pad")
+        loaded = load_runtime(bundle, runtime_name, runtime_device, performance_hint)
+        return cls(loaded, processor, metadata.classes, metadata.input_dtype, exact)
 
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
-        """Classify images.
+        """Classifies images.
 
         Args:
             images: paths, bytes of image files, Pillow images, or arrays and tensors of (height, width, C) or
                 (C, height, width), in 0..255 or floats in 0..1.
-            top: how many classes to name.
-            names: what to call the images, where they have no paths.
+            top: number of classes per prediction.
+            names: names of the images in the predictions; images without one are named by path or number.
 
         Returns:
-            One prediction an image, in their order.
+            One prediction per image, in the order of the images.
         """
         listed = list(images)
         predictions: list[Prediction] = []
@@ -181,86 +188,101 @@ class Predictor:
         return predictions
 
     def stream(self, images: Iterable[ImageLike], top: int = 5, names: Iterable[str] = ()) -> Iterator[Prediction]:
-        """As a call, but images are taken, and answers given, one after the other: of a long list few are in memory."""
-        given = iter(names)
-        called = ((next(given, None) or _name(place, image), image) for place, image in enumerate(images))
+        """Classifies images lazily: yields the predictions in order, and holds only a few images in memory.
+
+        Args:
+            images: images as for a call; may be infinite.
+            top: number of classes per prediction.
+            names: names of the images in the predictions.
+        """
+        remaining_names = iter(names)
+        named = ((next(remaining_names, None) or _image_name(index, image), image) for index, image in enumerate(images))
         if isinstance(images, Sequence) and len(images) == 1:
-            yield from self._answered(list(called), top)
+            yield from self._classify(list(named), top)
             return
         threads = cores()
-        batch = self.runtime.batch
+        batch_size = self.runtime.batch_size
         if isinstance(images, Sequence):
-            batch = max(1, min(batch, -(-len(images) // threads)))
-        chunks = iter(lambda: list(islice(called, batch)), [])
-        for answers in ordered_map(lambda chunk: self._answered(chunk, top), chunks, threads):
-            yield from answers
+            batch_size = max(1, min(batch_size, -(-len(images) // threads)))
+        batches = iter(lambda: list(islice(named, batch_size)), [])
+        for predictions in ordered_map(lambda batch: self._classify(batch, top), batches, threads):
+            yield from predictions
 
-    def pixels(self, image: ImageLike) -> np.ndarray:
-        """One image as the model takes it: (C, height, width).
+    def preprocess(self, image: ImageLike) -> np.ndarray:
+        """Converts one image to the input of the model, (C, height, width).
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image is unreadable.
         """
-        return model_pixels(self.processor, self.takes, image, self.exact)
+        return preprocess_image(self.processor, self.input_dtype, image, self.exact)
 
-    def _answered(self, chunk: list[tuple[str, ImageLike]], top: int) -> list[Prediction]:
-        ready: list[np.ndarray | ImageError] = []
-        for _, image in chunk:
+    def _classify(self, named_images: list[tuple[str, ImageLike]], top: int) -> list[Prediction]:
+        inputs: list[np.ndarray | ImageError] = []
+        for _, image in named_images:
             try:
-                ready.append(self.pixels(image))
+                inputs.append(self.preprocess(image))
             except ImageError as error:
-                ready.append(error)
-        readable = [item for item in ready if isinstance(item, np.ndarray)]
-        rows = iter(self._ranked(np.stack(readable), top) if readable else ())
-        named = zip((name for name, _ in chunk), ready, strict=True)
+                inputs.append(error)
+        readable = [item for item in inputs if isinstance(item, np.ndarray)]
+        results = iter(self._top_classes(np.stack(readable), top) if readable else ())
+        names = (name for name, _ in named_images)
         return [
-            Prediction(name, error=str(item)) if isinstance(item, ImageError) else Prediction(name, *next(rows))
-            for name, item in named
+            Prediction(name, error=str(item)) if isinstance(item, ImageError) else Prediction(name, *next(results))
+            for name, item in zip(names, inputs, strict=True)
         ]
 
-    def _ranked(self, pixels: np.ndarray, top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    def _top_classes(self, pixels: np.ndarray, top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """Yields the names and probabilities of the most likely classes of each image."""
         logits = self.runtime(pixels)[self.runtime.heads[-1]].astype(np.float64)  # (B, K)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        order = np.argsort(-shares, axis=1, kind="stable")[:, : min(top, len(self.classes))]
-        for row, places in zip(shares, order, strict=True):
-            yield tuple(self.classes[place] for place in places), tuple(row[places].tolist())
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(top, len(self.classes))]
+        for row, labels in zip(probabilities, order, strict=True):
+            yield tuple(self.classes[label] for label in labels), tuple(row[labels].tolist())
 
 
-def model_pixels(processor: DeiTImageProcessor, kind: PixelType, image: ImageLike, exact: bool = True) -> np.ndarray:
-    """One image as a model takes it: (C, height, width), ``uint8``, or normalized ``float32``.
+def preprocess_image(
+    processor: DeiTImageProcessor, input_dtype: InputDtype, image: ImageLike, exact: bool = True
+) -> np.ndarray:
+    """Converts one image to the input of a model.
 
     Args:
-        exact: as in :class:`Predictor`.
+        processor: image processor of the model.
+        input_dtype: type of the model's input.
+        image: a path, bytes of an image file, a Pillow image, an array or a tensor.
+        exact: decode and resize files bit for bit as the processor does.
+
+    Returns:
+        (C, height, width), ``uint8``, or normalized ``float32``.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image is unreadable.
     """
     if isinstance(image, str | Path | bytes):
         source = image if isinstance(image, bytes) else Path(image)
-        array = processor.pixels(open_image(source)) if exact else near_pixels(processor, source)
+        pixels = processor.pixels(open_image(source)) if exact else near_pixels(processor, source)
     elif isinstance(image, Image.Image):
-        array = processor.pixels(to_rgb(image))
+        pixels = processor.pixels(to_rgb(image))
     else:
-        array = processor.pixels(_of_bytes(channels_last(image, True, None, {1, 3, 4})))
-    return processor.normalize(array) if kind == "float32" else np.moveaxis(_of_bytes(array), -1, 0)
+        pixels = processor.pixels(_to_uint8(to_channels_last(image, True, None, {1, 3, 4})))
+    return processor.normalize(pixels) if input_dtype == "float32" else np.moveaxis(_to_uint8(pixels), -1, 0)
 
 
-def _name(place: int, image: Any) -> str:
-    return str(image) if isinstance(image, str | Path) else f"image {place}"
+def _image_name(index: int, image: Any) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {index}"
 
 
-def _of_bytes(array: np.ndarray | Image.Image) -> np.ndarray:
-    """Values of any type in 0..255, or floats in 0..1 -> uint8.
+def _to_uint8(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Converts values in 0..255, or floats in 0..1, to uint8.
 
     Raises:
         ImageError: other values.
     """
-    values = np.asarray(array)
+    values = np.asarray(image)
     if values.dtype == np.uint8:
         return values
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     if not (low >= 0 and high <= 255):
-        raise ImageError(f"An image has values from {low} to {high}", "bring them to 0..255, or floats to 0..1")
+        raise ImageError(f"An image has values from {low} to {high}", "scale them to 0..255, or floats to 0..1")
     scaled = values * 255.0 if values.dtype.kind == "f" and high <= 1 else values
     return np.rint(scaled).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which runtime runs a bundle here: what was measured on this machine decides, and before that a rule."""
+"""Selects the runtime of a bundle: the fastest that was measured on this machine, or a default before any measurement."""
 
 from __future__ import annotations
 
@@ -17,73 +17,87 @@ from typing import Any
 import numpy as np
 
 from deit.errors import CheckpointError, MissingExtraError
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import Bundle, open_bundle
-from deit.inference.loading import open_runtime
-from deit.inference.runtimes import LIBRARIES, RUNTIMES, Runtime, RuntimeName, cache_directory, usable
+from deit.inference.loading import load_runtime
+from deit.inference.runtimes import (
+    FORMAT_RUNTIMES,
+    RUNTIME_LIBRARIES,
+    Runtime,
+    RuntimeName,
+    available_runtimes,
+    cache_directory,
+)
 from deit.system.files import read_json, write_json
 from deit.system.hardware import cores, cpu_name, has_bf16
 from deit.system.threads import ordered_map
 
 MAX_ENTRIES = 200
 REPEATS = 5
-REMEDY = f"pip install 'deit[{libraries.EXTRA}]'"
+REMEDY = f"pip install 'deit[{optional_libraries.EXTRA}]'"
+ONLY_RUNTIME = "the only installed runtime for it"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A runtime, and why it.
+class RuntimeChoice:
+    """A selected runtime.
 
     Attributes:
-        name: of the runtime.
-        reason: half a sentence.
+        name: name of the runtime.
+        reason: why it was selected, as part of a sentence.
     """
 
     name: RuntimeName
     reason: str
 
 
-def choose_runtime(bundle: Bundle, device: str = "cpu", measure: bool = False) -> Choice:
-    """The runtime for a bundle: the fastest that was measured with it on this machine, else the first of those installed.
+def select_runtime(bundle: Bundle, device: str = "cpu", measure: bool = False) -> RuntimeChoice:
+    """Selects the fastest runtime that was measured with a bundle on this machine, or the first one if none was.
 
     Args:
-        measure: where nothing was measured yet and there is a choice, do it now; it takes seconds.
+        bundle: an exported model.
+        device: device to run on.
+        measure: measure now if nothing was measured before and several runtimes are available; this takes seconds.
 
     Raises:
-        MissingExtraError: none that can run it is installed.
+        MissingExtraError: no runtime for the bundle is installed.
     """
-    names = usable(bundle.facts.format, device)
+    names = available_runtimes(bundle.metadata.format, device)
     if not names:
-        raise MissingExtraError(f"A bundle in the format {bundle.facts.format}", libraries.EXTRA)
+        raise MissingExtraError(f"A bundle in the format {bundle.metadata.format}", optional_libraries.EXTRA)
     if len(names) == 1:
-        return Choice(names[0], "the only one here that runs it")
-    speeds = {name: speed for name, speed in _read().get(_key(bundle, device), {}).items() if name in names}
+        return RuntimeChoice(names[0], ONLY_RUNTIME)
+    speeds = {name: speed for name, speed in _read_speeds().get(_speeds_key(bundle, device), {}).items() if name in names}
     if not speeds and measure:
-        speeds = {name: images_per_second(open_runtime(bundle, name, device, "throughput"), bundle) for name in names}
-        remember(bundle, device, speeds)
+        speeds = {name: measure_speed(load_runtime(bundle, name, device, "throughput"), bundle) for name in names}
+        save_speeds(bundle, device, speeds)
     if not speeds:
-        return Choice(names[0], "usually the fastest; `deit benchmark` measures it")
-    best = max(names, key=lambda name: speeds.get(name, 0.0))
+        return RuntimeChoice(names[0], "usually the fastest; `deit benchmark` measures it")
+    fastest = max(names, key=lambda name: speeds.get(name, 0.0))
     listed = ", ".join(f"{name} {speed:,.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
-    return Choice(best, f"the fastest measured here, in images/s: {listed}")
+    return RuntimeChoice(fastest, f"the fastest measured here, in images/s: {listed}")
 
 
 def describe_machine(name: str | None = None) -> dict[str, Any]:
-    """What there is to answer with on this machine, and which runtime a bundle, or each format, gets.
+    """Describes the hardware, the installed runtimes, and which runtime is selected.
+
+    Args:
+        name: path of a bundle, to describe only its runtime; None describes that of each format.
 
     Raises:
-        CheckpointError: ``name`` is no readable bundle.
+        CheckpointError: ``name`` is not a readable bundle.
     """
-    bundle = None if name is None else open_bundle(name)
-    choices = []
-    if bundle is not None:
-        choices.append((str(bundle.path), *_named(bundle)))
+    choices: list[tuple[str, str, str]] = []
+    if name is not None:
+        bundle = open_bundle(name)
+        choice = select_runtime(bundle)
+        choices.append((str(bundle.path), choice.name, choice.reason))
     else:
-        for form in RUNTIMES:
-            names = usable(form)
-            reason = "the only one here that runs it" if len(names) == 1 else "usually the fastest; measured for each bundle"
-            choices.append((f"a bundle in the format {form}", names[0] if names else "", reason if names else REMEDY))
-        choices.append(("a model that was not exported", "torch", "runs every model as it is"))
+        for format in FORMAT_RUNTIMES:
+            names = available_runtimes(format)
+            reason = ONLY_RUNTIME if len(names) == 1 else "usually the fastest; measured for each bundle"
+            choices.append((f"a bundle in the format {format}", names[0] if names else "", reason if names else REMEDY))
+        choices.append(("a model that was not exported", "torch", "runs all models"))
     return {
         "deit": importlib.metadata.version("deit"),
         "python": platform.python_version(),
@@ -91,61 +105,59 @@ def describe_machine(name: str | None = None) -> dict[str, Any]:
         "cores": cores(),
         "bf16": has_bf16(),
         "runtimes": [
-            {"name": name, "version": libraries.version(library), "runs": ", ".join(_formats(name)), "remedy": REMEDY}
-            for name, library in LIBRARIES.items()
+            {
+                "name": runtime,
+                "version": optional_libraries.version(library),
+                "runs": ", ".join(format for format, runtimes in FORMAT_RUNTIMES.items() if runtime in runtimes),
+                "remedy": REMEDY,
+            }
+            for runtime, library in RUNTIME_LIBRARIES.items()
         ],
         "choices": [{"what": what, "runtime": runtime, "reason": reason} for what, runtime, reason in choices],
-        "measurements": str(cache_file()),
+        "measurements": str(speeds_file()),
     }
 
 
-def _named(bundle: Bundle) -> tuple[str, str]:
-    choice = choose_runtime(bundle)
-    return choice.name, choice.reason
-
-
-def _formats(runtime: RuntimeName) -> list[str]:
-    return [form for form, names in RUNTIMES.items() if runtime in names]
-
-
-def remember(bundle: Bundle, device: str, speeds: Mapping[RuntimeName, float]) -> None:
-    """Keep images per second of a bundle's runtimes on this machine. Where nothing can be written, nothing is kept."""
-    kept, key = _read(), _key(bundle, device)
-    entries = {**kept, key: kept.get(key, {}) | {str(name): speed for name, speed in speeds.items()}}
+def save_speeds(bundle: Bundle, device: str, speeds: Mapping[RuntimeName, float]) -> None:
+    """Saves the images per second of a bundle's runtimes on this machine. Does nothing if the file is not writable."""
+    saved, key = _read_speeds(), _speeds_key(bundle, device)
+    entries = {**saved, key: saved.get(key, {}) | {str(name): speed for name, speed in speeds.items()}}
     recent = dict(list(entries.items())[-MAX_ENTRIES:])
     try:
-        write_json(cache_file(), {"written": date.today().isoformat(), "speeds": recent})
+        write_json(speeds_file(), {"written": date.today().isoformat(), "speeds": recent})
     except OSError:
         return
 
 
-def cache_file() -> Path:
-    """Where measurements are kept."""
+def speeds_file() -> Path:
+    """Returns the path of the saved measurements."""
     return cache_directory() / "runtimes.json"
 
 
-def images_per_second(runtime: Runtime, bundle: Bundle, repeats: int = REPEATS) -> float:
-    """A short measurement with all of the runtime's calls at work, median of several; the first is not counted."""
-    pixels = np.zeros((runtime.batch, *bundle.facts.shape), bundle.facts.pixels)
+def measure_speed(runtime: Runtime, bundle: Bundle, repeats: int = REPEATS) -> float:
+    """Measures the images per second of a runtime at full concurrency: the median of a few short runs after a warm-up."""
+    pixels = np.zeros((runtime.batch_size, *bundle.metadata.input_shape), bundle.metadata.input_dtype)
+    calls = 2 * runtime.concurrency
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        deque(ordered_map(runtime, [pixels] * 2 * runtime.calls, runtime.calls), maxlen=0)
+        deque(ordered_map(runtime, [pixels] * calls, runtime.concurrency), maxlen=0)
         seconds.append(time.perf_counter() - start)
-    return 2 * runtime.calls * runtime.batch / median(seconds[1:])
+    return calls * runtime.batch_size / median(seconds[1:])
 
 
-def _key(bundle: Bundle, device: str) -> str:
-    """What a measurement depends on: the graph, the processor, and the libraries' versions."""
-    versions = [f"{name} {libraries.version(name)}" for name in sorted(set(LIBRARIES.values()))]
-    parts = [*bundle.facts.files.values(), device, cpu_name(), str(cores()), platform.python_version(), *versions]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+def _speeds_key(bundle: Bundle, device: str) -> str:
+    """Hashes everything that a measurement depends on: the graph, the device, the CPU, and the versions of the libraries."""
+    versions = [f"{name} {optional_libraries.version(name)}" for name in sorted(set(RUNTIME_LIBRARIES.values()))]
+    hardware = [device, cpu_name(), str(cores())]
+    lines = [*bundle.metadata.files.values(), *hardware, platform.python_version(), *versions]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
-def _read() -> dict[str, dict[str, float]]:
-    """What was kept; a file that is missing or damaged holds nothing."""
+def _read_speeds() -> dict[str, dict[str, float]]:
+    """Reads the saved measurements; a missing or corrupt file has none."""
     try:
-        speeds = read_json(cache_file()).get("speeds")
+        speeds = read_json(speeds_file()).get("speeds")
     except CheckpointError:
         return {}
     if not isinstance(speeds, dict):

@@ -1,4 +1,4 @@
-"""What runs a graph, all behind one face: pixels in, each head's logits out. Nothing here needs torch.
+"""Runtimes with one interface: pixels in, the logits of each head out. Does not import torch.
 
 Shapes: B images, C channels, K classes.
 """
@@ -18,137 +18,147 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from deit.errors import CheckpointError, UserError
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import Format, Precision
 from deit.system.hardware import cores, has_bf16
 
 RuntimeName = Literal["openvino", "onnxruntime", "torch", "torch-compiled"]
-Work = Literal["latency", "throughput"]
+PerformanceHint = Literal["latency", "throughput"]
 
-# What can run a graph of each format, the one that is usually fastest first.
-RUNTIMES: dict[Format, tuple[RuntimeName, ...]] = {
+# The runtimes of each format, usually the fastest first.
+FORMAT_RUNTIMES: dict[Format, tuple[RuntimeName, ...]] = {
     "openvino": ("openvino",),
     "onnx": ("openvino", "onnxruntime"),
     "torch": ("torch", "torch-compiled"),
 }
-# Images of a call where there are many: with more, nothing is faster (docs/log.md).
-OPENVINO_BATCH, ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 8, 4, 16, 256
-CACHED_BYTES = 32 * 2**20
-KEPT_GRAPHS = 16  # compiled ones, each about the size of its weights
-KEY = re.compile("[0-9a-f]{32}")
-LIBRARIES: dict[RuntimeName, str] = {
+RUNTIME_LIBRARIES: dict[RuntimeName, str] = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "torch": "torch",
     "torch-compiled": "torch",
 }
+# Batch sizes for throughput; larger ones are not faster (docs/log.md).
+OPENVINO_BATCH_SIZE, ONNX_BATCH_SIZE, TORCH_BATCH_SIZE, GPU_BATCH_SIZE = 8, 4, 16, 256
+MAX_CONCURRENT_BYTES = 32 * 2**20  # weights of a graph; larger ones do not fit into the CPU's caches (docs/log.md)
 
-FIRST_TENSOR = threading.Lock()
 CACHE_VARIABLE = "DEIT_CACHE"
+CACHE_KEY = re.compile("[0-9a-f]{32}")
+MAX_CACHED_GRAPHS = 16  # compiled graphs, each about as large as its weights
+MAX_ERROR_LENGTH = 200
+
+_OPENVINO_LOCK = threading.Lock()
 
 
 def cache_directory() -> Path:
-    """Where this machine's measurements and compiled graphs are kept: ``DEIT_CACHE``, or below the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
+    """Returns the directory of measurements and compiled graphs: ``$DEIT_CACHE``, or ``deit`` in the user's cache."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    return Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
 
 
 class Runtime(Protocol):
-    """A classifier that is ready to answer.
+    """A loaded classifier.
 
     Attributes:
-        name: which one it is.
-        device: where it runs.
-        heads: the names of the logits; the last is the model's answer.
-        calls: how many calls, from as many threads, it works on at the same time; more wait.
-        batch: how many images a call should have where there are many.
+        name: name of the runtime.
+        device: device that it runs on.
+        heads: names of the outputs, which are logits; the last one is the model's prediction.
+        concurrency: number of calls, from as many threads, that run in parallel; further calls wait.
+        batch_size: recommended number of images per call for throughput.
     """
 
     name: RuntimeName
     device: str
     heads: tuple[str, ...]
-    calls: int
-    batch: int
+    concurrency: int
+    batch_size: int
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """(B, C, height, width) -> logits (B, K), float32, by head."""
 
 
 class OpenVinoRuntime:
-    """Intel's runtime: on x86 processors usually the fastest.
+    """OpenVINO, usually the fastest runtime on x86 CPUs. Implements :class:`Runtime`.
 
     Args:
-        graph: a ``model.xml`` with ``model.bin`` beside it, or an ONNX file.
-        heads: as in :class:`Runtime`.
-        precision: of the products that are not int8 by the graph itself: int8 graphs run the rest in bf16 where the processor
-            has it.
-        work: ``latency`` puts all cores on one call, ``throughput`` works on as many calls as there are cores, but on one where
-            the weights are too large for the caches: calls side by side would each fetch all of them.
-        key: of the graph's content, 32 hexadecimal digits; by it the compiled graph is kept, since compiling takes longer than
-            an answer. None keeps nothing.
+        graph: path of a ``model.xml`` with ``model.bin`` beside it, or of an ONNX file.
+        heads: names of the outputs.
+        precision: precision of the operators that are not int8 in the graph; int8 graphs run these in bf16 if the CPU has it.
+        performance_hint: ``latency`` uses all cores for one call. ``throughput`` runs one call per core in parallel, or one
+            call at a time if the weights do not fit into the CPU's caches, since each parallel call reads all of them.
+        cache_key: key of the compiled graph in the cache, 32 hexadecimal digits that depend on the content of the graph;
+            compiling takes longer than a prediction. None does not cache it.
 
     Raises:
-        CheckpointError: a graph that it cannot read.
-        MissingExtraError: it is not installed.
+        CheckpointError: OpenVINO cannot read the graph.
+        MissingExtraError: OpenVINO is not installed.
     """
 
     name: RuntimeName = "openvino"
     device = "cpu"
 
     def __init__(
-        self, graph: Path, heads: tuple[str, ...], precision: Precision, work: Work = "latency", key: str | None = None
+        self,
+        graph: Path,
+        heads: tuple[str, ...],
+        precision: Precision,
+        performance_hint: PerformanceHint = "latency",
+        cache_key: str | None = None,
     ) -> None:
-        openvino = _openvino()
+        openvino = _load_openvino()
         self.heads = heads
-        self.calls = cores() if work == "throughput" and _weight_bytes(graph) <= CACHED_BYTES else 1
-        self.batch = OPENVINO_BATCH
-        low = precision == "bf16" or (precision == "int8" and has_bf16())
+        parallel = performance_hint == "throughput" and _weight_bytes(graph) <= MAX_CONCURRENT_BYTES
+        self.concurrency = cores() if parallel else 1
+        self.batch_size = OPENVINO_BATCH_SIZE
+        uses_bf16 = precision == "bf16" or (precision == "int8" and has_bf16())
         settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if uses_bf16 else "f32",
             "INFERENCE_NUM_THREADS": cores(),
-            "NUM_STREAMS": str(self.calls),
+            "NUM_STREAMS": str(self.concurrency),
         }
-        if key is not None and (kept := _kept(cache_directory() / "openvino" / key)):
-            settings["CACHE_DIR"] = str(kept)
+        if cache_key is not None and (directory := _use_cache(cache_directory() / "openvino" / cache_key)):
+            settings["CACHE_DIR"] = str(directory)
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
             if len(compiled.outputs) != len(heads):
                 raise CheckpointError(f"{graph} has {len(compiled.outputs)} outputs", f"{len(heads)} heads are expected")
         except RuntimeError as error:
-            raise CheckpointError(f"OpenVINO cannot run {graph} ({_first_line(error)})", "export the model again") from error
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.calls):
-            self._free.put(compiled.create_infer_request())
+            raise CheckpointError(f"OpenVINO cannot run {graph} ({_last_line(error)})", "export the model again") from error
+        self._idle_requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.concurrency):
+            self._idle_requests.put(compiled.create_infer_request())
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """As :class:`Runtime` says."""
-        request = self._free.get()
+        """(B, C, height, width) -> logits (B, K), float32, by head."""
+        request = self._idle_requests.get()
         try:
             request.infer([pixels], share_inputs=True)
-            return {head: request.get_output_tensor(place).data.copy() for place, head in enumerate(self.heads)}
+            # The request reuses its output memory.
+            return {head: request.get_output_tensor(index).data.copy() for index, head in enumerate(self.heads)}
         finally:
-            self._free.put(request)
+            self._idle_requests.put(request)
 
 
 class OnnxRuntime:
-    """ONNX Runtime: on every platform and processor.
+    """ONNX Runtime, for every platform and CPU. Implements :class:`Runtime`.
 
     Args:
-        graph: an ONNX file.
-        heads: as in :class:`Runtime`.
-        device: ``cpu``, or ``cuda`` where a build with CUDA is installed.
-        work: as in :class:`OpenVinoRuntime`.
+        graph: path of an ONNX file.
+        heads: names of the outputs.
+        device: ``cpu``, or ``cuda`` if a build with CUDA is installed.
+        performance_hint: ``latency`` uses all cores for one call, ``throughput`` runs one call per core in parallel.
 
     Raises:
-        CheckpointError: a graph that it cannot read.
-        MissingExtraError: it is not installed.
-        UserError: it has no such device.
+        CheckpointError: ONNX Runtime cannot read the graph.
+        MissingExtraError: ONNX Runtime is not installed.
+        UserError: the installed build does not support the device.
     """
 
     name: RuntimeName = "onnxruntime"
 
-    def __init__(self, graph: Path, heads: tuple[str, ...], device: str = "cpu", work: Work = "latency") -> None:
-        onnxruntime = libraries.load("onnxruntime", "This graph")
+    def __init__(
+        self, graph: Path, heads: tuple[str, ...], device: str = "cpu", performance_hint: PerformanceHint = "latency"
+    ) -> None:
+        onnxruntime = optional_libraries.load("onnxruntime", "This graph")
         self.heads, self.device = heads, device
         on_gpu = device.startswith("cuda")
         provider = "CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"
@@ -156,78 +166,82 @@ class OnnxRuntime:
             raise UserError(f"This ONNX Runtime has no {provider}", "install onnxruntime-gpu, or pass --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        self.calls = cores() if work == "throughput" and not on_gpu else 1
-        self.batch = GPU_BATCH if on_gpu else ONNX_BATCH
-        options.intra_op_num_threads = 1 if self.calls > 1 else cores()
+        self.concurrency = cores() if performance_hint == "throughput" and not on_gpu else 1
+        self.batch_size = GPU_BATCH_SIZE if on_gpu else ONNX_BATCH_SIZE
+        options.intra_op_num_threads = 1 if self.concurrency > 1 else cores()
         options.inter_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
-        except _own_errors() as error:
-            raise CheckpointError(f"ONNX Runtime cannot run {graph} ({_first_line(error)})", "export it again") from error
-        self._input = self._session.get_inputs()[0].name
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(self.calls):
-            self._free.put(None)
+        except _onnxruntime_errors() as error:
+            raise CheckpointError(f"ONNX Runtime cannot run {graph} ({_last_line(error)})", "export it again") from error
+        self._input_name = self._session.get_inputs()[0].name
+        self._idle_slots: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self.concurrency):
+            self._idle_slots.put(None)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """As :class:`Runtime` says."""
-        self._free.get()
+        """(B, C, height, width) -> logits (B, K), float32, by head."""
+        self._idle_slots.get()
         try:
-            return dict(zip(self.heads, self._session.run(None, {self._input: pixels}), strict=True))
+            return dict(zip(self.heads, self._session.run(None, {self._input_name: pixels}), strict=True))
         finally:
-            self._free.put(None)
+            self._idle_slots.put(None)
 
 
-def usable(format: Format, device: str = "cpu") -> tuple[RuntimeName, ...]:
-    """What is installed here and can run a graph of that format on that device, best guess first.
+def available_runtimes(format: Format, device: str = "cpu") -> tuple[RuntimeName, ...]:
+    """Returns the installed runtimes that support a format and a device, usually the fastest first.
 
-    Not what compiles for a minute before its first answer: that is for whoever asks for it by name.
+    Excludes ``torch-compiled``, which compiles for about a minute before the first prediction: it is used only on request.
     """
-    unfit = {"torch-compiled"} if device == "cpu" else {"torch-compiled", "openvino"}
-    return tuple(name for name in RUNTIMES[format] if name not in unfit and libraries.version(LIBRARIES[name]) is not None)
+    excluded = {"torch-compiled"} if device == "cpu" else {"torch-compiled", "openvino"}
+    return tuple(
+        name
+        for name in FORMAT_RUNTIMES[format]
+        if name not in excluded and optional_libraries.version(RUNTIME_LIBRARIES[name]) is not None
+    )
 
 
-def _openvino() -> ModuleType:
-    """OpenVINO, with its tables of types filled.
+def _load_openvino() -> ModuleType:
+    """Imports OpenVINO and initializes its type tables.
 
-    It fills them at its first tensor, under a lock of its own that it keeps while it waits for Python's: two threads whose
-    first tensors meet would wait for each other for good.
+    OpenVINO fills them at the first tensor, under a lock that it holds while it waits for the GIL: two threads that create
+    their first tensors at the same time deadlock.
     """
-    openvino = libraries.load("openvino", "This graph")
-    with FIRST_TENSOR:
+    openvino = optional_libraries.load("openvino", "This graph")
+    with _OPENVINO_LOCK:
         _ = openvino.Tensor(np.zeros(1, np.uint8)).data
     return openvino
 
 
 def _weight_bytes(graph: Path) -> int:
-    """About the size of a graph's weights."""
-    beside = graph.with_suffix(".bin")
-    return max(file.stat().st_size for file in (graph, beside) if file.is_file()) if graph.is_file() else 0
+    """Returns the approximate size of a graph's weights."""
+    weights = graph.with_suffix(".bin")
+    return max(file.stat().st_size for file in (graph, weights) if file.is_file()) if graph.is_file() else 0
 
 
-def _kept(directory: Path) -> Path | None:
-    """Where a compiled graph is kept, marked as used now; None where nothing can be written.
+def _use_cache(directory: Path) -> Path | None:
+    """Creates the cache directory of a compiled graph or marks it as used; returns None if it is not writable.
 
-    Of all kept graphs those that were used last stay, the others go. What has another name than a key was not put there by us.
+    Removes the least recently used compiled graphs. Directories whose name is not a cache key are not touched.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         os.utime(directory)
-        ours = (place for place in directory.parent.iterdir() if KEY.fullmatch(place.name))
-        by_use = sorted(ours, key=lambda place: place.stat().st_mtime_ns, reverse=True)
+        cached = (path for path in directory.parent.iterdir() if CACHE_KEY.fullmatch(path.name))
+        latest_first = sorted(cached, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     except OSError:
         return None
-    for old in by_use[KEPT_GRAPHS:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for path in latest_first[MAX_CACHED_GRAPHS:]:
+        shutil.rmtree(path, ignore_errors=True)
     return directory if os.access(directory, os.W_OK) else None
 
 
-def _own_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's errors, which have no common base."""
-    kinds = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
-    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Returns the exception classes of ONNX Runtime, which have no common base class."""
+    values = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    return tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception))
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    return lines[-1][:MAX_ERROR_LENGTH] if lines else type(error).__name__

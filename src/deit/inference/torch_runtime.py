@@ -1,4 +1,7 @@
-"""torch as a runtime, plain or compiled, on a processor or a GPU."""
+"""torch as a runtime, eager or compiled, on a CPU or a GPU.
+
+Shapes: B images, C channels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from torch import Tensor
 
 from deit.errors import UserError
 from deit.inference.bundle import Bundle, Precision
-from deit.inference.graph import Graph
-from deit.inference.runtimes import GPU_BATCH, TORCH_BATCH, RuntimeName
+from deit.inference.inference_model import InferenceModel
+from deit.inference.runtimes import GPU_BATCH_SIZE, TORCH_BATCH_SIZE, RuntimeName
 from deit.models.auto import load_classifier
 from deit.system.devices import choose_device
 
@@ -23,66 +26,67 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class TorchRuntime:
-    """Runs a graph in torch.
+    """Runs an inference model in torch. Implements :class:`deit.inference.runtimes.Runtime`.
 
     Args:
-        graph: what is run; it is left as it is.
+        model: the model to run; it is not changed.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        precision: of the weights and of all that is computed.
-        compiled: by ``torch.compile``, which takes a minute at first; on a GPU its launches are then recorded once and
-            replayed (CUDA graphs). Batches are filled up to a power of two, so that few shapes are compiled.
+        precision: precision of the weights and of all computation.
+        compiled: use ``torch.compile``, which takes about a minute at first; on a GPU it records the kernel launches once and
+            replays them (CUDA graphs). Batches are padded to a power of two, so that few shapes are compiled.
 
     Raises:
-        UserError: no such device, or int8, which torch does not run here.
+        UserError: the device does not exist, or the precision is int8, which this runtime does not support.
     """
 
-    def __init__(self, graph: Graph, device: str = "auto", precision: Precision = "fp32", compiled: bool = False) -> None:
+    def __init__(
+        self, model: InferenceModel, device: str = "auto", precision: Precision = "fp32", compiled: bool = False
+    ) -> None:
         if precision not in DTYPES:
-            raise UserError("torch runs no int8 here", "export to openvino or onnx")
-        place = choose_device(device)
+            raise UserError("The torch runtime does not support int8", "export to openvino or onnx")
+        torch_device = choose_device(device)
         self.name: RuntimeName = "torch-compiled" if compiled else "torch"
-        self.device, self.heads, self.calls = str(place), graph.heads, 1
-        self.batch = GPU_BATCH if place.type == "cuda" else TORCH_BATCH
-        if precision != "fp32" or place.type != "cpu":
-            graph = copy.deepcopy(graph).to(place, DTYPES[precision])
-        self._pixels = getattr(torch, graph.pixels)
-        self._place, self._compiled = place, compiled
-        mode = "max-autotune" if place.type == "cuda" else "default"
-        self._run: Callable[[Tensor], Any] = torch.compile(graph, mode=mode, dynamic=False) if compiled else graph
-        # One thread answers all but the main one: torch starts processor threads for each that it is called from. On a GPU it
-        # answers the main one too, since recorded CUDA graphs belong to the thread that recorded them.
+        self.device, self.heads, self.concurrency = str(torch_device), model.heads, 1
+        self.batch_size = GPU_BATCH_SIZE if torch_device.type == "cuda" else TORCH_BATCH_SIZE
+        if precision != "fp32" or torch_device.type != "cpu":
+            model = copy.deepcopy(model).to(torch_device, DTYPES[precision])
+        self._device, self._compiled = torch_device, compiled
+        mode = "max-autotune" if torch_device.type == "cuda" else "default"
+        self._forward: Callable[[Tensor], Any] = torch.compile(model, mode=mode, dynamic=False) if compiled else model
+        # Calls from other threads than the main one run on one thread: torch starts a pool of compute threads for each thread
+        # that calls it. On a GPU, calls from the main thread run there too: recorded CUDA graphs belong to one thread.
         self._thread = ThreadPoolExecutor(1, "deit-torch")
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """As :class:`deit.inference.runtimes.Runtime` says."""
-        if self._place.type == "cpu" and threading.current_thread() is threading.main_thread():
-            return self._answers(pixels)
-        return self._thread.submit(self._answers, pixels).result()
+        """(B, C, height, width) -> logits (B, K), float32, by head."""
+        if self._device.type == "cpu" and threading.current_thread() is threading.main_thread():
+            return self._run(pixels)
+        return self._thread.submit(self._run, pixels).result()
 
-    def _answers(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         count = len(pixels)
-        values = torch.from_numpy(pixels)
+        batch = torch.from_numpy(pixels)
         if self._compiled:
-            values = torch.cat([values, values.new_zeros(_power_of_two(count) - count, *values.shape[1:])])
-        if self._place.type == "cuda":
-            values = values.pin_memory()
+            batch = torch.cat([batch, batch.new_zeros(_next_power_of_two(count) - count, *batch.shape[1:])])
+        if self._device.type == "cuda":
+            batch = batch.pin_memory()
         with torch.inference_mode():
-            logits = torch.stack(self._run(values.to(self._place, non_blocking=True)))  # (heads, B, K)
-            answers = logits[:, :count].float().cpu().numpy()
-        return dict(zip(self.heads, answers, strict=True))
+            outputs = torch.stack(self._forward(batch.to(self._device, non_blocking=True)))  # (heads, B, K)
+            logits = outputs[:, :count].float().cpu().numpy()
+        return dict(zip(self.heads, logits, strict=True))
 
 
-def torch_runtime_of_bundle(bundle: Bundle, compiled: bool, device: str) -> TorchRuntime:
-    """Load a torch bundle.
+def load_torch_runtime(bundle: Bundle, device: str, compiled: bool) -> TorchRuntime:
+    """Loads a torch bundle.
 
     Raises:
-        CheckpointError: the weights are no model's.
-        UserError: no such device.
+        CheckpointError: the files are not a readable model.
+        UserError: the device does not exist.
     """
     classifier = load_classifier(bundle.path)
     classifier.processor = bundle.processor
-    return TorchRuntime(Graph(classifier), device, bundle.facts.precision, compiled)
+    return TorchRuntime(InferenceModel(classifier), device, bundle.metadata.precision, compiled)
 
 
-def _power_of_two(count: int) -> int:
+def _next_power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()

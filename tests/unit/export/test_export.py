@@ -18,11 +18,11 @@ from deit.export import formats, parity
 from deit.export.export import ExportResult, default_destination, export_model
 from deit.export.parity import Limit
 from deit.images.processor import DeiTImageProcessor
-from deit.inference import libraries
+from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, open_bundle
-from deit.inference.graph import Graph, operations
+from deit.inference.inference_model import InferenceModel, count_flops
 from deit.inference.predictor import Predictor
-from deit.inference.runtimes import usable
+from deit.inference.runtimes import available_runtimes
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import DeiTForImageClassification, load_model
 from deit.models.timm_classifier import TimmClassifier
@@ -50,17 +50,17 @@ def test_predictions_of_a_bundle_match_the_model(
 @pytest.mark.parametrize("name", ["openvino_bundle", "onnx_bundle", "torch_bundle", "int8_bundle"])
 def test_report_holds_the_measurements(model: Path, name: str, request: pytest.FixtureRequest) -> None:
     exported: ExportResult = request.getfixturevalue(name)
-    facts = exported.bundle.facts
-    report = facts.report
-    assert set(report["runtimes"]) == set(exported.parities) == set(usable(facts.format))
+    metadata = exported.bundle.metadata
+    report = metadata.report
+    assert set(report["runtimes"]) == set(exported.parities) == set(available_runtimes(metadata.format))
     assert all(parity["images"] == 8 and 0 <= parity["error"] < 0.2 for parity in report["runtimes"].values())
     assert report["compared_on"].startswith("8 images of")
     assert set(report["images_per_second"]) == {"before", *exported.parities}
     network = load_model(model)
     assert report["bytes"]["before"] == 4 * sum(value.numel() for value in network.parameters())
-    assert report["bytes"]["after"] == sum((exported.bundle.path / file).stat().st_size for file in facts.files)
-    assert exported.to_dict()["precision"] == facts.precision
-    assert open_bundle(exported.bundle.path).facts == facts
+    assert report["bytes"]["after"] == sum((exported.bundle.path / file).stat().st_size for file in metadata.files)
+    assert exported.to_dict()["precision"] == metadata.precision
+    assert open_bundle(exported.bundle.path).metadata == metadata
 
 
 def test_directory_contains_only_the_bundle(openvino_bundle: ExportResult) -> None:
@@ -83,16 +83,16 @@ def test_queries_keys_and_values_are_separate_products(onnx_bundle: ExportResult
     assert "Split" not in {node.op_type for node in nodes}  # 7% of the time of a small int8 model (docs/log.md)
 
 
-def test_operations_match_a_count_by_hand() -> None:
+def test_flops_match_a_count_by_hand() -> None:
     """One layer by hand: the last block computes two of 18 tokens."""
     config = tiny_deit(num_hidden_layers=1)
     network = randomized(DeiTForImageClassification(config))
-    graph = Graph(LoadedClassifier(network, DeiTImageProcessor.for_size(SIDE, SIDE), ("a",) * 5))
+    inference_model = InferenceModel(LoadedClassifier(network, DeiTImageProcessor.for_size(SIDE, SIDE), ("a",) * 5))
     width, tokens, computed = config.hidden_size, config.tokens, 2
     patches = (tokens - 2) * width * 3 * 8 * 8
     attention = computed * width**2 + tokens * 2 * width**2 + 2 * computed * tokens * width + computed * width**2
     mlp = 2 * computed * width * config.intermediate_size
-    assert operations(graph) == 2 * (patches + attention + mlp + width * 5)
+    assert count_flops(inference_model) == 2 * (patches + attention + mlp + width * 5)
 
 
 def test_failed_parity_check_writes_nothing(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_failed_export_keeps_the_existing_bundle(
     assert {file.name: file.read_bytes() for file in first.bundle.path.iterdir()} == before
     monkeypatch.undo()
     second = export_model(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
-    assert open_bundle(second.bundle.path).facts.precision == "bf16"
+    assert open_bundle(second.bundle.path).metadata.precision == "bf16"
 
 
 INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [
@@ -165,7 +165,7 @@ def test_only_a_bundle_is_replaced(model: Path, photos: Path, tmp_path: Path) ->
 
 
 def test_missing_library_is_an_error(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "version", lambda name: None if name in ("nncf", "openvino") else "1.0")
+    monkeypatch.setattr(optional_libraries, "version", lambda name: None if name in ("nncf", "openvino") else "1.0")
     assert export_module.default_format() == "onnx"
     for fields in ({"to": "openvino"}, {"to": "onnx", "precision": "int8"}):
         with pytest.raises(MissingExtraError, match=r"pip install 'deit\[inference\]'"):
@@ -174,7 +174,7 @@ def test_missing_library_is_an_error(model: Path, photos: Path, tmp_path: Path, 
 
 def test_comparison_without_data_uses_sample_photographs(model: Path, tmp_path: Path) -> None:
     exported = export_model(model, tmp_path / "a bundle", "torch", images=20)
-    assert exported.bundle.facts.report["compared_on"] == "20 crops of scikit-learn's two sample photographs"
+    assert exported.bundle.metadata.report["compared_on"] == "20 crops of scikit-learn's two sample photographs"
 
 
 def test_too_few_images_are_an_error(model: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> 
     processor = DeiTImageProcessor.for_size(SIDE, SIDE)
     TimmClassifier("resnet10t", CLASSES, processor).save_pretrained(tmp_path / "a teacher")
     exported = export_model(tmp_path / "a teacher", tmp_path / "a bundle", "onnx", calibrate=photos)
-    assert exported.bundle.facts.heads == ("class",)
+    assert exported.bundle.metadata.heads == ("class",)
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(tmp_path / "a teacher"), atol=1e-5)
     with pytest.raises(UserError, match="pass --to onnx"):
         export_model(tmp_path / "a teacher", tmp_path / "another", "torch", calibrate=photos)
@@ -199,7 +199,7 @@ def test_convolutional_teacher_can_be_exported(photos: Path, tmp_path: Path) -> 
 
 def test_model_that_pads_is_exported_with_normalized_input(model: Path, photos: Path, tmp_path: Path) -> None:
     exported = export_model(model, tmp_path / "a bundle", "onnx", calibrate=photos, crop="pad")
-    assert exported.bundle.facts.pixels == "float32"
+    assert exported.bundle.metadata.input_dtype == "float32"
     np.testing.assert_allclose(probabilities(exported.bundle.path), probabilities(model, crop="pad"), atol=1e-5)
 
 

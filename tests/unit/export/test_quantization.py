@@ -13,14 +13,14 @@ import pytest
 from deit.errors import WorkError
 from deit.export import formats, quantization
 from deit.export.parity import Limit, compare_logits
-from deit.inference.graph import Graph
+from deit.inference.inference_model import InferenceModel
 from deit.models.auto import load_classifier
 from tests.unit.inference.conftest import SIDE
 
 
 @pytest.fixture(scope="module")
 def network(model: Path) -> Any:
-    return formats.onnx_model(Graph(load_classifier(model)))
+    return formats.onnx_model(InferenceModel(load_classifier(model)))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What `deit benchmark` says was measured, and where it is remembered."""
+"""Benchmark of a model: what is measured and what is saved for the runtime selection."""
 
 from __future__ import annotations
 
@@ -10,65 +10,77 @@ from PIL import Image
 
 from deit.errors import UserError
 from deit.export.export import ExportResult
-from deit.inference.benchmark import Spread, benchmark, made_photos, memory, percentiles, timed
-from deit.inference.runtime_selection import choose_runtime
+from deit.inference.benchmark import (
+    Quartiles,
+    benchmark,
+    latency_percentiles,
+    resident_memory,
+    time_calls,
+    write_synthetic_photos,
+)
+from deit.inference.runtime_selection import select_runtime
 
 
-def test_every_runtime_of_a_bundle_is_measured_and_remembered(
+def test_each_runtime_of_a_bundle_is_measured_and_saved(
     onnx_bundle: ExportResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DEIT_CACHE", str(tmp_path))
-    measured = benchmark(onnx_bundle.bundle.path, seconds=0.05)
-    assert [figures.runtime for figures in measured] == ["openvino", "onnxruntime"]
-    for figures in measured:
-        assert (figures.precision, figures.device) == ("fp32", "cpu")
-        assert 0 < figures.latency_ms[0] <= figures.latency_ms[1]
-        assert 0 < figures.file_latency_ms[0] <= figures.file_latency_ms[1]
-        assert figures.files_per_second.median > 0 and figures.load_seconds > 0
-        assert figures.share_of_peak is not None and 0 < figures.share_of_peak < 1
-        assert 20 < figures.steady_mib <= figures.peak_mib
-        assert figures.best[1].median == max(rate.median for rate in figures.images_per_second.values())
-        assert set(figures.to_dict()) >= {"runtime", "latency_ms", "images_per_second"}
-    fastest = max(measured, key=lambda figures: figures.best[1].median)
-    chosen = choose_runtime(onnx_bundle.bundle)
-    assert chosen.name == fastest.runtime and "measured here" in chosen.reason
+    results = benchmark(onnx_bundle.bundle.path, seconds=0.05)
+    assert [result.runtime for result in results] == ["openvino", "onnxruntime"]
+    for result in results:
+        assert (result.precision, result.device) == ("fp32", "cpu")
+        assert 0 < result.latency_ms[0] <= result.latency_ms[1]
+        assert 0 < result.file_latency_ms[0] <= result.file_latency_ms[1]
+        assert result.files_per_second.median > 0 and result.load_seconds > 0
+        assert result.share_of_peak is not None and 0 < result.share_of_peak < 1
+        assert 20 < result.steady_mib <= result.peak_mib
+        assert result.best[1].median == max(rate.median for rate in result.images_per_second.values())
+        assert set(result.to_dict()) >= {"runtime", "latency_ms", "images_per_second"}
+    fastest = max(results, key=lambda result: result.best[1].median)
+    choice = select_runtime(onnx_bundle.bundle)
+    assert choice.name == fastest.runtime and "measured here" in choice.reason
 
 
-def test_a_model_is_measured_in_torch(model: Path, photos: Path) -> None:
+def test_model_is_measured_in_torch(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # CPUs without AVX-512 take minutes for the large bf16 product.
+    monkeypatch.setattr("deit.inference.benchmark.MATRIX_SIZE", 64)
     files = sorted(photos.iterdir())[:3]
-    measured = benchmark(model, "cpu", images=files, seconds=0.02)
-    assert [(figures.runtime, figures.precision) for figures in measured] == [("torch", "fp32"), ("torch", "bf16")]
+    results = benchmark(model, "cpu", images=files, seconds=0.02)
+    assert [(result.runtime, result.precision) for result in results] == [("torch", "fp32"), ("torch", "bf16")]
 
 
-def test_nothing_that_runs_it_is_one_sentence(openvino_bundle: ExportResult) -> None:
-    with pytest.raises(UserError, match="see `deit info`"):
+def test_no_runtime_for_the_device_is_an_error(openvino_bundle: ExportResult) -> None:
+    with pytest.raises(UserError, match=r"No installed runtime runs .* on cuda: see `deit info`"):
         benchmark(openvino_bundle.bundle.path, "cuda")
 
 
-def test_calls_are_timed_until_the_time_is_over_and_the_least_is_reached() -> None:
+def test_calls_are_timed_for_a_duration_and_at_least_a_number_of_times() -> None:
     calls = []
-    assert len(timed(lambda: calls.append(1), 0, 7)) == 7
-    assert len(calls) == 8  # the first is not counted
-    assert len(timed(lambda: calls.append(1), 0.01, 1)) > 1
+    assert len(time_calls(lambda: calls.append(1), 0, 7)) == 7
+    assert len(calls) == 8  # one warm-up call
+    assert len(time_calls(lambda: calls.append(1), 0.01, 1)) > 1
 
 
-def test_spread_and_percentiles() -> None:
+def test_quartiles_and_percentiles() -> None:
     values = list(range(1, 102))
-    assert Spread.of(values) == Spread(26, 51, 76)
-    assert percentiles([value / 1e3 for value in values]) == pytest.approx((51, 100))
+    assert Quartiles.of(values) == Quartiles(26, 51, 76)
+    assert latency_percentiles([value / 1e3 for value in values]) == pytest.approx((51, 100))
 
 
-def test_memory_is_this_processes() -> None:
-    before = memory()
+def test_resident_memory_grows_with_an_allocation() -> None:
+    before = resident_memory()
     block = np.ones(64 * 2**20, np.uint8)
-    after = memory()
+    after = resident_memory()
     assert block.sum() and after[0] - before[0] > 40
     assert after[1] >= after[0]
 
 
-def test_the_photos_are_the_same_each_time(tmp_path: Path) -> None:
-    one, other = (made_photos(tmp_path, 2) for _ in range(2))
-    assert one == other
-    with Image.open(one[0]) as photo:
+def test_synthetic_photos_are_reproducible(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    paths, again = (write_synthetic_photos(folder, 2) for folder in (first, second))
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    with Image.open(paths[0]) as photo:
         assert photo.size == (500, 375)
-    assert one[0].read_bytes() != one[1].read_bytes()
