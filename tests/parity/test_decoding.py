@@ -15,7 +15,7 @@ from deit.images import decoding as image_decoding
 from deit.images.decoding import open_image
 from deit.images.processor import Crop, DeiTImageProcessor
 from deit.inference import decoding
-from deit.inference.decoding import near_pixels
+from deit.inference.decoding import fast_pixels
 
 
 def encoded(image: Image.Image, format_name: str = "PNG") -> bytes:
@@ -29,7 +29,7 @@ def photograph(width: int, height: int, name: str = "china.jpg") -> Image.Image:
 
 
 def difference(processor: DeiTImageProcessor, file: bytes) -> np.ndarray:
-    fast, exact = near_pixels(processor, file), processor.pixels(open_image(file))
+    fast, exact = fast_pixels(processor, file), processor.pixels(open_image(file))
     assert fast.shape == exact.shape and fast.dtype == exact.dtype == np.uint8
     absolute: np.ndarray = np.abs(fast.astype(int) - exact)
     return absolute
@@ -76,7 +76,7 @@ def test_small_jpeg_is_decoded_at_full_size(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_other_cases_use_the_exact_resize(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_resized", lambda *_: pytest.fail("resized"))
+    monkeypatch.setattr(decoding, "_resize_by_products", lambda *_: pytest.fail("resized"))
     large = encoded(Image.new("RGB", (2000, 1200), "red"))
     small = encoded(Image.new("RGB", (30, 20), "red"))
     assert difference(DeiTImageProcessor.for_size(224, 224), large).max() == 0
@@ -98,6 +98,6 @@ def test_exif_orientation_is_applied() -> None:
 
 def test_matrix_products_are_too_small_for_openblas_threads() -> None:
     for length, target in ((500, 341), (1500, 256), (1000, 1000), (64, 256)):
-        for _, _, weights in decoding._pass(length, length, target, min(target, 224), 3).blocks:
-            step = max(1, decoding.SERIAL // weights.size)
+        for _, _, weights in decoding._plan_axis(length, length, target, min(target, 224), 3).blocks:
+            step = max(1, decoding.MAX_PRODUCT_SIZE // weights.size)
             assert weights.size * step <= 65_536 * 4

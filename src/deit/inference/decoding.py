@@ -1,10 +1,11 @@
-"""Image files -> the pixels that a model takes, as fast as they can be had within a stated distance of the exact ones.
+"""Fast decoding of image files for prediction: close to the image processor, within stated bounds.
 
-Two things are near enough and save most of the time. A large JPEG is decoded two, four or eight times smaller, as long as it
-still has one and a half times the pixels that the resize asks for: photographs differ by less than a level of 255 on
-average (tests/parity/test_reduction.py). And the resize is Pillow's own, but in float32 matrix products, which a processor
-does many times faster than Pillow's loops: less than half a percent of the values differ, by one level
-(tests/parity/test_decoding.py).
+Two approximations save most of the time:
+
+- A large JPEG is decoded two, four or eight times smaller per side, as long as it keeps one and a half times the pixels that
+  the resize needs. Values of photographs change by less than one of 255 levels on average (tests/parity/test_reduction.py).
+- The resize is Pillow's, computed as float32 matrix products, which are many times faster than Pillow's loops. Less than half a
+  percent of the values change, by one level (tests/parity/test_decoding.py).
 """
 
 from __future__ import annotations
@@ -23,119 +24,143 @@ from deit.images.processor import DeiTImageProcessor
 from deit.images.processor_settings import target_size
 from deit.images.resizing import HeightWidth, vertical_first
 
-BLOCK = 16  # rows of a matrix at once: they share most of their columns
-PILLOW_BITS = 22  # of the fixed-point weights that Pillow computes with
-# Multiplications of one product, at most: OpenBLAS starts its own threads for more (interface/gemm.c), and here several
-# threads of ours resize images side by side already.
-SERIAL = 2**18
-MOST_PIXELS = 2_000_000  # of an image: beyond, bringing it to float32 takes longer than Pillow's loops
+BLOCK_ROWS = 16  # output pixels per matrix; neighbors read mostly the same input pixels
+PILLOW_PRECISION_BITS = 22  # of Pillow's fixed-point weights
+# Multiplications per matrix product. OpenBLAS starts its own threads for larger ones (interface/gemm.c), which would compete
+# with the threads that resize other images.
+MAX_PRODUCT_SIZE = 2**18
+MAX_MATRIX_PIXELS = 2_000_000  # of an image; for larger ones, the conversion to float32 takes longer than Pillow's loops
 
 
-def near_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarray:
-    """A file, read, resized and cropped nearly as the processor would: (height, width, 3), uint8.
+def fast_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarray:
+    """Decodes, resizes and crops an image file, approximately as :meth:`DeiTImageProcessor.pixels` does.
+
+    Returns:
+        (height, width, 3), uint8.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image is unreadable.
     """
     if not processor.do_resize:
         return processor.pixels(open_image(source))
     with EncodedImage(source) as encoded:
-        whole = encoded.height, encoded.width
-        sides = target_size(processor.size, *whole)
-        image = encoded.decode(largest_reduction(min(whole[0] / sides[0], whole[1] / sides[1])))
-    crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else sides
-    inside = crop[0] <= sides[0] and crop[1] <= sides[1]
-    if processor.resample not in FILTERS or not inside or image.width * image.height > MOST_PIXELS:
-        return resize_and_crop(image, sides, crop, processor.resample)
-    return np.moveaxis(_resized(image, whole, sides, crop, processor.resample), 0, -1)
+        full_size = encoded.height, encoded.width
+        target = target_size(processor.size, *full_size)
+        image = encoded.decode(largest_reduction(min(full_size[0] / target[0], full_size[1] / target[1])))
+    crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else target
+    is_inside = crop[0] <= target[0] and crop[1] <= target[1]
+    if processor.resample not in FILTERS or not is_inside or image.width * image.height > MAX_MATRIX_PIXELS:
+        return resize_and_crop(image, target, crop, processor.resample)
+    return np.moveaxis(_resize_by_products(image, full_size, target, crop, processor.resample), 0, -1)
 
 
-def _resized(image: Image.Image, whole: HeightWidth, target: HeightWidth, crop: HeightWidth, resample: int) -> np.ndarray:
-    """The middle ``crop`` of an RGB image resized to ``target``: (3, *crop), uint8. Pillow rounds between its passes too.
+def _resize_by_products(
+    image: Image.Image, full_size: HeightWidth, target: HeightWidth, crop: HeightWidth, resample: int
+) -> np.ndarray:
+    """Resizes an RGB image and takes a center crop. Rounds after each pass, as Pillow does.
 
     Args:
-        whole: height and width of what the image was decoded from, maybe smaller.
+        image: an RGB image, which may be decoded at a reduced size.
+        full_size: height and width of the image at full size.
+        target: height and width to resize to.
+        crop: height and width of the center crop.
+        resample: a resampling filter in :data:`FILTERS`.
+
+    Returns:
+        (3, *crop), uint8.
     """
-    upright = _pass(image.height, whole[0], target[0], crop[0], resample)
-    across = _pass(image.width, whole[1], target[1], crop[1], resample)
+    vertical = _plan_axis(image.height, full_size[0], target[0], crop[0], resample)
+    horizontal = _plan_axis(image.width, full_size[1], target[1], crop[1], resample)
     planes = np.frombuffer(b"".join(image.tobytes("raw", band) for band in "RGB"), np.uint8)
-    needed = planes.reshape(3, image.height, image.width)[:, upright.first : upright.last, across.first : across.last]
-    values = needed.astype(np.float32)
+    planes = planes.reshape(3, image.height, image.width)
+    values = planes[:, vertical.start : vertical.stop, horizontal.start : horizontal.stop].astype(np.float32)
     if vertical_first(image.height, image.width, *target):
-        values = _across(_rounded(_upright(values, upright)), across)
+        values = _resize_horizontally(_round_in_place(_resize_vertically(values, vertical)), horizontal)
     else:
-        values = _upright(_rounded(_across(values, across)), upright)
-    return _rounded(values).astype(np.uint8)
+        values = _resize_vertically(_round_in_place(_resize_horizontally(values, horizontal)), vertical)
+    return _round_in_place(values).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One side's resize: blocks of (rows made, from and to which pixels they read, their weights), counted from ``first``."""
+class _AxisPlan:
+    """The resize of one axis as a product with a banded matrix, in blocks.
 
-    first: int
-    last: int
-    made: int
+    Attributes:
+        start: first input pixel that is read.
+        stop: last input pixel that is read, plus one.
+        length: number of output pixels.
+        blocks: for each block its output pixels, its input pixels counted from ``start``, and its weights
+            (output pixels, input pixels), float32.
+    """
+
+    start: int
+    stop: int
+    length: int
     blocks: tuple[tuple[slice, slice, np.ndarray], ...]
 
 
 @functools.lru_cache(maxsize=256)
-def _pass(length: int, whole: int, target: int, crop: int, resample: int) -> _Pass:
-    """The middle ``crop`` pixels of a side of ``length`` resized to ``target``, with Pillow's weights.
+def _plan_axis(length: int, full_length: int, target: int, crop: int, resample: int) -> _AxisPlan:
+    """Computes Pillow's weights for the center ``crop`` of an axis of ``length`` pixels that is resized to ``target``.
 
-    A JPEG of ``whole`` pixels that is decoded smaller has its last pixel in part beyond the edge: 2,250 are 562.5, in 563.
+    A JPEG that is decoded smaller may end in a pixel that is partly outside of the image: 2,250 pixels become 562.5, stored as
+    563. The step is therefore computed from ``full_length``.
     """
-    shape, reach = FILTERS[resample]
-    step = whole / round(whole / length) / target
-    widened = max(step, 1.0)
-    centers = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step
-    starts = np.maximum((centers - reach * widened + 0.5).astype(np.int64), 0)
-    stops = np.minimum((centers + reach * widened + 0.5).astype(np.int64), length)
-    places = starts[:, None] + np.arange((stops - starts).max())  # (crop, taps)
-    weights = shape(np.abs((places + 0.5 - centers[:, None]) / widened)) * (places < stops[:, None])
+    kernel, radius = FILTERS[resample]
+    step = full_length / round(full_length / length) / target
+    scale = max(step, 1.0)
+    centers = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step  # (crop,)
+    starts = np.maximum((centers - radius * scale + 0.5).astype(np.int64), 0)
+    stops = np.minimum((centers + radius * scale + 0.5).astype(np.int64), length)
+    indices = starts[:, None] + np.arange((stops - starts).max())  # (crop, taps)
+    weights = kernel(np.abs((indices + 0.5 - centers[:, None]) / scale)) * (indices < stops[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
-    weights = np.rint(weights * 2**PILLOW_BITS) / 2**PILLOW_BITS  # what lies halfway goes where this rounding puts it
+    # Pillow's rounding decides the values that are halfway between two levels.
+    weights = np.rint(weights * 2**PILLOW_PRECISION_BITS) / 2**PILLOW_PRECISION_BITS
     first, last = int(starts[0]), int(stops[-1])
     blocks = []
-    for start in range(0, crop, BLOCK):
-        rows = slice(start, min(start + BLOCK, crop))
-        low, high = int(starts[rows][0]), int(stops[rows][-1])
-        matrix = np.zeros((rows.stop - start, high - low + places.shape[1]), np.float32)
-        np.put_along_axis(matrix, places[rows] - low, weights[rows].astype(np.float32), axis=1)
-        blocks.append((rows, slice(low - first, high - first), np.ascontiguousarray(matrix[:, : high - low])))
-    return _Pass(first, last, crop, tuple(blocks))
+    for block_start in range(0, crop, BLOCK_ROWS):
+        outputs = slice(block_start, min(block_start + BLOCK_ROWS, crop))
+        low, high = int(starts[outputs][0]), int(stops[outputs][-1])
+        matrix = np.zeros((outputs.stop - block_start, high - low + indices.shape[1]), np.float32)
+        np.put_along_axis(matrix, indices[outputs] - low, weights[outputs].astype(np.float32), axis=1)
+        blocks.append((outputs, slice(low - first, high - first), np.ascontiguousarray(matrix[:, : high - low])))
+    return _AxisPlan(first, last, crop, tuple(blocks))
 
 
-def _upright(values: np.ndarray, side: _Pass) -> np.ndarray:
-    """(3, rows, columns) -> (3, made, columns)."""
+def _resize_vertically(values: np.ndarray, plan: _AxisPlan) -> np.ndarray:
+    """(3, rows, columns) -> (3, plan.length, columns)."""
     columns = values.shape[2]
-    made = np.empty((3, side.made, columns), np.float32)
-    for rows, read, weights in side.blocks:
-        step = max(1, SERIAL // weights.size)
-        for place in range(0, columns, step):
-            np.matmul(weights, values[:, read, place : place + step], out=made[:, rows, place : place + step])
-    return made
+    resized = np.empty((3, plan.length, columns), np.float32)
+    for outputs, inputs, weights in plan.blocks:
+        step = max(1, MAX_PRODUCT_SIZE // weights.size)
+        for start in range(0, columns, step):
+            part = slice(start, start + step)
+            np.matmul(weights, values[:, inputs, part], out=resized[:, outputs, part])
+    return resized
 
 
-def _across(values: np.ndarray, side: _Pass) -> np.ndarray:
-    """(3, rows, columns) -> (3, rows, made)."""
+def _resize_horizontally(values: np.ndarray, plan: _AxisPlan) -> np.ndarray:
+    """(3, rows, columns) -> (3, rows, plan.length)."""
     rows = values.shape[1]
-    made = np.empty((3, rows, side.made), np.float32)
-    for columns, read, weights in side.blocks:
-        step = max(1, SERIAL // weights.size)
-        for place in range(0, rows, step):
-            np.matmul(values[:, place : place + step, read], weights.T, out=made[:, place : place + step, columns])
-    return made
+    resized = np.empty((3, rows, plan.length), np.float32)
+    for outputs, inputs, weights in plan.blocks:
+        step = max(1, MAX_PRODUCT_SIZE // weights.size)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            np.matmul(values[:, part, inputs], weights.T, out=resized[:, part, outputs])
+    return resized
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """To the nearest level, in place."""
+def _round_in_place(values: np.ndarray) -> np.ndarray:
+    """Rounds to the nearest level in 0..255."""
     np.add(values, 0.5, out=values)
     np.floor(values, out=values)
     np.clip(values, 0, 255, out=values)
     return values
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
+def _bicubic(x: np.ndarray) -> np.ndarray:
     """Keys' kernel with a = -0.5."""
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
@@ -145,9 +170,9 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-# Pillow's numbers of filters -> their shape over the distance from the center, and how far that reaches. Not the bilinear one:
-# its weights leave many values halfway between two levels, and then the order of the sum decides.
+# Pillow's filter -> its kernel as a function of the distance from the center, and its radius. Without the bilinear filter: its
+# weights leave many values halfway between two levels, where the order of the sum decides.
 FILTERS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     int(Image.Resampling.LANCZOS): (_lanczos, 3.0),
-    int(Image.Resampling.BICUBIC): (_cubic, 2.0),
+    int(Image.Resampling.BICUBIC): (_bicubic, 2.0),
 }

@@ -19,7 +19,7 @@ from deit.images.arrays import to_channels_last
 from deit.images.decoding import open_image, to_rgb
 from deit.images.processor import Crop, DeiTImageProcessor
 from deit.inference.bundle import Bundle, InputDtype, Precision, is_bundle, open_bundle
-from deit.inference.decoding import near_pixels
+from deit.inference.decoding import fast_pixels
 from deit.inference.loading import load_runtime
 from deit.inference.runtime_selection import select_runtime
 from deit.inference.runtimes import PerformanceHint, Runtime, RuntimeName
@@ -260,7 +260,7 @@ def preprocess_image(
     """
     if isinstance(image, str | Path | bytes):
         source = image if isinstance(image, bytes) else Path(image)
-        pixels = processor.pixels(open_image(source)) if exact else near_pixels(processor, source)
+        pixels = processor.pixels(open_image(source)) if exact else fast_pixels(processor, source)
     elif isinstance(image, Image.Image):
         pixels = processor.pixels(to_rgb(image))
     else:
