@@ -1,4 +1,4 @@
-"""The names of every tensor are pinned: saved models and training states depend on them."""
+"""Pinned names and shapes of all tensors: saved models and training checkpoints depend on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deit.checkpoints.key_maps import to_layout
 from tests.helpers import tiny_deit, tiny_vit
 
 PINNED: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "state_dict.json").read_text())
-KINDS = [
+MODELS = [
     "ViTModel",
     "DeiTModel",
     "ViTForImageClassification",
@@ -23,23 +23,23 @@ KINDS = [
 ]
 
 
-def keys(kind: str) -> dict[str, list[str]]:
-    """Our names, and those on disk, of a model of one layer, with the shapes that a small one has."""
-    config = (tiny_vit if kind.startswith("ViT") else tiny_deit)(num_hidden_layers=1, encoder_stride=8)
+def tensor_names(name: str) -> dict[str, list[str]]:
+    """Returns the names and shapes of a small model's tensors, in its state dict and in a saved file."""
+    config = (tiny_vit if name.startswith("ViT") else tiny_deit)(num_hidden_layers=1, encoder_stride=8)
     with torch.device("meta"):
-        model = getattr(deit, kind)(config)
-    trunk = "" if kind.endswith("Model") else f"{config.model_type}."
-    on_disk = to_layout(model.canonical_state(), "transformers-4", trunk)
+        model = getattr(deit, name)(config)
+    prefix = "" if name.endswith("Model") else f"{config.model_type}."
+    on_disk = to_layout(model.canonical_state(), "transformers-4", prefix)
     return {
-        "in memory": [f"{name} {list(tensor.shape)}" for name, tensor in model.state_dict().items()],
-        "on disk": sorted(f"{name} {list(tensor.shape)}" for name, tensor in on_disk.items()),
+        "in memory": [f"{key} {list(tensor.shape)}" for key, tensor in model.state_dict().items()],
+        "on disk": sorted(f"{key} {list(tensor.shape)}" for key, tensor in on_disk.items()),
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_names_and_shapes_are_the_pinned_ones(kind: str) -> None:
-    assert keys(kind) == PINNED[kind]
+@pytest.mark.parametrize("name", MODELS)
+def test_names_and_shapes_are_pinned(name: str) -> None:
+    assert tensor_names(name) == PINNED[name]
 
 
-def test_every_pinned_class_is_there() -> None:
-    assert sorted(PINNED) == sorted(KINDS)
+def test_all_models_are_pinned() -> None:
+    assert sorted(PINNED) == sorted(MODELS)

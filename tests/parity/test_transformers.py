@@ -1,4 +1,4 @@
-"""Against transformers: the same weights give the same numbers, whoever wrote the directory."""
+"""Parity with transformers: the same weights give the same outputs, whichever library saved them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ SHAPES: dict[str, dict[str, Any]] = {
     "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
     "one channel": {"num_channels": 1, "num_labels": 2},
 }
-# Fields that they have not, or write out where ours is None.
-OURS = {"pooler_output_size", "pruned_heads", "distillation_type", "layer_scale"}
-KINDS = ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
+# Fields that transformers does not have, or fills in where ours is None.
+OWN_FIELDS = {"pooler_output_size", "pruned_heads", "distillation_type", "layer_scale"}
+MODELS = ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def ours(kind: str, **shape: Any) -> Any:
-    config = tiny_vit(**shape) if kind.startswith("ViT") else tiny_deit(**shape)
-    return randomized(getattr(deit, kind)(config))
+def new_model(name: str, **shape: Any) -> Any:
+    config = tiny_vit(**shape) if name.startswith("ViT") else tiny_deit(**shape)
+    return randomized(getattr(deit, name)(config))
 
 
-def theirs(kind: str, **shape: Any) -> Any:
-    config = (transformers.ViTConfig if kind.startswith("ViT") else transformers.DeiTConfig)(
-        **{**TINY, "num_labels": 5, **shape}
-    )
-    return randomized(getattr(transformers, kind)(config))
+def new_reference(name: str, **shape: Any) -> Any:
+    """Returns a model of transformers."""
+    config_class = transformers.ViTConfig if name.startswith("ViT") else transformers.DeiTConfig
+    return randomized(getattr(transformers, name)(config_class(**{**TINY, "num_labels": 5, **shape})))
 
 
 def images(config: ViTConfig, count: int = 2) -> torch.Tensor:
@@ -52,229 +51,229 @@ def logits(output: Any) -> dict[str, torch.Tensor]:
     return {name: getattr(output, name) for name in ("logits", "cls_logits", "distillation_logits") if hasattr(output, name)}
 
 
-def assert_same(one: Any, other: Any) -> None:
-    mine, yours = logits(one), logits(other)
-    assert mine.keys() == yours.keys()
-    for name, values in mine.items():
+def assert_same_logits(output: Any, reference_output: Any) -> None:
+    actual, expected = logits(output), logits(reference_output)
+    assert actual.keys() == expected.keys()
+    for name, values in actual.items():
         assert values.std() > 0.01
-        assert torch.allclose(values, yours[name], atol=1e-5, rtol=0), name
+        assert torch.allclose(values, expected[name], atol=1e-5, rtol=0), name
 
 
-def loaded_whole(model_class: Any, directory: Path, **options: Any) -> nn.Module:
+def load_completely(model_class: Any, directory: Path, **options: Any) -> nn.Module:
+    """Loads a model of transformers and checks that no tensor is missing or left over."""
     model, report = model_class.from_pretrained(directory, output_loading_info=True, **options)
-    assert not any(report[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
-@every_kind
+@every_model
 @every_shape
-def test_we_read_what_transformers_saves(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
-    model = theirs(kind, **shape)
-    model.save_pretrained(tmp_path)
-    mine = deit.load_model(tmp_path)
-    assert type(mine) is getattr(deit, kind)
-    x = images(mine.config)
-    assert_same(mine(x), model(x))
-
-
-@torch.no_grad()
-@every_kind
-def test_we_read_the_newer_names_too(tmp_path: Path, kind: str) -> None:
-    model = theirs(kind)
-    model.save_pretrained(tmp_path, save_original_format=False)
-    assert any(".q_proj." in name for name in load_file(tmp_path / "model.safetensors"))
-    mine = deit.load_model(tmp_path)
-    x = images(mine.config)
-    assert_same(mine(x), model(x))
-
-
-@torch.no_grad()
-@every_kind
-def test_the_automatic_class_finds_ours(tmp_path: Path, kind: str) -> None:
-    model = ours(kind)
-    model.save_pretrained(tmp_path)
-    loaded = loaded_whole(transformers.AutoModelForImageClassification, tmp_path)
-    assert type(loaded).__name__ == kind
+def test_model_saved_by_transformers_has_the_same_logits(tmp_path: Path, name: str, shape: dict[str, Any]) -> None:
+    reference = new_reference(name, **shape)
+    reference.save_pretrained(tmp_path)
+    model = deit.load_model(tmp_path)
+    assert type(model) is getattr(deit, name)
     x = images(model.config)
-    assert torch.allclose(model(x).logits, loaded(x).logits, atol=1e-5)
+    assert_same_logits(model(x), reference(x))
 
 
 @torch.no_grad()
-@every_kind
+@every_model
+def test_tensor_names_of_transformers_5_are_read(tmp_path: Path, name: str) -> None:
+    reference = new_reference(name)
+    reference.save_pretrained(tmp_path, save_original_format=False)
+    assert any(".q_proj." in tensor for tensor in load_file(tmp_path / "model.safetensors"))
+    model = deit.load_model(tmp_path)
+    x = images(model.config)
+    assert_same_logits(model(x), reference(x))
+
+
+@torch.no_grad()
+@every_model
+def test_auto_class_of_transformers_loads_our_directory(tmp_path: Path, name: str) -> None:
+    model = new_model(name)
+    model.save_pretrained(tmp_path)
+    reference = load_completely(transformers.AutoModelForImageClassification, tmp_path)
+    assert type(reference).__name__ == name
+    x = images(model.config)
+    assert torch.allclose(model(x).logits, reference(x).logits, atol=1e-5)
+
+
+@torch.no_grad()
+@every_model
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_either_attention_of_theirs_gives_our_numbers(tmp_path: Path, kind: str, attention: str) -> None:
-    model = ours(kind)
+def test_logits_agree_with_either_attention_of_transformers(tmp_path: Path, name: str, attention: str) -> None:
+    model = new_model(name)
     model.save_pretrained(tmp_path)
+    reference = load_completely(getattr(transformers, name), tmp_path, attn_implementation=attention)
     x = images(model.config)
-    assert_same(model(x), loaded_whole(getattr(transformers, kind), tmp_path, attn_implementation=attention)(x))
+    assert_same_logits(model(x), reference(x))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["ViTModel", "DeiTModel"])
+@pytest.mark.parametrize("name", ["ViTModel", "DeiTModel"])
 @pytest.mark.parametrize("pooler", [None, 7])
-def test_the_model_without_a_head_says_the_same_of_every_token(tmp_path: Path, kind: str, pooler: int | None) -> None:
-    model = ours(kind, pooler_output_size=pooler)
-    model.save_pretrained(tmp_path / "ours")
-    other = theirs(kind, pooler_output_size=pooler)
-    other.save_pretrained(tmp_path / "theirs")
-    x = images(model.config)
-    for mine, yours in (
-        (model, loaded_whole(getattr(transformers, kind), tmp_path / "ours")),
-        (getattr(deit, kind).from_pretrained(tmp_path / "theirs"), other),
+def test_base_models_agree_on_every_token(tmp_path: Path, name: str, pooler: int | None) -> None:
+    saved = new_model(name, pooler_output_size=pooler)
+    saved.save_pretrained(tmp_path / "ours")
+    saved_reference = new_reference(name, pooler_output_size=pooler)
+    saved_reference.save_pretrained(tmp_path / "theirs")
+    x = images(saved.config)
+    for model, reference in (
+        (saved, load_completely(getattr(transformers, name), tmp_path / "ours")),
+        (getattr(deit, name).from_pretrained(tmp_path / "theirs"), saved_reference),
     ):
-        assert torch.allclose(mine(x).last_hidden_state, yours(x).last_hidden_state, atol=1e-5)
-        assert torch.allclose(mine(x).pooler_output, yours(x).pooler_output, atol=1e-5)
+        output, expected = model(x), reference(x)
+        assert torch.allclose(output.last_hidden_state, expected.last_hidden_state, atol=1e-5)
+        assert torch.allclose(output.pooler_output, expected.pooler_output, atol=1e-5)
 
 
 @torch.no_grad()
-@every_kind
-def test_another_image_size_is_interpolated_alike(tmp_path: Path, kind: str) -> None:
-    model = ours(kind)
+@every_model
+def test_interpolated_position_embeddings_agree(tmp_path: Path, name: str) -> None:
+    model = new_model(name)
     model.save_pretrained(tmp_path)
-    other = getattr(transformers, kind).from_pretrained(tmp_path)
+    reference = getattr(transformers, name).from_pretrained(tmp_path)
     for size in ((48, 48), (40, 64), (24, 24)):
         x = noise(1, 3, *size)
-        assert_same(model(x, interpolate_pos_encoding=True), other(x, interpolate_pos_encoding=True))
+        assert_same_logits(model(x, interpolate_pos_encoding=True), reference(x, interpolate_pos_encoding=True))
 
 
 @torch.no_grad()
 def test_gradients_agree(tmp_path: Path) -> None:
-    model = ours("DeiTForImageClassification")
+    model = new_model("DeiTForImageClassification")
     model.save_pretrained(tmp_path)
-    other = transformers.DeiTForImageClassification.from_pretrained(tmp_path)
+    reference: Any = transformers.DeiTForImageClassification.from_pretrained(tmp_path)
     x = images(model.config)
     with torch.enable_grad():
-        for network in (model, other):
+        for network in (model, reference):
             network(x).logits.square().sum().backward()
-    mine, yours = dict(model.named_parameters()), dict(other.named_parameters())
+    parameters, expected = dict(model.named_parameters()), dict(reference.named_parameters())
     for name in (
-        "embeddings.position_embeddings",
-        "embeddings.distillation_token",
-        "embeddings.patch_embeddings.projection.weight",
+        "deit.embeddings.position_embeddings",
+        "deit.embeddings.distillation_token",
+        "deit.embeddings.patch_embeddings.projection.weight",
     ):
-        assert torch.allclose(mine[f"deit.{name}"].grad, yours[f"deit.{name}"].grad, atol=1e-4, rtol=1e-4), name  # type: ignore[arg-type]
+        assert torch.allclose(parameters[name].grad, expected[name].grad, atol=1e-4, rtol=1e-4), name
 
 
 @torch.no_grad()
-def test_the_full_size_model_agrees_both_ways(tmp_path: Path) -> None:
-    model = randomized(
-        deit.DeiTForImageClassificationWithTeacher(variant_config("deit-tiny-distilled-patch16-224", layer_norm_eps=1e-12)),  # type: ignore[arg-type]
-        std=0.03,
-    )
+def test_full_size_model_agrees_in_both_directions(tmp_path: Path) -> None:
+    config = variant_config("deit-tiny-distilled-patch16-224", layer_norm_eps=1e-12)
+    assert isinstance(config, DeiTConfig)
+    model = randomized(deit.DeiTForImageClassificationWithTeacher(config), std=0.03)
     model.save_pretrained(tmp_path / "ours")
-    other = loaded_whole(transformers.DeiTForImageClassificationWithTeacher, tmp_path / "ours")
-    x = images(model.config, count=1)
-    assert_same(model(x), other(x))
-    other.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
-    assert_same(deit.load_model(tmp_path / "theirs")(x), other(x))
+    reference: Any = load_completely(transformers.DeiTForImageClassificationWithTeacher, tmp_path / "ours")
+    x = images(config, count=1)
+    assert_same_logits(model(x), reference(x))
+    reference.save_pretrained(tmp_path / "theirs")
+    assert_same_logits(deit.load_model(tmp_path / "theirs")(x), reference(x))
 
 
 @torch.no_grad()
-@every_kind
+@every_model
 @every_shape
-def test_transformers_reads_what_we_save_and_every_layer_says_the_same(
-    tmp_path: Path, kind: str, shape: dict[str, Any]
-) -> None:
-    model = ours(kind, **shape)
+def test_hidden_states_and_attentions_of_every_layer_agree(tmp_path: Path, name: str, shape: dict[str, Any]) -> None:
+    model = new_model(name, **shape)
     model.save_pretrained(tmp_path)
-    other = loaded_whole(getattr(transformers, kind), tmp_path, attn_implementation="eager")
+    reference = load_completely(getattr(transformers, name), tmp_path, attn_implementation="eager")
     x = images(model.config)
-    asked = {"output_attentions": True, "output_hidden_states": True}
-    one, two = model(x, **asked), other(x, **asked)
-    assert_same(one, two)
+    options = {"output_attentions": True, "output_hidden_states": True}
+    output, reference_output = model(x, **options), reference(x, **options)
+    assert_same_logits(output, reference_output)
     layers = model.config.num_hidden_layers
-    for part, count in (("hidden_states", layers + 1), ("attentions", layers)):
-        mine, yours = getattr(one, part), getattr(two, part)
-        assert len(mine) == len(yours) == count
-        for depth, (left, right) in enumerate(zip(mine, yours, strict=True)):
-            assert left.shape == right.shape
-            assert torch.allclose(left, right, atol=1e-5, rtol=1e-5), f"{part} {depth}"
+    for field, count in (("hidden_states", layers + 1), ("attentions", layers)):
+        tensors, expected_tensors = getattr(output, field), getattr(reference_output, field)
+        assert len(tensors) == len(expected_tensors) == count
+        for index, (tensor, expected) in enumerate(zip(tensors, expected_tensors, strict=True)):
+            assert tensor.shape == expected.shape
+            assert torch.allclose(tensor, expected, atol=1e-5, rtol=1e-5), f"{field} {index}"
 
 
 @pytest.mark.parametrize("shape", [{}, {"num_channels": 1}], ids=["color", "gray"])
-def test_hidden_patches_are_filled_in_alike(tmp_path: Path, shape: dict[str, Any]) -> None:
-    other = theirs("DeiTForMaskedImageModeling", encoder_stride=8, **shape)
-    other.save_pretrained(tmp_path / "theirs")
+def test_masked_image_modeling_agrees(tmp_path: Path, shape: dict[str, Any]) -> None:
+    saved_reference = new_reference("DeiTForMaskedImageModeling", encoder_stride=8, **shape)
+    saved_reference.save_pretrained(tmp_path / "theirs")
     model = deit.DeiTForMaskedImageModeling.from_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours")
-    back = loaded_whole(transformers.DeiTForMaskedImageModeling, tmp_path / "ours")
+    loaded_reference = load_completely(transformers.DeiTForMaskedImageModeling, tmp_path / "ours")
     x = images(model.config)
-    hidden = torch.arange(32).reshape(2, 16) % 3 == 0
-    for network in (other, back):
-        one, two = model(x, bool_masked_pos=hidden), network(x, bool_masked_pos=hidden)
-        assert torch.allclose(one.reconstruction, two.reconstruction, atol=1e-5)
-        assert torch.allclose(one.loss, two.loss, atol=1e-6)
-        assert torch.allclose(model(x).reconstruction, network(x).reconstruction, atol=1e-5)
+    mask = torch.arange(32).reshape(2, 16) % 3 == 0
+    for reference in (saved_reference, loaded_reference):
+        output, expected = model(x, bool_masked_pos=mask), reference(x, bool_masked_pos=mask)
+        assert torch.allclose(output.reconstruction, expected.reconstruction, atol=1e-5)
+        assert torch.allclose(output.loss, expected.loss, atol=1e-6)
+        assert torch.allclose(model(x).reconstruction, reference(x).reconstruction, atol=1e-5)
 
 
-LABELS = {
+LABELS = {  # number of classes, problem type, labels
     "single": (5, None, torch.tensor([0, 4])),
-    "single, as int32": (5, None, torch.tensor([0, 4], dtype=torch.int32)),
-    "several": (5, None, torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
-    "several, said": (5, "multi_label_classification", torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
-    "values": (5, "regression", torch.randn(2, 5, generator=torch.Generator().manual_seed(0))),
-    "one value": (1, None, torch.tensor([0.5, -1.0])),
+    "single, int32": (5, None, torch.tensor([0, 4], dtype=torch.int32)),
+    "multi": (5, None, torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
+    "multi, explicit": (5, "multi_label_classification", torch.tensor([[0.0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0]])),
+    "regression": (5, "regression", torch.randn(2, 5, generator=torch.Generator().manual_seed(0))),
+    "regression, one value": (1, None, torch.tensor([0.5, -1.0])),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", MODELS[:2])
 @pytest.mark.parametrize("case", LABELS.values(), ids=LABELS)
-def test_labels_give_the_same_loss_and_gradients(tmp_path: Path, kind: str, case: Any) -> None:
-    classes, problem, labels = case
-    model = ours(kind, num_labels=classes, problem_type=problem)
+def test_labels_give_the_same_loss_and_gradients(tmp_path: Path, name: str, case: Any) -> None:
+    num_labels, problem_type, labels = case
+    model = new_model(name, num_labels=num_labels, problem_type=problem_type)
     model.save_pretrained(tmp_path)
-    other: Any = loaded_whole(getattr(transformers, kind), tmp_path)
-    assert other.config.problem_type == problem
+    reference: Any = load_completely(getattr(transformers, name), tmp_path)
+    assert reference.config.problem_type == problem_type
     x = images(model.config)
-    given = labels.long() if labels.dtype == torch.int32 else labels  # torch's cross-entropy takes no int32
-    one, two = model(x, labels=labels), other(x, labels=given)
-    assert list(one) == list(two) == ["loss", "logits"]
-    assert torch.allclose(one[0], two[0], atol=1e-5)
-    backward(one.loss)
-    backward(two.loss)
-    assert torch.allclose(model.classifier.weight.grad, other.classifier.weight.grad, atol=1e-5)
-    assert model.config.problem_type == problem
+    reference_labels = labels.long() if labels.dtype == torch.int32 else labels  # torch's cross-entropy needs int64
+    output, expected = model(x, labels=labels), reference(x, labels=reference_labels)
+    assert list(output) == list(expected) == ["loss", "logits"]
+    assert torch.allclose(output[0], expected[0], atol=1e-5)
+    backward(output.loss)
+    backward(expected.loss)
+    assert torch.allclose(model.classifier.weight.grad, reference.classifier.weight.grad, atol=1e-5)
+    assert model.config.problem_type == problem_type
 
 
-def test_two_heads_answer_in_the_same_order(tmp_path: Path) -> None:
-    model = ours(KINDS[2])
+def test_output_fields_have_the_same_order(tmp_path: Path) -> None:
+    model = new_model(MODELS[2])
     model.save_pretrained(tmp_path)
-    other = loaded_whole(getattr(transformers, KINDS[2]), tmp_path)
+    reference = load_completely(getattr(transformers, MODELS[2]), tmp_path)
     x = images(model.config)
-    asked = {"output_hidden_states": True}
-    assert list(model(x, **asked)) == list(other(x, **asked))
-    one, two = (network(x, return_dict=False) for network in (model, other))
-    assert len(one) == len(two) == 3
-    for left, right in zip(one, two, strict=True):
-        assert torch.allclose(left, right, atol=1e-5)
+    assert list(model(x, output_hidden_states=True)) == list(reference(x, output_hidden_states=True))
+    values, expected_values = (network(x, return_dict=False) for network in (model, reference))
+    assert len(values) == len(expected_values) == 3
+    for value, expected in zip(values, expected_values, strict=True):
+        assert torch.allclose(value, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("distilled", [True, False])
-def test_the_configurations_mean_the_same(tmp_path: Path, distilled: bool) -> None:
-    name, mine = ("DeiTConfig", DeiTConfig) if distilled else ("ViTConfig", ViTConfig)
+def test_configurations_are_read_in_both_directions(tmp_path: Path, distilled: bool) -> None:
+    config_class, reference_class = (DeiTConfig, transformers.DeiTConfig) if distilled else (ViTConfig, transformers.ViTConfig)
     fields: dict[str, Any] = {
         "hidden_size": 96,
         "num_attention_heads": 4,
         "image_size": 64,
         "id2label": {0: "猫", 1: "dog", 2: "c"},
     }
-    mine(**fields).save_pretrained(tmp_path / "ours")
-    read = getattr(transformers, name).from_pretrained(tmp_path / "ours")
-    getattr(transformers, name)(**fields).save_pretrained(tmp_path / "theirs")
-    back = mine.from_pretrained(tmp_path / "theirs")
-    for key in mine.model_fields:
-        default = 96 if key == "pooler_output_size" else None  # theirs writes out what None stands for
-        if key in OURS - {"pooler_output_size"}:
+    config = config_class(**fields)
+    config.save_pretrained(tmp_path / "ours")
+    read_by_reference: Any = reference_class.from_pretrained(tmp_path / "ours")
+    reference_class(**fields).save_pretrained(tmp_path / "theirs")
+    read_by_us = config_class.from_pretrained(tmp_path / "theirs")
+    for key in config_class.model_fields:
+        if key in OWN_FIELDS - {"pooler_output_size"}:
             continue
-        assert (getattr(read, key) or default) == (getattr(mine(**fields), key) or default), key
-        assert (getattr(back, key) or default) == (getattr(mine(**fields), key) or default), key
-    assert read.num_labels == back.num_labels == 3
-    assert read.label2id == back.label2id == {"猫": 0, "dog": 1, "c": 2}
+        default = 96 if key == "pooler_output_size" else None  # transformers fills in what None stands for
+        assert (getattr(read_by_reference, key) or default) == (getattr(config, key) or default), key
+        assert (getattr(read_by_us, key) or default) == (getattr(config, key) or default), key
+    assert read_by_reference.num_labels == read_by_us.num_labels == 3
+    assert read_by_reference.label2id == read_by_us.label2id == {"猫": 0, "dog": 1, "c": 2}
 
 
-def test_the_defaults_of_the_configurations_are_the_same() -> None:
-    for mine, yours in ((DeiTConfig(), transformers.DeiTConfig()), (ViTConfig(), transformers.ViTConfig())):
-        for key in type(mine).model_fields:
-            if key not in OURS:
-                assert getattr(mine, key) == getattr(yours, key), key
+def test_configuration_defaults_are_the_same() -> None:
+    for config, expected in ((DeiTConfig(), transformers.DeiTConfig()), (ViTConfig(), transformers.ViTConfig())):
+        for key in type(config).model_fields:
+            if key not in OWN_FIELDS:
+                assert getattr(config, key) == getattr(expected, key), key
