@@ -52,10 +52,10 @@ def test_fine_tuning_with_a_teacher_at_another_resolution(deit: Deit, work: Path
     for text in (
         f"deit-width48-depth2, from {work / 'distilled'}, at 96 x 96",
         "hard distillation",
-        "New, with fresh weights: cls_classifier, distillation_classifier.",
-        "resampled from 4 x 4 patches to 6 x 6.",
-        "Epochs 1, made for 30",
-        "Batch 16, made for 64",
+        "Newly initialized: cls_classifier, distillation_classifier.",
+        "resampled from 4 x 4 to 6 x 6 patches.",
+        "1 epoch, made for 30",
+        "Batch size 16, made for 64",
     ):
         assert text in done.stderr, done.stderr
     card = (work / "tuned" / "best" / "README.md").read_text()
@@ -67,7 +67,7 @@ def test_fine_tuning_with_a_teacher_at_another_resolution(deit: Deit, work: Path
     resumed = deit("train", "--resume", work / "tuned", "--device", "cpu")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed from" in resumed.stderr
-    assert "New, with fresh weights" not in resumed.stderr
+    assert "Newly initialized" not in resumed.stderr
 
 
 def test_fine_tuning_of_the_class_head_only(deit: Deit, work: Path, photos: Path) -> None:
@@ -76,8 +76,8 @@ def test_fine_tuning_of_the_class_head_only(deit: Deit, work: Path, photos: Path
         *("--set", "model.eval_mode=true", "--set", "optimizer.warmup_epochs=0", *SHORT),
     )
     assert done.returncode == 0, done.stderr
-    assert "not used: cls_classifier, distillation_classifier, distillation_token." in done.stderr
-    assert "of which 147 learn" in done.stderr
+    assert "Not used from the checkpoint: cls_classifier, distillation_classifier, distillation_token." in done.stderr
+    assert "147 of them trainable" in done.stderr
     from deit import ViTForImageClassification
     from deit.checkpoints.reading import open_checkpoint
 
@@ -93,7 +93,7 @@ def test_fine_tuning_of_the_class_head_only(deit: Deit, work: Path, photos: Path
     [
         (("train", "{photos}", "--init", "no such model"), "check the path"),
         (("train", "{photos}", "--init", "plain", "--model", "deit-tiny-patch16-224"), "--init and --model both set the shape"),
-        (("train", "{photos}", "--init", "plain", "--set", "model.head=keep"), "knows 7 classes and the data has 3"),
+        (("train", "{photos}", "--init", "plain", "--set", "model.head=keep"), "has 7 classes and the data has 3"),
         (("teacher", "train", "{photos}", "--init", "a teacher", "--arch", "resnet18"), "leave one of them out"),
         (("pretrain", "{photos}", "--set", "model.trainable=heads"), "trains the whole model"),
         (("pretrain", "--resume", "a teacher", "--recipe", "deit"), "pass --resume without other settings"),
@@ -121,7 +121,7 @@ def test_pretraining_can_be_interrupted_resumed_and_fine_tuned(deit: Deit, work:
     assert process.returncode == 130, stderr
     assert f'deit pretrain --resume "{work / "mim run"}"' in stderr
     assert "Traceback" not in stderr
-    assert "not looked at" in stderr
+    assert "not used" in stderr
 
     resumed = deit("pretrain", "--resume", work / "mim run", "--device", "cpu", "--json")
     assert resumed.returncode == 0, resumed.stderr
@@ -134,10 +134,10 @@ def test_pretraining_can_be_interrupted_resumed_and_fine_tuned(deit: Deit, work:
 
     done = deit("train", photos, "--init", work / "mim run", "--out", work / "after mim", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert "New, with fresh weights: classifier." in done.stderr
-    assert "not used: decoder, distillation_token, mask_token." in done.stderr
+    assert "Newly initialized: classifier." in done.stderr
+    assert "Not used from the checkpoint: decoder, distillation_token, mask_token." in done.stderr
     card = model_card(work / "mim run" / "best")
     assert "by masked image modeling, without labels" in card
     assert f"These are the weights after epoch {second['epoch']}." in card
-    with pytest.raises(CheckpointError, match="`deit train --init` gives it heads"):
+    with pytest.raises(CheckpointError, match="train one with `deit train --init`"):
         load_classifier(work / "mim run")

@@ -145,4 +145,4 @@ def test_soft_distillation_from_the_top_two_classes(deit: Deit, root: Path, phot
     assert json.loads(done.stdout)["bytes_per_sample"] == 8
     done = deit("train", photos, "--teacher", "soft cache", "--out", "soft", *soft, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert "top 2 probabilities" in done.stderr
+    assert "top-2 logits" in done.stderr
