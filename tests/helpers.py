@@ -1,4 +1,4 @@
-"""What many tests need: small models, images whose pixels are known, a source in memory."""
+"""Small models, images with known pixels and image sources in memory for the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
 }
 
 
-# preprocessor_config.json of the published models, from the days of transformers 4.
+# preprocessor_config.json of the published models, written by transformers 4.
 PUBLISHED_PREPROCESSING: dict[str, Any] = {
     "crop_size": 224,
     "do_center_crop": True,
@@ -51,7 +51,7 @@ def tiny_vit(**fields: Any) -> ViTConfig:
 
 @torch.no_grad()
 def randomized(model: M, seed: int = 0, std: float = 0.3) -> M:
-    """The model in evaluation mode with no weight left at a special value, so that none can be lost unseen."""
+    """Draws all weights at random, so that none keeps a default that would hide an error. Returns the model in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
@@ -67,7 +67,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
-    """An RGB image that is smooth in places and noisy in others, and the same on every machine."""
+    """Returns an RGB image with smooth and noisy channels, the same on every machine."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     red = (x * 255 // max(width - 1, 1) + 31 * seed) % 256
     green = (y * 255 // max(height - 1, 1) + 17 * seed) % 256
@@ -77,7 +77,7 @@ def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Images made from their index and ``shift``, of odd sizes; those in ``broken`` are unreadable."""
+    """Image source in memory. Images of odd sizes are generated from their index and ``shift``; ``broken`` are unreadable."""
 
     count: int
     classes: tuple[str, ...] = ("a", "b", "c")
@@ -90,7 +90,7 @@ class MemorySource:
 
     def load(self, index: int) -> Image.Image:
         if index in self.broken:
-            raise ImageError(f"image {index} is broken", "mend it")
+            raise ImageError(f"image {index} is broken", "replace it")
         return pattern(20 + 7 * (index % 5), 31 - 5 * (index % 4), seed=index + self.shift)
 
     def name(self, index: int) -> str:
@@ -107,6 +107,6 @@ class MemorySplits(Splits):
 
 
 def memory_splits(count: int) -> MemorySplits:
-    """``count`` training images and nine others."""
+    """Returns splits of ``count`` training images and nine validation images."""
     train, validation = MemorySource(count), MemorySource(9)
     return MemorySplits(train, validation, None, "made in memory", fingerprint(train, validation))

@@ -158,9 +158,9 @@ def test_reduction_follows_from_all_repeats_of_an_image(photos: FileSource) -> N
 
 def test_sample_depends_on_epoch_repeat_and_seed() -> None:
     samples, other = train_samples(MemorySource(12)), train_samples(MemorySource(12), seed=6)
-    made = [samples.sample(0, 4), samples.sample(1, 4), samples.sample(0, 4, repeat=1), other.sample(0, 4)]
-    for position, sample in enumerate(made):
-        assert not any(np.array_equal(sample, later) for later in made[position + 1 :])
+    variants = [samples.sample(0, 4), samples.sample(1, 4), samples.sample(0, 4, repeat=1), other.sample(0, 4)]
+    for position, sample in enumerate(variants):
+        assert not any(np.array_equal(sample, later) for later in variants[position + 1 :])
 
 
 def test_mixed_pair_does_not_depend_on_its_batch() -> None:
@@ -199,7 +199,7 @@ def test_mixing_changes_pixels_and_targets() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_image_is_an_image_error(workers: int) -> None:
     loader = Loader(train_samples(MemorySource(8, broken=frozenset({3}))), workers)
-    with pytest.raises(ImageError, match=r"\Aimage 3 is broken: mend it\.\Z"):
+    with pytest.raises(ImageError, match=r"\Aimage 3 is broken: replace it\.\Z"):
         list(loader.run(epoch_steps(8, 4, 5, epoch=0)))
 
 
