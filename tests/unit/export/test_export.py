@@ -54,7 +54,7 @@ def test_report_holds_the_measurements(model: Path, name: str, request: pytest.F
     report = metadata.report
     assert set(report["runtimes"]) == set(exported.parities) == set(available_runtimes(metadata.format))
     assert all(parity["images"] == 8 and 0 <= parity["error"] < 0.2 for parity in report["runtimes"].values())
-    assert report["compared_on"].startswith("8 images of")
+    assert report["compared_on"].startswith("8 held-out images of")
     assert set(report["images_per_second"]) == {"before", *exported.parities}
     network = load_model(model)
     assert report["bytes"]["before"] == 4 * sum(value.numel() for value in network.parameters())
