@@ -17,8 +17,8 @@ from deit.data.sources import ImageSource
 from deit.errors import ImageError
 
 MAX_IMAGES = 1500
-SIDE, CELLS, ORIENTATIONS = 32, 8, 6
-RIDGE = 3.0
+SIDE, CELLS, ORIENTATIONS = 32, 8, 6  # pixels and cells per side, bins per histogram
+RIDGE = 3.0  # regularization of the linear classifier
 SIGNIFICANCE = 2.5  # standard errors that a significant difference exceeds
 
 

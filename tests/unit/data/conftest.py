@@ -10,7 +10,7 @@ from tests.unit.data.layouts import image_files
 
 
 @pytest.fixture
-def parted(tmp_path: Path) -> Path:
+def split_folder(tmp_path: Path) -> Path:
     """A folder with a training, validation and test split of two classes."""
     for split, count in (("train", 4), ("val", 2), ("test", 1)):
         for name in ("cat", "dog"):

@@ -19,11 +19,11 @@ DAMAGED_PNG = b"\x89PNG\r\n\x1a\n and no image data"
 
 
 @pytest.fixture
-def damaged(parted: Path) -> Splits:
-    (parted / "train" / "cat" / "000.png").write_bytes(DAMAGED_PNG)
-    (parted / "train" / "dog" / "note.jpg").write_text("hello")
-    (parted / "val" / "dog" / "001.png").write_bytes(b"")
-    return open_data(parted)
+def damaged(split_folder: Path) -> Splits:
+    (split_folder / "train" / "cat" / "000.png").write_bytes(DAMAGED_PNG)
+    (split_folder / "train" / "dog" / "note.jpg").write_text("hello")
+    (split_folder / "val" / "dog" / "001.png").write_bytes(b"")
+    return open_data(split_folder)
 
 
 def test_unreadable_file_is_an_error_before_training(damaged: Splits) -> None:
@@ -40,25 +40,25 @@ def test_unreadable_files_are_skipped_and_counted(damaged: Splits) -> None:
     assert not any("note.jpg" in name or name.endswith("cat/000.png") for name in names(splits.train))
 
 
-def test_readable_files_are_not_copied(parted: Path) -> None:
-    splits, skipped = without_unreadable(open_data(parted), skip=False)
+def test_readable_files_are_not_copied(split_folder: Path) -> None:
+    splits, skipped = without_unreadable(open_data(split_folder), skip=False)
     assert skipped == 0
     assert isinstance(splits.train, FileSource)
 
 
-def test_class_without_a_readable_image_is_an_error(parted: Path) -> None:
-    for file in (parted / "train" / "dog").iterdir():
+def test_class_without_a_readable_image_is_an_error(split_folder: Path) -> None:
+    for file in (split_folder / "train" / "dog").iterdir():
         file.write_bytes(DAMAGED_PNG)
     with pytest.raises(DataError, match="No readable image of the class 'dog' is left"):
-        without_unreadable(open_data(parted), skip=True)
+        without_unreadable(open_data(split_folder), skip=True)
 
 
 @pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("test", "test")])
-def test_split_without_a_readable_image_is_an_error(parted: Path, folder: str, split: str) -> None:
-    for file in (parted / folder).rglob("*.png"):
+def test_split_without_a_readable_image_is_an_error(split_folder: Path, folder: str, split: str) -> None:
+    for file in (split_folder / folder).rglob("*.png"):
         file.write_bytes(DAMAGED_PNG)
     with pytest.raises(DataError, match=f"No readable image of the {split} split is left"):
-        without_unreadable(open_data(parted), skip=True)
+        without_unreadable(open_data(split_folder), skip=True)
 
 
 def test_decoding_finds_damage_after_the_header(tmp_path: Path) -> None:

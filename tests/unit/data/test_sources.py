@@ -35,13 +35,13 @@ def test_relabeling_follows_the_model_s_classes() -> None:
         relabeled(source, ("dog", "cow"))
 
 
-def test_fingerprint_changes_with_files_classes_and_order(parted: Path) -> None:
-    before = open_data(parted)
-    assert open_data(parted, seed=9).fingerprint == before.fingerprint
-    (parted / "val" / "cat" / "000.png").rename(parted / "val" / "cat" / "new.png")
-    renamed = open_data(parted).fingerprint
-    image_files(parted / "test" / "dog", 2)
-    assert len({before.fingerprint, renamed, open_data(parted).fingerprint}) == 3
+def test_fingerprint_changes_with_files_classes_and_order(split_folder: Path) -> None:
+    before = open_data(split_folder)
+    assert open_data(split_folder, seed=9).fingerprint == before.fingerprint
+    (split_folder / "val" / "cat" / "000.png").rename(split_folder / "val" / "cat" / "new.png")
+    renamed = open_data(split_folder).fingerprint
+    image_files(split_folder / "test" / "dog", 2)
+    assert len({before.fingerprint, renamed, open_data(split_folder).fingerprint}) == 3
     source = MemorySource(4)
     assert fingerprint(source) != fingerprint(subset(source, [1, 0, 2, 3]))
     assert fingerprint(source) != fingerprint(MemorySource(4, classes=("a", "b", "d")))
