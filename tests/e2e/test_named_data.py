@@ -64,7 +64,7 @@ def test_one_epoch_and_its_evaluation(deit: Deit, tmp_path: Path, make: object) 
     ("data", "message"),
     [
         ("cifar10", "CIFAR-10 is not in"),
-        ("hf:me/no-such-photos", "cannot be had from the hub"),
+        ("hf:me/no-such-photos", "cannot be loaded from the hub"),
         ("bad.csv", "bad.csv, line 3 has 1 fields"),
     ],
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deit.data.datasets.folders import folder_parts, has_part_folders, unlabeled_source
-from deit.data.datasets.hub_datasets import PREFIX, hub_parts, hub_unlabeled, is_saved, saved_parts, saved_unlabeled
-from deit.data.datasets.manifest import is_manifest, manifest_parts, unlabeled_manifest
-from deit.data.datasets.named import DIGITS, NAMED, digits_parts, named_parts, named_reference
+from deit.data.datasets.folders import folder_splits, has_split_folders, unlabeled_source
+from deit.data.datasets.hub_datasets import PREFIX, hub_splits, hub_unlabeled, is_saved, saved_splits, saved_unlabeled
+from deit.data.datasets.manifest import is_manifest, manifest_splits, unlabeled_manifest
+from deit.data.datasets.named import DIGITS, NAMED, digits_splits, named_reference, named_splits
 from deit.data.sources import ImageSource
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
 from deit.errors import DataError, did_you_mean
@@ -17,17 +17,17 @@ def read_splits(data: str | Path) -> DatasetSplits:
     """Reads the splits that a data set comes with; see :func:`open_data` for the arguments and errors."""
     text, path = str(data), Path(data)
     if text == DIGITS:
-        return digits_parts()
+        return digits_splits()
     if reference := named_reference(text):
-        return named_parts(reference)
+        return named_splits(reference)
     if text.startswith(PREFIX):
-        return hub_parts(text)
+        return hub_splits(text)
     if is_manifest(path):
-        return manifest_parts(path)
+        return manifest_splits(path)
     if is_saved(path):
-        return saved_parts(path)
+        return saved_splits(path)
     _check_name(path)
-    return folder_parts(path)
+    return folder_splits(path)
 
 
 def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
@@ -70,7 +70,7 @@ def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float =
         source = unlabeled_manifest(path)
     elif is_saved(path):
         source = saved_unlabeled(path)
-    elif has_part_folders(path):
+    elif has_split_folders(path):
         return without_labels(open_data(path, seed, validation_fraction))
     else:
         _check_name(path)

@@ -1,4 +1,4 @@
-"""Files of public data sets: fetched where there is a network, checked, and unpacked so that nothing lands elsewhere."""
+"""Downloads, verifies and unpacks the files of public data sets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from deit.system.progress import Progress, print_status
 
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 2**20
-UNPACKED = 20  # times its size: an archive that wants to become larger is no archive of images
+MAX_UNPACK_RATIO = 20  # image archives do not unpack to more than this many times their size
 ARCHIVE_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """One file that a data set is made of.
+    """A file of a data set.
 
     Attributes:
-        url: where its authors keep it.
-        md5: of its content; None where its authors name none.
-        size: in bytes; roughly, and at most twice as much is taken.
-        holds: the file or folder that it becomes, in the data set's folder.
+        url: its address.
+        md5: MD5 of its content; None if the authors publish none.
+        size: approximate size in bytes; at most twice as much is downloaded.
+        holds: file or folder in the data set's folder that it provides.
     """
 
     url: str
@@ -43,88 +43,93 @@ class Remote:
 
     @property
     def file(self) -> str:
-        """Its name on disk."""
+        """Name of the file on disk."""
         return self.url.rpartition("/")[2]
 
     @property
-    def packed(self) -> bool:
-        """Whether it is an archive."""
+    def is_archive(self) -> bool:
+        """Whether the file is an archive."""
         return self.file != self.holds
 
 
 def ensure(root: Path, name: str, *remotes: Remote) -> None:
-    """Put into a data set's folder what is missing there: from a file that lies in it already, or from the network.
+    """Provides the missing files of a data set, from an archive in its folder or by download.
 
     Args:
-        name: of the data set, for a person.
+        root: folder of the data set.
+        name: name of the data set, for messages.
+        remotes: its files.
 
     Raises:
-        DataError: no network, too little room on the disk, or a file that is not what its authors published.
+        DataError: the download fails, the disk is too small, or a file is not the one that the authors published.
     """
     missing = [remote for remote in remotes if not (root / remote.holds).exists()]
-    needed = sum(remote.size * (2 if remote.packed else 1) for remote in missing)
+    needed = sum(remote.size * (2 if remote.is_archive else 1) for remote in missing)
     absent = [remote for remote in missing if not (root / remote.file).is_file()]
     if absent:
         _prepare(root, name, absent[0], needed)
     for remote in missing:
         file = root / remote.file
-        fetched = remote in absent
-        if fetched:
+        downloaded = remote in absent
+        if downloaded:
             download(remote, file, name)
         elif remote.md5 is not None and _md5(file) != remote.md5:
             raise DataError(f"{file} is not the file that the authors of {name} published", "remove it or copy it again")
-        if remote.packed:
+        if remote.is_archive:
             unpack(file, root, remote.holds)
-            if fetched:
+            if downloaded:
                 file.unlink()
 
 
 def download(remote: Remote, target: Path, name: str) -> None:
-    """Fetch one file and check it; a file at ``target`` is always whole.
+    """Downloads and verifies a file. It appears at ``target`` only once it is complete.
 
     Raises:
-        DataError: as :func:`ensure`.
+        DataError: as in :func:`ensure`.
     """
-    get_it = _remedy(remote, target.parent)
+    remedy = _remedy(remote, target.parent)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as answer, draft.open("wb") as file:
-            total = int(answer.headers.get("Content-Length") or remote.size)
+        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response, draft.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or remote.size)
             print_status(f"Downloading {target.name} of {name}, {total / 1e6:,.1f} MB, to {target.parent}.")
             with Progress(f"Downloading {target.name}", -(-total // BLOCK), unit="MiB") as progress:
-                taken = 0
-                while block := answer.read(BLOCK):
-                    taken += len(block)
-                    if taken > 2 * remote.size + BLOCK:
-                        raise DataError(f"{remote.url} is far larger than {name}", get_it)
+                received = 0
+                while block := response.read(BLOCK):
+                    received += len(block)
+                    if received > 2 * remote.size + BLOCK:
+                        raise DataError(f"{remote.url} is far larger than {name}", remedy)
                     digest.update(block)
                     file.write(block)
                     progress.advance(1)
-        if taken < total or (remote.md5 is not None and digest.hexdigest() != remote.md5):
-            raise DataError(f"What came from {remote.url} is cut off or another file", f"try again, or {get_it}")
+        if received < total or (remote.md5 is not None and digest.hexdigest() != remote.md5):
+            raise DataError(f"The download of {remote.url} is truncated or another file", f"try again, or {remedy}")
         draft.replace(target)
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{name} cannot be downloaded ({reason})", get_it) from error
+        raise DataError(f"{name} cannot be downloaded ({reason})", remedy) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
 def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
-    """Take ``holds``, a file or a folder, out of a tar archive into ``root``; only plain files and folders are made.
+    """Extracts a file or folder from a tar archive. Only regular files and folders are created.
 
-    ``holds`` stands there whole or not at all.
+    The result appears only once it is complete.
 
     Args:
-        flat: the archive has no folder around its files: ``holds`` is the folder that gets all of them.
+        archive: the archive.
+        root: folder to extract to.
+        holds: file or folder in the archive.
+        flat: the archive has no top-level folder; all files are extracted to the folder ``holds``.
 
     Raises:
-        DataError: the archive is damaged, has no such thing in it, or wants to become too large.
+        DataError: the archive is damaged, lacks ``holds``, or would unpack to far more than its size.
     """
-    packed = archive.stat().st_size
+    archive_size = archive.stat().st_size
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking.") as draft:
         content = Path(draft) / "content"
         content.mkdir()
@@ -132,15 +137,15 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
             with (
                 archive.open("rb") as raw,
                 tarfile.open(fileobj=raw) as tar,
-                Progress(f"Unpacking {archive.name}", packed // BLOCK, unit="MiB") as progress,
+                Progress(f"Unpacking {archive.name}", archive_size // BLOCK, unit="MiB") as progress,
             ):
-                taken = done = 0
+                received = done = 0
                 for member in tar:
                     if not (member.isfile() or member.isdir()):
                         continue
-                    taken += member.size
-                    if taken > UNPACKED * packed + BLOCK:
-                        raise DataError(f"{archive} unpacks to far more than its size", "it is no archive of images")
+                    received += member.size
+                    if received > MAX_UNPACK_RATIO * archive_size + BLOCK:
+                        raise DataError(f"{archive} unpacks to far more than its size", "it is not an archive of images")
                     tar.extract(member, content, filter="data")
                     progress.advance(raw.tell() // BLOCK - done)
                     done = raw.tell() // BLOCK
@@ -148,28 +153,28 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{archive} cannot be unpacked ({str(error)[:160]})", "remove it or copy it again") from error
-        found = content if flat else content / holds
-        if not found.exists():
+        extracted = content if flat else content / holds
+        if not extracted.exists():
             raise DataError(f"{archive} holds no {holds}", "remove it or copy it again")
-        found.rename(root / holds)
+        extracted.rename(root / holds)
 
 
 def _prepare(root: Path, name: str, first: Remote, needed: int) -> None:
-    """Make the folder, where there may be a download and there is room for it."""
+    """Creates the folder, after checking that downloads are allowed and the disk is large enough."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        problem = f"{name} is not in {root}, and the network is switched off by HF_HUB_OFFLINE"
+        problem = f"{name} is not in {root}, and HF_HUB_OFFLINE disables downloads"
         raise DataError(problem, _remedy(first, root))
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise DataError(
-            f"{name} needs {needed / 1e9:,.1f} GB in {root}, where {free / 1e9:,.1f} GB are free",
-            "name a folder on another disk: NAME:FOLDER, or DEIT_DATA in the environment",
+            f"{name} needs {needed / 1e9:,.1f} GB in {root}, but {free / 1e9:,.1f} GB are free",
+            "use a folder on another disk: NAME:FOLDER, or set DEIT_DATA",
         )
 
 
 def _remedy(remote: Remote, root: Path) -> str:
-    return f"fetch {remote.url} elsewhere and put it into {root}"
+    return f"download {remote.url} elsewhere and put it into {root}"
 
 
 def _md5(file: Path) -> str:

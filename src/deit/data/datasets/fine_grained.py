@@ -1,4 +1,4 @@
-"""Oxford's 102 flowers and Stanford's cars: photographs in one folder, and MATLAB files that say what is on them."""
+"""Flowers 102 and Stanford Cars: photos in one folder, with labels in MATLAB files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FLOWERS = (
     Remote(f"{_FLOWERS}/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", 502, "imagelabels.mat"),
     Remote(f"{_FLOWERS}/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", 14_989, "setid.mat"),
 )
-CARS_VALIDATION_SHARE = 0.1
+CARS_VALIDATION_FRACTION = 0.1
 
 
-def flowers_parts(root: Path) -> DatasetSplits:
-    """``jpg/image_00001.jpg``, ``imagelabels.mat`` and ``setid.mat``, in the parts of the authors.
+def flowers_splits(root: Path) -> DatasetSplits:
+    """Reads ``jpg/image_00001.jpg``, ``imagelabels.mat`` and ``setid.mat``, with the authors' splits.
 
     Raises:
-        DataError: no network and no data, or labels that do not fit.
+        DataError: the data is missing and cannot be downloaded, or the labels are inconsistent.
     """
     from torchvision.datasets import Flowers102
 
@@ -33,35 +33,35 @@ def flowers_parts(root: Path) -> DatasetSplits:
     classes = tuple(Flowers102.classes)
     labels = np.atleast_1d(read_mat(root / "imagelabels.mat", "labels")).astype(np.int64) - 1
     train, validation, test = (_flowers(root, variable, labels, classes) for variable in ("trnid", "valid", "tstid"))
-    return DatasetSplits(train, validation, test, origin="the training, validation and test part of Flowers 102")
+    return DatasetSplits(train, validation, test, origin="the training, validation and test splits of Flowers 102")
 
 
-def cars_parts(root: Path) -> DatasetSplits:
-    """``cars_train/00001.jpg``, ``cars_test/``, ``devkit/`` and ``cars_test_annos_withlabels.mat``, as the authors packed them.
+def cars_splits(root: Path) -> DatasetSplits:
+    """Reads ``cars_train/00001.jpg``, ``cars_test/``, ``devkit/`` and ``cars_test_annos_withlabels.mat``.
 
     Raises:
-        DataError: it is not there (the authors no longer offer it), or labels that do not fit.
+        DataError: the data is missing (the authors no longer offer it), or the labels are inconsistent.
     """
     needed = ("cars_train", "cars_test", "devkit", "cars_test_annos_withlabels.mat")
     if missing := [name for name in needed if not (root / name).exists()]:
         raise DataError(
             f"Stanford Cars has no {missing[0]} in {root}",
-            f"its authors no longer offer it; from a copy put {', '.join(needed)} there",
+            f"its authors no longer offer it; put {', '.join(needed)} of a copy there",
         )
     classes = tuple(map(str, np.atleast_1d(read_mat(root / "devkit" / "cars_meta.mat", "class_names"))))
     train = _cars(root, "cars_train", root / "devkit" / "cars_train_annos.mat", classes)
     test = _cars(root, "cars_test", root / "cars_test_annos_withlabels.mat", classes)
-    origin = "the training and test part of Stanford Cars"
-    return DatasetSplits(train, test=test, origin=origin, holdout={"validation": CARS_VALIDATION_SHARE})
+    origin = "the training and test splits of Stanford Cars"
+    return DatasetSplits(train, test=test, origin=origin, holdout={"validation": CARS_VALIDATION_FRACTION})
 
 
 def _flowers(root: Path, variable: str, labels: np.ndarray, classes: tuple[str, ...]) -> FileSource:
     numbers = np.atleast_1d(read_mat(root / "setid.mat", variable)).astype(np.int64)
     if not len(numbers) or numbers.min() < 1 or numbers.max() > len(labels):
-        raise DataError(f"{root / 'setid.mat'} speaks of images without a label", "copy it again")
-    own = labels[numbers - 1]
-    _check_labels(root / "imagelabels.mat", own, len(classes))
-    return FileSource(root, tuple(f"jpg/image_{number:05d}.jpg" for number in numbers), classes, own)
+        raise DataError(f"{root / 'setid.mat'} refers to images without a label", "copy it again")
+    split_labels = labels[numbers - 1]
+    _check_labels(root / "imagelabels.mat", split_labels, len(classes))
+    return FileSource(root, tuple(f"jpg/image_{number:05d}.jpg" for number in numbers), classes, split_labels)
 
 
 def _cars(root: Path, folder: str, file: Path, classes: tuple[str, ...]) -> FileSource:
@@ -71,8 +71,8 @@ def _cars(root: Path, folder: str, file: Path, classes: tuple[str, ...]) -> File
         labels = np.asarray([int(number) - 1 for number in rows["class"]], np.int64)
     except (IndexError, TypeError, ValueError) as error:
         raise DataError(f"{file} has no file names and classes", "copy it again") from error
-    if strange := next((name for name in names if Path(name).name != name), None):
-        raise DataError(f"{file} names {strange!r}, which is no file of {folder}", "copy it again")
+    if invalid := next((name for name in names if Path(name).name != name), None):
+        raise DataError(f"{file} names {invalid!r}, which is not a file in {folder}", "copy it again")
     _check_labels(file, labels, len(classes))
     return FileSource(root, tuple(f"{folder}/{name}" for name in names), classes, labels)
 

@@ -1,4 +1,4 @@
-"""iNaturalist's competitions of 2018 and 2019: photographs in folders, and JSON files that say which are for training."""
+"""The iNaturalist competitions of 2018 and 2019: photos in folders, with splits and labels in JSON files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deit.errors import DataError
 
 MAX_JSON_BYTES = 2**30
 _STORE = "https://ml-inat-competition-datasets.s3.amazonaws.com"
-CATEGORIES_NAME = "categories.json"  # the species' true names, which the competitions hid
+CATEGORIES_NAME = "categories.json"  # the names of the species, which the competitions hid
 
 
 @dataclass(frozen=True)
 class INaturalist:
-    """One year's competition."""
+    """The competition of a year."""
 
     year: int
     remotes: tuple[Remote, ...]
@@ -55,22 +55,23 @@ INATURALIST_2019 = _year(
 )
 
 
-def inaturalist_parts(competition: INaturalist, root: Path) -> DatasetSplits:
-    """``train_val2018/Aves/2820/photo.jpg``, ``train2018.json`` and ``val2018.json``; ``categories.json`` names the species.
+def inaturalist_splits(competition: INaturalist, root: Path) -> DatasetSplits:
+    """Reads ``train_val2018/Aves/2820/photo.jpg``, ``train2018.json``, ``val2018.json`` and ``categories.json``, if any.
 
     Raises:
-        DataError: no network and no data, or JSON that does not fit.
+        DataError: the data is missing and cannot be downloaded, or the JSON files are inconsistent.
     """
     year = competition.year
     needed = (f"train{year}.json", f"val{year}.json", f"train_val{year}")
-    if not all((root / name).exists() for name in needed):  # without the species' names it is whole too
+    if not all((root / name).exists() for name in needed):  # categories.json is optional
         ensure(root, f"iNaturalist {year}", *competition.remotes)
     train, validation = _read(root / f"train{year}.json"), _read(root / f"val{year}.json")
     named = _read(root / CATEGORIES_NAME) if (root / CATEGORIES_NAME).is_file() else train
-    places, classes = _categories(root, train, named)
-    origin = f"the training and validation part of iNaturalist {year}"
-    learned, shown = (_source(root, *part, places, classes) for part in (("train", train), ("val", validation)))
-    return DatasetSplits(learned, shown, origin=origin)
+    labels, classes = _categories(root, train, named)
+    origin = f"the training and validation splits of iNaturalist {year}"
+    return DatasetSplits(
+        _source(root, "train", train, labels, classes), _source(root, "val", validation, labels, classes), origin=origin
+    )
 
 
 def _read(path: Path) -> Any:
@@ -78,39 +79,43 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
         if len(raw) > MAX_JSON_BYTES:
-            raise DataError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is no list of images")
+            raise DataError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is not a list of images")
         return json.loads(raw)
     except OSError as error:
         raise DataError(f"Cannot read {path}", error.strerror or "check the file") from error
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} holds no valid JSON", "copy it again") from error
+        raise DataError(f"{path} is not valid JSON", "copy it again") from error
 
 
 def _categories(root: Path, train: Any, named: Any) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Category -> label in the order of the categories' numbers, and the labels' names."""
+    """Returns category ID -> label, in the order of the IDs, and the class names."""
     try:
-        numbers = sorted({int(row["id"]) for row in train["categories"]})
+        ids = sorted({int(row["id"]) for row in train["categories"]})
         rows = named["categories"] if isinstance(named, dict) else named
         names = {int(row["id"]): str(row["name"]) for row in rows}
-        found = [names[number] for number in numbers]
+        ordered = [names[category] for category in ids]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"The categories in {root} lack or garble {error}", "copy its JSON files again") from error
-    doubles = {name for name in found if found.count(name) > 1} if len(set(found)) < len(found) else set()
-    classes = tuple(f"{name} ({number})" if name in doubles else name for name, number in zip(found, numbers, strict=True))
-    return {number: place for place, number in enumerate(numbers)}, classes
+        raise DataError(
+            f"The categories in {root} have a missing or invalid entry ({error})", "copy its JSON files again"
+        ) from error
+    duplicates = {name for name in ordered if ordered.count(name) > 1} if len(set(ordered)) < len(ordered) else set()
+    classes = tuple(f"{name} ({category})" if name in duplicates else name for name, category in zip(ordered, ids, strict=True))
+    return {category: label for label, category in enumerate(ids)}, classes
 
 
-def _source(root: Path, part: str, content: Any, places: dict[int, int], classes: tuple[str, ...]) -> FileSource:
+def _source(root: Path, split: str, content: Any, labels: dict[int, int], classes: tuple[str, ...]) -> FileSource:
     try:
         files = {int(row["id"]): str(row["file_name"]) for row in content["images"]}
-        found = [(files[int(row["image_id"])], places[int(row["category_id"])]) for row in content["annotations"]]
+        labeled = [(files[int(row["image_id"])], labels[int(row["category_id"])]) for row in content["annotations"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"The images of {part} in {root} lack or garble {error}", "copy its JSON files again") from error
-    if not found:
-        raise DataError(f"The part {part} in {root} lists no images", "copy its JSON files again")
-    for name, _ in found:
+        raise DataError(
+            f"The images of {split} in {root} have a missing or invalid entry ({error})", "copy its JSON files again"
+        ) from error
+    if not labeled:
+        raise DataError(f"The split {split} in {root} lists no images", "copy its JSON files again")
+    for name, _ in labeled:
         if name.startswith(os.sep) or (os.pardir in name and os.pardir in Path(name).parts):
-            raise DataError(f"The part {part} in {root} lists {name!r}, which is not below it", "copy its JSON files again")
-    return FileSource(root, tuple(name for name, _ in found), classes, np.asarray([label for _, label in found], np.int64))
+            raise DataError(f"The split {split} in {root} lists {name!r}, which is outside of it", "copy its JSON files again")
+    return FileSource(root, tuple(name for name, _ in labeled), classes, np.asarray([label for _, label in labeled], np.int64))

@@ -1,4 +1,4 @@
-"""The data sets that are known by name: what is in them, where they come from, and under which terms."""
+"""The table of named data sets: their content, origin and terms of use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deit.data.datasets.cifar import CIFAR10, CIFAR100, cifar_parts
-from deit.data.datasets.fine_grained import cars_parts, flowers_parts
-from deit.data.datasets.imagenet import imagenet_a, imagenet_parts, imagenet_r, imagenet_real, imagenet_v2, imagenet_validation
-from deit.data.datasets.inaturalist import INATURALIST_2018, INATURALIST_2019, inaturalist_parts
+from deit.data.datasets.cifar import CIFAR10, CIFAR100, cifar_splits
+from deit.data.datasets.fine_grained import cars_splits, flowers_splits
+from deit.data.datasets.imagenet import imagenet_a, imagenet_r, imagenet_real, imagenet_splits, imagenet_v2, imagenet_validation
+from deit.data.datasets.inaturalist import INATURALIST_2018, INATURALIST_2019, inaturalist_splits
 from deit.data.sources import ArraySource, ImageSource
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
@@ -29,14 +29,14 @@ class NamedData:
     """One row of ``deit data list``.
 
     Attributes:
-        classes: how many.
-        images: part -> how many.
-        terms: of use, in a few words, as far as the authors state them.
+        classes: number of classes.
+        images: number of images per split.
+        terms: terms of use in a few words, as far as the authors state them.
         origin: where it comes from.
-        read: its folder -> its parts; None where it is for evaluation alone.
-        evaluate: its folder -> what a model is evaluated on; None where that follows from the parts.
-        own_classes: whether its authors have models answer among its classes alone.
-        folder: the folder's name where no folder is given; the data set's name by default.
+        read: reads its splits from its folder; None if it is for evaluation only.
+        evaluate: reads the images to evaluate on from its folder; None if these follow from the splits.
+        own_classes: whether its protocol restricts predictions to its classes.
+        folder: name of its default folder; the name of the data set if empty.
     """
 
     classes: int
@@ -50,14 +50,14 @@ class NamedData:
 
 
 class Reference(NamedTuple):
-    """A data set's name and the folder that it is in."""
+    """Name and folder of a named data set."""
 
     name: str
     root: Path
 
     @property
     def data(self) -> NamedData:
-        """What is known of it."""
+        """Its row of the table."""
         return NAMED[self.name]
 
 
@@ -67,46 +67,46 @@ _NOT_STATED = "not stated"
 
 NAMED: dict[str, NamedData] = {
     "cifar10": NamedData(
-        10, {"train": 50_000, "test": 10_000}, _NOT_STATED, "downloaded (170 MB)", read=partial(cifar_parts, CIFAR10)
+        10, {"train": 50_000, "test": 10_000}, _NOT_STATED, "downloaded (170 MB)", read=partial(cifar_splits, CIFAR10)
     ),
     "cifar100": NamedData(
-        100, {"train": 50_000, "test": 10_000}, _NOT_STATED, "downloaded (169 MB)", read=partial(cifar_parts, CIFAR100)
+        100, {"train": 50_000, "test": 10_000}, _NOT_STATED, "downloaded (169 MB)", read=partial(cifar_splits, CIFAR100)
     ),
     "flowers102": NamedData(
-        102, {"train": 1_020, "validation": 1_020, "test": 6_149}, _NOT_STATED, "downloaded (345 MB)", read=flowers_parts
+        102, {"train": 1_020, "validation": 1_020, "test": 6_149}, _NOT_STATED, "downloaded (345 MB)", read=flowers_splits
     ),
     "stanford-cars": NamedData(
         196,
         {"train": 8_144, "test": 8_041},
         "non-commercial research",
         "your own copy; no longer offered",
-        read=cars_parts,
+        read=cars_splits,
     ),
     "inaturalist-2018": NamedData(
         8_142,
         {"train": 437_513, "validation": 24_426},
         _INAT_TERMS,
         "downloaded (120 GB)",
-        read=partial(inaturalist_parts, INATURALIST_2018),
+        read=partial(inaturalist_splits, INATURALIST_2018),
     ),
     "inaturalist-2019": NamedData(
         1_010,
         {"train": 265_213, "validation": 3_030},
         _INAT_TERMS,
         "downloaded (74 GB)",
-        read=partial(inaturalist_parts, INATURALIST_2019),
+        read=partial(inaturalist_splits, INATURALIST_2019),
     ),
     "imagenet": NamedData(
         1_000,
         {"train": 1_281_167, "validation": 50_000},
         _ILSVRC_TERMS,
         "image-net.org",
-        read=imagenet_parts,
+        read=imagenet_splits,
         evaluate=imagenet_validation,
     ),
     "imagenet-v2": NamedData(1_000, {"test": 10_000}, _NOT_STATED, "downloaded (1.3 GB)", evaluate=imagenet_v2),
     "imagenet-real": NamedData(
-        1_000, {"test": 46_837}, _ILSVRC_TERMS, "imagenet's validation part", evaluate=imagenet_real, folder="imagenet"
+        1_000, {"test": 46_837}, _ILSVRC_TERMS, "imagenet's validation split", evaluate=imagenet_real, folder="imagenet"
     ),
     "imagenet-a": NamedData(200, {"test": 7_500}, _NOT_STATED, "downloaded (0.7 GB)", evaluate=imagenet_a, own_classes=True),
     "imagenet-r": NamedData(200, {"test": 30_000}, _NOT_STATED, "downloaded (2.2 GB)", evaluate=imagenet_r, own_classes=True),
@@ -114,9 +114,9 @@ NAMED: dict[str, NamedData] = {
 
 
 def named_reference(text: str) -> Reference | None:
-    """``cifar10`` or ``cifar10:FOLDER`` -> the name and where the data set is; None where the text is no such name.
+    """Parses ``cifar10`` or ``cifar10:FOLDER``; returns None if the text is not the name of a data set.
 
-    Without a folder it is ``$DEIT_DATA/cifar10``, or ``~/.cache/deit/cifar10`` where that variable is not set.
+    The default folder is ``$DEIT_DATA/cifar10``, or ``~/.cache/deit/cifar10`` if the variable is not set.
     """
     name, colon, folder = text.partition(":")
     if name not in NAMED or (colon and not folder):
@@ -127,19 +127,19 @@ def named_reference(text: str) -> Reference | None:
     return Reference(name, base / (NAMED[name].folder or name))
 
 
-def named_parts(reference: Reference) -> DatasetSplits:
-    """The parts of a data set.
+def named_splits(reference: Reference) -> DatasetSplits:
+    """Reads the splits of a named data set.
 
     Raises:
-        DataError: it is for evaluation alone, or it is not there and cannot be fetched.
+        DataError: it is for evaluation only, or is missing and cannot be downloaded.
     """
     if reference.data.read is None:
-        raise DataError(f"{reference.name} is for evaluation alone", f"deit evaluate MODEL {reference.name}")
+        raise DataError(f"{reference.name} is for evaluation only", f"deit evaluate MODEL {reference.name}")
     return reference.data.read(reference.root)
 
 
-def digits_parts() -> DatasetSplits:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries (from the UCI repository)."""
+def digits_splits() -> DatasetSplits:
+    """Reads the 1,797 handwritten digits of 8 x 8 pixels from scikit-learn (originally from the UCI repository)."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()

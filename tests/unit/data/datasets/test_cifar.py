@@ -23,7 +23,7 @@ def test_cifar10_has_a_tenth_set_aside_and_its_own_test_part(tmp_path: Path) -> 
     assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [90, 10, 20]
     assert np.bincount(splits.validation.labels).tolist() == [1] * 10
     assert splits.origin == (
-        "the training and test part of CIFAR-10; no validation split: 10% of each class set aside by seed 3"
+        "the training and test splits of CIFAR-10; no validation split: 10% of each class set aside by seed 3"
     )
     assert splits.held_out[0] == "test"
     image = splits.test.load(9)
@@ -87,13 +87,13 @@ def test_rubbish_is_refused_in_words(tmp_path_factory: pytest.TempPathFactory, c
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("data_batch_3.bin", None, "no file of 3073-byte images"),
-        ("data_batch_3.bin", b"", "no file of 3073-byte images"),
-        ("test_batch.bin", b"x" * 3072, "no file of 3073-byte images"),
-        ("test_batch.bin", bytes([10]) + bytes(3072), "has a label 10, and there are 10 classes"),
+        ("data_batch_3.bin", None, "not a file of 3073-byte images"),
+        ("data_batch_3.bin", b"", "not a file of 3073-byte images"),
+        ("test_batch.bin", b"x" * 3072, "not a file of 3073-byte images"),
+        ("test_batch.bin", bytes([10]) + bytes(3072), "has a label 10, but there are 10 classes"),
         ("batches.meta.txt", None, "Cannot read"),
         ("batches.meta.txt", b"\xff\xfe", "Cannot read"),
-        ("batches.meta.txt", b"cat\ndog\ncat\n", "names 2 classes in place of 10"),
+        ("batches.meta.txt", b"cat\ndog\ncat\n", "names 2 classes instead of 10"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | None, words: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deit.data.datasets.cifar import CIFAR10, cifar_parts
+from deit.data.datasets.cifar import CIFAR10, cifar_splits
 from deit.data.datasets.download import Remote, ensure, unpack
 from deit.data.opening import open_data
 from deit.errors import DataError
@@ -102,16 +102,18 @@ def test_without_a_network_it_is_said_what_to_do(
     network(failure)
     with pytest.raises(DataError, match=words) as caught:
         ensure(tmp_path, "Things", remote(b"x"))
-    assert caught.value.remedy == f"fetch {URL} elsewhere and put it into {tmp_path}"
+    assert caught.value.remedy == f"download {URL} elsewhere and put it into {tmp_path}"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_is_switched_off_is_not_tried(
+def test_a_disabled_network_is_not_tried(
     tmp_path: Path, network: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = network(Answer(b""))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match=r"CIFAR-10 is not in .*switched off by HF_HUB_OFFLINE: fetch https.*binary\.tar\.gz"):
+    with pytest.raises(
+        DataError, match=r"CIFAR-10 is not in .*HF_HUB_OFFLINE disables downloads: download https.*binary\.tar\.gz"
+    ):
         open_data(f"cifar10:{tmp_path}")
     assert asked == []
 
@@ -127,7 +129,7 @@ def test_what_comes_must_be_the_file(tmp_path: Path, network: Callable[[Any], li
         "short header": Answer(content, len(content) + 5),
     }
     network(answers[spoil])
-    words = "far larger than Things" if spoil == "long" else "is cut off or another file"
+    words = "far larger than Things" if spoil == "long" else "is truncated or another file"
     with pytest.raises(DataError, match=words):
         ensure(tmp_path / "root", "Things", wanted)
     assert list((tmp_path / "root").iterdir()) == []
@@ -188,6 +190,6 @@ def test_cifar_is_downloaded_and_opened(tmp_path: Path, network: Callable[[Any],
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     made = replace(CIFAR10, remote=replace(CIFAR10.remote, md5=digest))
     asked = network(Answer(content, len(content)))
-    train = cifar_parts(made, tmp_path / "root").train
+    train = cifar_splits(made, tmp_path / "root").train
     assert asked == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
     assert len(train.labels) == 100

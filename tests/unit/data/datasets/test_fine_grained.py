@@ -14,7 +14,7 @@ from deit.errors import DataError
 from tests.unit.data.layouts import cars, flowers, names
 
 
-def test_flowers_come_in_the_parts_of_their_authors(tmp_path: Path) -> None:
+def test_flowers_come_in_the_splits_of_their_authors(tmp_path: Path) -> None:
     splits = open_data(f"flowers102:{flowers(tmp_path / 'my flowers')}")
     assert len(splits.classes) == 102
     assert splits.classes[0] == "pink primrose"
@@ -36,7 +36,7 @@ def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
     assert "10% of each class set aside by seed 5" in splits.origin
 
 
-def test_a_data_set_of_one_image_a_part_is_read_too(tmp_path: Path) -> None:
+def test_a_data_set_of_one_image_per_split_is_read(tmp_path: Path) -> None:
     cars(tmp_path, per_split=1)
     with pytest.raises(DataError, match="one image per class"):
         open_data(f"stanford-cars:{tmp_path}")
@@ -46,7 +46,7 @@ def test_a_data_set_of_one_image_a_part_is_read_too(tmp_path: Path) -> None:
 def test_cars_that_are_not_there_are_asked_for(tmp_path: Path, gone: str) -> None:
     cars(tmp_path / "cars")
     (tmp_path / "cars" / gone).rename(tmp_path / "away")
-    words = f"Stanford Cars has no {gone} in .*: its authors no longer offer it; from a copy put cars_train, .* there"
+    words = f"Stanford Cars has no {gone} in .*: its authors no longer offer it; put cars_train, .* there"
     with pytest.raises(DataError, match=words):
         open_data(f"stanford-cars:{tmp_path / 'cars'}")
 
@@ -63,7 +63,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rows = np.zeros((1, 1), [("class", object), ("fname", object)])
     rows[0, 0] = (1, "../../etc/passwd")
     savemat(tmp_path / "cars" / "cars_test_annos_withlabels.mat", {"annotations": rows})
-    with pytest.raises(DataError, match="which is no file of cars_test"):
+    with pytest.raises(DataError, match="which is not a file in cars_test"):
         open_data(f"stanford-cars:{tmp_path / 'cars'}")
     savemat(tmp_path / "cars" / "cars_test_annos_withlabels.mat", {"annotations": np.arange(4)})
     with pytest.raises(DataError, match="has no file names and classes"):

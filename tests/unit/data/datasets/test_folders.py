@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit.data.datasets.folders import folder_parts, folder_source, unlabeled_source
+from deit.data.datasets.folders import folder_source, folder_splits, unlabeled_source
 from deit.data.opening import open_data
 from deit.errors import DataError
 from tests.conftest import CLASSES
@@ -35,11 +35,11 @@ def test_the_order_does_not_depend_on_the_disk(photo_folder: Path) -> None:
     assert all(part == sorted(part) for part in per_class)
 
 
-def test_the_same_name_in_another_unicode_form_is_the_same_class(parted: Path) -> None:
+def test_the_same_name_in_another_unicode_form_is_the_same_class(split_folder: Path) -> None:
     composed, decomposed = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
-    image_files(parted / "train" / composed, 2)
-    image_files(parted / "val" / decomposed, 1)
-    splits = open_data(parted)
+    image_files(split_folder / "train" / composed, 2)
+    image_files(split_folder / "val" / decomposed, 1)
+    splits = open_data(split_folder)
     assert splits.classes == ("cat", "dog", composed)
     assert np.bincount(splits.validation.labels).tolist() == [2, 2, 1]
 
@@ -60,8 +60,8 @@ def test_hidden_folders_are_not_looked_into(tmp_path: Path) -> None:
     assert len(folder_source(tmp_path).labels) == 2
 
 
-def test_a_folder_with_parts_is_taken_as_it_is(parted: Path) -> None:
-    splits = open_data(parted)
+def test_a_folder_with_splits_is_taken_as_it_is(split_folder: Path) -> None:
+    splits = open_data(split_folder)
     assert splits.test is not None
     counts = [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation, splits.test)]
     assert counts == [[4, 4], [2, 2], [1, 1]]
@@ -70,14 +70,14 @@ def test_a_folder_with_parts_is_taken_as_it_is(parted: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
-def test_the_validation_part_has_other_names_too(parted: Path, name: str) -> None:
-    (parted / "val").rename(parted / name)
-    assert len(open_data(parted).validation.labels) == 4
+def test_the_validation_split_has_other_names_too(split_folder: Path, name: str) -> None:
+    (split_folder / "val").rename(split_folder / name)
+    assert len(open_data(split_folder).validation.labels) == 4
 
 
-def test_without_a_validation_part_some_of_training_is_set_aside(parted: Path) -> None:
-    shutil.rmtree(parted / "val")
-    splits = open_data(parted, validation_fraction=0.25)
+def test_without_a_validation_split_part_of_training_is_set_aside(split_folder: Path) -> None:
+    shutil.rmtree(split_folder / "val")
+    splits = open_data(split_folder, validation_fraction=0.25)
     assert splits.test is not None
     assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [6, 2, 2]
 
@@ -108,22 +108,22 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
-def test_a_class_that_only_validation_has_is_named(parted: Path) -> None:
-    image_files(parted / "val" / "wolf", 1)
-    with pytest.raises(DataError, match="val has a class 'wolf' that the training part lacks"):
-        open_data(parted)
+def test_a_class_that_only_validation_has_is_named(split_folder: Path) -> None:
+    image_files(split_folder / "val" / "wolf", 1)
+    with pytest.raises(DataError, match="val has a class 'wolf' that the training split lacks"):
+        open_data(split_folder)
 
 
-def test_a_class_that_validation_lacks_is_no_error(parted: Path) -> None:
-    shutil.rmtree(parted / "val" / "cat")
-    assert open_data(parted).validation.labels.tolist() == [1, 1]  # still counted as the second class
+def test_a_class_that_validation_lacks_is_no_error(split_folder: Path) -> None:
+    shutil.rmtree(split_folder / "val" / "cat")
+    assert open_data(split_folder).validation.labels.tolist() == [1, 1]  # still counted as the second class
 
 
-def test_an_empty_validation_part_is_named(parted: Path) -> None:
-    for file in (parted / "val").rglob("*.png"):
+def test_an_empty_validation_split_is_named(split_folder: Path) -> None:
+    for file in (split_folder / "val").rglob("*.png"):
         file.unlink()
     with pytest.raises(DataError, match="val holds no images"):
-        open_data(parted)
+        open_data(split_folder)
 
 
 def test_a_class_of_one_image_stays_in_training(tmp_path: Path) -> None:
@@ -152,6 +152,6 @@ def test_images_at_any_depth_need_no_classes(tmp_path: Path) -> None:
         unlabeled_source(tmp_path / "none")
 
 
-def test_a_plain_folder_says_that_it_is_one(parted: Path) -> None:
-    assert not folder_parts(parted).unsplit
-    assert folder_parts(parted / "train").unsplit
+def test_a_plain_folder_says_that_it_is_one(split_folder: Path) -> None:
+    assert not folder_splits(split_folder).unsplit
+    assert folder_splits(split_folder / "train").unsplit

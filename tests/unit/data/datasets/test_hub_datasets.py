@@ -34,18 +34,18 @@ def test_one_saved_table_is_a_plain_data_set(tmp_path: Path) -> None:
     assert check_images(whole.train, decode=True) == check_images(splits.validation, decode=False) == {}
 
 
-def test_several_saved_tables_are_its_parts(tmp_path: Path) -> None:
+def test_several_saved_tables_are_its_splits(tmp_path: Path) -> None:
     parts = {"train": table(6, NAMED), "dev": table(3, NAMED), "test": table(4, NAMED), "extra": table(3, NAMED)}
     datasets.DatasetDict(parts).save_to_disk(tmp_path)
     splits = open_data(tmp_path)
-    assert splits.origin == "the data set's own parts: train, dev, test"
+    assert splits.origin == "the data set's own splits: train, dev, test"
     assert splits.test is not None
     assert [len(part.labels) for part in (splits.train, splits.validation, splits.test)] == [6, 3, 4]
     assert splits.test.name(3) == "test[3]"
     assert open_data(tmp_path).fingerprint == splits.fingerprint
 
 
-def test_a_test_part_without_answers_is_left_out(tmp_path: Path) -> None:
+def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
     hidden = table(3, NAMED).remove_columns("label").add_column("label", [-1] * 3).cast_column("label", NAMED)
     datasets.DatasetDict(train=table(9, NAMED), test=hidden).save_to_disk(tmp_path)
     splits = open_data(tmp_path)
@@ -81,8 +81,8 @@ def test_of_several_label_columns_the_usual_one_is_taken(tmp_path: Path) -> None
         (lambda: table(3), "no column of labels, only image, id"),
         (lambda: table(3, NAMED).remove_columns("image"), "no column of images"),
         (lambda: table(1, datasets.ClassLabel(names=["a"])), "has the classes a"),
-        (lambda: datasets.DatasetDict(a=table(3, NAMED), b=table(3, NAMED)), "has no part train: it has a, b"),
-        (lambda: datasets.DatasetDict(train=table(3, NAMED), test=table(3)), "other columns in its part test"),
+        (lambda: datasets.DatasetDict(a=table(3, NAMED), b=table(3, NAMED)), "has no train split: it has a, b"),
+        (lambda: datasets.DatasetDict(train=table(3, NAMED), test=table(3)), "other columns in its split test"),
     ],
 )
 def test_tables_that_are_no_data_set_are_refused(tmp_path: Path, made: Any, words: str) -> None:
@@ -103,9 +103,9 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
     assert 1 in problems
     assert "all[1] is not an image" in str(problems[1])
     assert check_images(source, decode=False).keys() == problems.keys()
-    assert "all[3] is not in the data set itself" in str(problems[3])
+    assert "all[3] is not part of the data set" in str(problems[3])
     bare = type(source)(made.select_columns(["image"]), "image", "all", source.classes, source.labels)  # type: ignore[call-arg]
-    with pytest.raises(ImageError, match=r"all\[2\] is not in the data set itself"):
+    with pytest.raises(ImageError, match=r"all\[2\] is not part of the data set"):
         bare.load(2)
     below = type(source)(made.select_columns(["image"]), "image", "all", source.classes, source.labels, (tmp_path.resolve(),))  # type: ignore[call-arg]
     assert isinstance(below.load(2), Image.Image)
@@ -114,7 +114,7 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("state.json", {"_data_files": [{"filename": "../../secret.arrow"}]}, "which is no file beside it"),
+        ("state.json", {"_data_files": [{"filename": "../../secret.arrow"}]}, "which is not a file next to it"),
         ("state.json", {"_data_files": []}, "names no files"),
         ("state.json", {}, "names no files"),
         ("state.json", {"_data_files": [{"filename": "gone.arrow"}]}, "cannot be read as a saved data set"),
@@ -128,9 +128,9 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: Any, wo
         read_splits(tmp_path)
 
 
-def test_parts_of_a_damaged_folder_stay_inside(tmp_path: Path) -> None:
+def test_splits_of_a_damaged_folder_stay_inside(tmp_path: Path) -> None:
     datasets.DatasetDict(train=table(3, NAMED)).save_to_disk(tmp_path)
-    for content, words in (({"splits": ["../x"]}, "no file beside it"), ({"splits": []}, "names no parts")):
+    for content, words in (({"splits": ["../x"]}, "not a file next to it"), ({"splits": []}, "names no splits")):
         (tmp_path / "dataset_dict.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match=words):
             read_splits(tmp_path)
@@ -170,7 +170,7 @@ def test_a_name_of_the_hub_has_a_config_and_a_revision(monkeypatch: pytest.Monke
     ]
     assert len(open_unlabeled("hf:beans", validation_fraction=0.34).validation.labels) == 3
     for text in ("hf:", "hf:a/b/c", "hf:../x y", "hf:a/b:c:d"):
-        with pytest.raises(DataError, match="is no name of the hub: write hf:owner/name"):
+        with pytest.raises(DataError, match="is not a hub name: write hf:owner/name"):
             open_data(text)
 
 
@@ -181,7 +181,7 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(monkeypatch: pytest.
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError) as caught:
         open_data("hf:me/photos")
-    assert "me/photos cannot be had from the hub (Couldn't reach 'me/photos'" in str(caught.value)
+    assert "me/photos cannot be loaded from the hub (Couldn't reach 'me/photos'" in str(caught.value)
     assert "go online once" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -15,14 +15,14 @@ from tests.unit.data.layouts import inaturalist
 
 
 @pytest.mark.parametrize("year", [2018, 2019])
-def test_the_parts_are_those_of_the_json_files(tmp_path: Path, year: int) -> None:
+def test_the_splits_are_those_of_the_json_files(tmp_path: Path, year: int) -> None:
     splits = open_data(f"inaturalist-{year}:{inaturalist(tmp_path, year)}")
     assert splits.classes == ("Turdus merula", "Larus fuscus", "Anas acuta")  # in the order of the categories' numbers
     assert splits.test is None
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation)] == [[4] * 3, [2] * 3]
     assert splits.train.name(4).startswith(f"train_val{year}/Aves/2/")
     assert check_images(splits.validation, decode=True) == {}
-    assert splits.origin == f"the training and validation part of iNaturalist {year}"
+    assert splits.origin == f"the training and validation splits of iNaturalist {year}"
 
 
 def test_species_without_names_go_by_their_numbers(tmp_path: Path) -> None:
@@ -44,15 +44,15 @@ def one_image(name: str, category: int) -> str:
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("val2018.json", "[", "no valid JSON"),
-        ("val2018.json", "[]", "lack or garble"),
+        ("val2018.json", "[", "not valid JSON"),
+        ("val2018.json", "[]", "missing or invalid entry"),
         ("val2018.json", '{"images": [], "annotations": [], "categories": []}', "lists no images"),
-        ("train2018.json", '{"images": []}', "The categories .* lack or garble 'categories'"),
-        ("categories.json", '[{"id": 0}]', "lack or garble 'name'"),
-        ("categories.json", '[{"id": 0, "name": "a"}]', "lack or garble 2"),
+        ("train2018.json", '{"images": []}', "The categories .* missing or invalid entry \\('categories'"),
+        ("categories.json", '[{"id": 0}]', "missing or invalid entry \\('name'"),
+        ("categories.json", '[{"id": 0, "name": "a"}]', "missing or invalid entry \\(2"),
         ("val2018.json", one_image("../a.jpg", 0), r"lists '\.\./a\.jpg'"),
-        ("val2018.json", one_image("/etc/a.jpg", 0), "not below it"),
-        ("val2018.json", one_image("a.jpg", 7), "garble 7"),
+        ("val2018.json", one_image("/etc/a.jpg", 0), "outside of it"),
+        ("val2018.json", one_image("a.jpg", 7), "missing or invalid entry \\(7"),
     ],
 )
 def test_json_that_does_not_fit_is_refused(tmp_path: Path, file: str, content: str, words: str) -> None:

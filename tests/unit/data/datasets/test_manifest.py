@@ -63,7 +63,7 @@ def test_a_plain_manifest_is_cut_by_the_seed(folder: Path, write: object) -> Non
 def test_splits_are_taken_as_they_are_written(folder: Path, write: object) -> None:
     split = ("train",) * 3 + ("valid",) * 3 + ("test",) * 3
     splits = open_data(write(folder, split))  # type: ignore[operator]
-    assert splits.origin == "the manifest's own parts: train, val, test"
+    assert splits.origin == "the manifest's own splits: train, val, test"
     assert splits.test is not None
     assert [part.labels.tolist() for part in (splits.train, splits.validation, splits.test)] == [[2, 1, 0]] * 3
     assert names(splits.validation) == [path for path, _ in ROWS[3:6]]
@@ -89,21 +89,21 @@ def test_a_missing_image_is_found_by_the_check(folder: Path) -> None:
 
 
 CSV_MISTAKES = [
-    ([""], "does not begin with a header"),
-    (["a.png,cat", "b.png,dog"], "does not begin with a header"),
-    (["path,label,label", "a,b,c"], "does not begin with a header"),
+    ([""], "does not start with a header"),
+    (["a.png,cat", "b.png,dog"], "does not start with a header"),
+    (["path,label,label", "a,b,c"], "does not start with a header"),
     (["path,label"], "lists no images"),
     (["path,label", "a.png,cat", "b.png"], "line 3 has 1 fields, the header 2"),
     (["path,label", "a.png,cat,", "b.png,dog"], "line 2 has 3 fields, the header 2"),
-    (["path,label", "a.png,cat", 'b".png,"dog'], "line 3 is no CSV"),
+    (["path,label", "a.png,cat", 'b".png,"dog'], "line 3 is not valid CSV"),
     (["path,label", "", "a.png,cat", ",dog"], "line 4 has no path"),
     (["path,label", "a.png,cat", "b.png, "], "line 3 has no label"),
     (["path,label", "a.png,cat", "../b.png,dog"], "line 3 leaves the manifest's folder"),
     (["path,label", "a.png,cat", "c/../../b.png,dog"], "line 3 leaves the manifest's folder"),
     (["path,label", "a.png,cat", "b.png,cat"], "has one class, 'cat'"),
     (["path", "a.png", "b.png"], "line 2 has no label: a classifier needs a column `label`"),
-    (["path,label,split", "a.png,cat,train", "b.png,dog,training"], "line 3 has the split 'training'"),
-    (["path,label,split", "a.png,cat,train", "b.png,dog,"], "line 3 has the split ''"),
+    (["path,label,split", "a.png,cat,train", "b.png,dog,training"], "line 3 has the unknown split 'training'"),
+    (["path,label,split", "a.png,cat,train", "b.png,dog,"], "line 3 has the unknown split ''"),
     (["path,label,split", "a.png,cat,train", "b.png,dog,train", "c.png,owl,val"], "line 4 has a class 'owl' that no training"),
     (["path,label,split", "a.png,cat,val", "b.png,dog,val"], "no images of the split train"),
 ]
@@ -117,12 +117,12 @@ def test_a_mistake_in_csv_is_named_with_its_line(tmp_path: Path, lines: list[str
 
 
 JSON_MISTAKES = [
-    (['{"path": "a.png", "label": "cat"}', "{"], "line 2 is no JSON"),
-    (["[" * 20_000], "line 1 is no JSON"),
-    (['["a.png", "cat"]'], "line 1 is no object with a path"),
-    (['{"label": "cat"}'], "line 1 is no object with a path"),
-    (['{"path": ["a.png"], "label": "cat"}'], "line 1 has a path that is no text"),
-    (['{"path": "a.png", "label": null}'], "line 1 has a label that is no text"),
+    (['{"path": "a.png", "label": "cat"}', "{"], "line 2 is not valid JSON"),
+    (["[" * 20_000], "line 1 is not valid JSON"),
+    (['["a.png", "cat"]'], "line 1 is not an object with a path"),
+    (['{"label": "cat"}'], "line 1 is not an object with a path"),
+    (['{"path": ["a.png"], "label": "cat"}'], "line 1 has a path that is not a string"),
+    (['{"path": "a.png", "label": null}'], "line 1 has a label that is not a string"),
     (['{"path": "a\\u0000.png", "label": "cat"}'], "line 1 has no path"),
     (['{"path": "a.png", "label": "cat"}', "", '{"path": "b.png"}'], "line 3 has other columns than line 1"),
     (['{"path": "a", "label": 1, "split": "train"}', '{"path": "b", "label": 2}'], "line 2 has other columns than line 1"),
@@ -139,7 +139,7 @@ def test_files_that_are_no_lists_are_refused_before_they_are_read(tmp_path: Path
     with pytest.raises(DataError, match=r"Cannot read .*gone\.csv: No such file"):
         open_data(tmp_path / "gone.csv")
     (tmp_path / "latin.csv").write_bytes("path,label\nété.png,cat\n".encode("latin-1"))
-    with pytest.raises(DataError, match="line 2 is no UTF-8"):
+    with pytest.raises(DataError, match="line 2 is not valid UTF-8"):
         open_data(tmp_path / "latin.csv")
     with pytest.raises(DataError, match="line 2 is longer than"):
         open_data(written(tmp_path, ["path,label", "a" * 2**17]))
