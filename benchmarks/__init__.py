@@ -1,1 +1,1 @@
-"""Commands that measure: ``python -m benchmarks.NAME``. Each prints a table and, on its last line, one JSON object."""
+"""Benchmarks: ``python -m benchmarks.NAME`` prints a table and, on its last line, the result as JSON."""

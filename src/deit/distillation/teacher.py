@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_into
-from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, places_among
+from deit.data.class_names import IMAGENET_CLASSES, class_indices, imagenet_ids
 from deit.data.loader import Batch, TrainSamples
 from deit.distillation.protocol import TeacherOutput
 from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
@@ -179,7 +179,7 @@ def _match_classes(name: str, teacher_classes: tuple[str, ...], classes: tuple[s
         TeacherError: the teacher lacks one of them, or several of its classes have that name.
     """
     try:
-        return torch.from_numpy(places_among(classes, teacher_classes))
+        return torch.from_numpy(class_indices(classes, teacher_classes))
     except DataError as error:
         reason = error.problem[0].lower() + error.problem[1:]
         raise TeacherError(

@@ -23,8 +23,9 @@ from deit.checkpoints.writing import timm_architecture, write_authors, write_tim
 from deit.errors import UserError, WorkError
 from deit.hub import fetch, hub_arguments
 from deit.images.processor import DeiTImageProcessor
-from deit.models.auto import processor_beside, timm_preprocessing
-from deit.models.modeling import TransformerClassifier, classifier_of, load_model
+from deit.models.auto import load_processor
+from deit.models.modeling import TransformerClassifier, classifier_from_checkpoint, load_model
+from deit.models.timm_classifier import timm_preprocessing
 from deit.system.files import (
     CARD_NAME,
     CONFIG_NAME,
@@ -126,8 +127,8 @@ def convert(
     options, fields = hub_arguments(arguments)
     checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields)
     _check_separate(checkpoint.path, path)
-    model = classifier_of(checkpoint, fields, distillation=distillation).without_layer_scale()
-    processor = processor_beside(checkpoint, model.config)
+    model = classifier_from_checkpoint(checkpoint, fields, distillation=distillation).without_layer_scale()
+    processor = load_processor(checkpoint, model.config)
     shift = _set_timm_epsilon(model) if output_format != "transformers" else 0.0
     expected = logits_on_fixed_input(model, model)
     largest = expected.abs().max().item()

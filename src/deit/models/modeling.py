@@ -671,12 +671,11 @@ def load_model(
 ) -> TransformerClassifier:
     """Loads a classifier as the class that it was saved from, in evaluation mode.
 
-    All arguments are those of :meth:`PreTrainedModel.from_pretrained`, with one difference:
+    The arguments are those of :meth:`PreTrainedModel.from_pretrained`.
 
     Args:
         name: file, directory, name on the hub, or name of a variant.
-        distillation: also selects the class: ``drop`` loads a distilled checkpoint as a plain model, ``new`` a plain
-            checkpoint as a distilled model.
+        distillation: ``drop`` loads a distilled checkpoint as a plain model, ``new`` a plain checkpoint as a distilled model.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it has no head and ``num_labels`` does not request a new one.

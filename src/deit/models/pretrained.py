@@ -508,7 +508,7 @@ def open_pretrained(
 
 
 def _init_tensor(name: str, tensor: Tensor, config: ViTConfig, generator: torch.Generator | None) -> None:
-    """Initializes a tensor in place, as its name demands; see :meth:`PreTrainedModel.init_weights`."""
+    """Initializes a tensor in place, according to its name; see :meth:`PreTrainedModel.init_weights`."""
     if name.endswith(".bias"):
         tensor.zero_()
     elif "layernorm" in name:

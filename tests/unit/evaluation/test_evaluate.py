@@ -17,7 +17,7 @@ from deit.data.class_names import imagenet_ids, imagenet_names, imagenet_subset
 from deit.data.datasets.folders import folder_source
 from deit.data.loader import EvaluationSamples
 from deit.data.opening import open_data
-from deit.data.sources import ImageSource, ManyLabels
+from deit.data.sources import ImageSource, MultiLabelSource
 from deit.data.splits import DataRecord, read_record
 from deit.errors import CheckpointError, DataError, ImageError
 from deit.evaluation.evaluate import evaluate, evaluate_source, evaluation_split
@@ -174,14 +174,14 @@ def test_data_may_have_fewer_classes_in_another_order(tmp_path: Path, photo_fold
     result = evaluate(tmp_path, photo_folder, workers=0, device="cpu")
     assert result.confusion.sum(axis=1).tolist() == [0, 8, 8, 8]
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names[:2]))).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="2 classes that the model does not know"):
+    with pytest.raises(DataError, match="2 classes that the model does not have"):
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
 
 
 def test_class_name_that_is_not_unique_is_an_error(tmp_path: Path, photo_folder: Path) -> None:
     names = (*CLASSES, CLASSES[1])
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names))).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=f"several classes called '{CLASSES[1]}'"):
+    with pytest.raises(DataError, match=f"several classes named '{CLASSES[1]}'"):
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
 
 
@@ -198,7 +198,7 @@ def test_training_images_are_left_out_by_default(model_folder: Path, photo_folde
 
 def test_malformed_record_is_an_error(model_folder: Path) -> None:
     (model_folder / "training.json").write_text('{"fingerprint": "x"}')
-    with pytest.raises(CheckpointError, match=r"training\.json lacks or garbles"):
+    with pytest.raises(CheckpointError, match=r"training\.json has a missing or invalid value"):
         read_record(model_folder)
 
 
@@ -228,7 +228,7 @@ def test_missing_test_split_is_an_error(photo_folder: Path) -> None:
 
 @pytest.mark.parametrize("split", ["auto", "all", "train"])
 def test_missing_data_folder_is_an_error(split: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         evaluation_split(tmp_path / "nowhere", split)  # type: ignore[arg-type]
 
 
@@ -237,7 +237,7 @@ def test_folder_without_splits_is_evaluated_whole(photo_folder: Path) -> None:
 
 
 def test_any_of_several_correct_classes_counts() -> None:
-    source = ManyLabels(MemorySource(4), ((0, 2), (0, 2), (0, 1), (1,)), ("a", "b", "c"))
+    source = MultiLabelSource(MemorySource(4), ((0, 2), (0, 2), (0, 1), (1,)), ("a", "b", "c"))
     rows = [[LN[0], LN[1], LN[2]], [LN[0], LN[2], LN[1]], [LN[2], LN[1], LN[0]], [LN[2], LN[1], LN[0]]]
     result = run(Scripted(**{"class": rows}), source)
     # The label is the correct class with the highest logit: c (predicted), c (second), a (predicted), b (second).
@@ -249,7 +249,7 @@ def test_any_of_several_correct_classes_counts() -> None:
 
 
 def test_each_head_has_its_own_true_class() -> None:
-    source = ManyLabels(MemorySource(1), ((0, 1),), ("a", "b", "c"))
+    source = MultiLabelSource(MemorySource(1), ((0, 1),), ("a", "b", "c"))
     result = run(Scripted(**{"class": [[3.0, 1, 0]], "distillation": [[1.0, 3, 0]]}), source)
     assert [head.top1 for head in result.heads.values()] == [1.0, 1.0]
     assert result.labels.tolist() == [1]

@@ -150,9 +150,7 @@ def test_invalid_settings_raise(fields: dict[str, object]) -> None:
 
 @given(st.integers(1, 6), st.integers(2, 9), st.floats(0, 1), st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
-def test_binary_cross_entropy_treats_every_mixed_class_as_positive(
-    batch: int, classes: int, weight: float, seed: int
-) -> None:
+def test_binary_cross_entropy_treats_every_mixed_class_as_positive(batch: int, classes: int, weight: float, seed: int) -> None:
     logits = 4 * noise(batch, classes, seed=seed)
     labels = noise(2, batch, classes, seed=seed + 1).argmax(dim=-1)
     first, second = torch.nn.functional.one_hot(labels, classes).float()
