@@ -1,0 +1,41 @@
+"""The committed results: each page is the table of its JSON file, and quartiles and pages are written as documented."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+
+import pytest
+from benchmarks import cached_teacher, data, inference, preprocessing, reporting, small_data, train_step
+
+PAGES = {
+    "cached_teacher": cached_teacher,
+    "data": data,
+    "inference": inference,
+    "preprocessing": preprocessing,
+    "small_data-digits": small_data,
+    "small_data-signs": small_data,
+    "train_step": train_step,
+}
+
+
+def test_every_result_is_tested() -> None:
+    assert {path.stem for path in reporting.RESULTS.glob("*.json")} == set(PAGES)
+
+
+@pytest.mark.parametrize(("name", "module"), PAGES.items())
+def test_each_page_is_the_table_of_its_result(name: str, module: ModuleType) -> None:
+    result = json.loads((reporting.RESULTS / f"{name}.json").read_text())
+    assert (reporting.RESULTS / f"{name}.md").read_text() == module.table(result)
+
+
+def test_quartiles() -> None:
+    assert reporting.quartiles([3.0, 1.0, 2.0, 4.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
+    assert reporting.with_quartiles({"low": 2.0, "median": 3.04, "high": 4.0}, 1) == "3.0 (2.0 to 4.0)"
+
+
+def test_the_last_line_printed_is_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    reporting.publish({"a": 1}, "# Page\n", None)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "# Page"
+    assert json.loads(printed[-1]) == {"a": 1}
