@@ -1,4 +1,4 @@
-"""CIFAR's binary files: every byte in its place, and nothing else accepted."""
+"""CIFAR's binary files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deit.errors import DataError
 from tests.unit.data.layouts import CIFAR10_NAMES, cifar10, cifar100, cifar_records
 
 
-def test_cifar10_has_a_tenth_set_aside_and_its_own_test_part(tmp_path: Path) -> None:
+def test_cifar10_validates_on_a_tenth_of_train_and_keeps_its_test_split(tmp_path: Path) -> None:
     splits = open_data(f"cifar10:{cifar10(tmp_path / 'my data', 20)}", seed=3)
     assert splits.classes == CIFAR10_NAMES
     assert splits.test is not None
@@ -32,7 +32,7 @@ def test_cifar10_has_a_tenth_set_aside_and_its_own_test_part(tmp_path: Path) -> 
     assert np.asarray(image).mean() == pytest.approx(9 * 200 // 10 + 20, abs=2)
 
 
-def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
+def test_cifar100_uses_the_fine_labels(tmp_path: Path) -> None:
     splits = open_data(f"cifar100:{cifar100(tmp_path)}")
     assert len(splits.classes) == 100
     assert splits.test is not None
@@ -40,7 +40,7 @@ def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
     assert splits.classes[7] == "thing_07"
 
 
-def test_pixels_lie_in_planes_of_rows(tmp_path: Path) -> None:
+def test_pixels_are_stored_in_planes(tmp_path: Path) -> None:
     pixels = np.zeros((3, 32, 32), np.uint8)
     pixels[0, 1, 2], pixels[1, 3, 4], pixels[2, 31, 0] = 10, 20, 30
     (tmp_path / "a.bin").write_bytes(bytes([4]) + pixels.tobytes())
@@ -54,7 +54,7 @@ def test_pixels_lie_in_planes_of_rows(tmp_path: Path) -> None:
     st.lists(st.integers(0, 99), min_size=1, max_size=4), st.sampled_from([10, 100]), st.integers(-5, 5), st.integers(0, 999)
 )
 @settings(max_examples=60, deadline=None)
-def test_a_file_is_read_back_or_refused(
+def test_valid_files_are_read_and_others_are_errors(
     tmp_path_factory: pytest.TempPathFactory, labels: list[int], classes: int, extra: int, seed: int
 ) -> None:
     content = cifar_records(labels, classes if classes == 100 else 10, seed) if max(labels) < 100 else b""
@@ -74,7 +74,7 @@ def test_a_file_is_read_back_or_refused(
 
 @given(st.binary(max_size=7000))
 @settings(max_examples=60, deadline=None)
-def test_rubbish_is_refused_in_words(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_random_bytes_are_a_one_line_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("cifar") / "batch.bin"
     path.write_bytes(content)
     try:
@@ -85,7 +85,7 @@ def test_rubbish_is_refused_in_words(tmp_path_factory: pytest.TempPathFactory, c
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("data_batch_3.bin", None, "not a file of 3073-byte images"),
         ("data_batch_3.bin", b"", "not a file of 3073-byte images"),
@@ -96,17 +96,17 @@ def test_rubbish_is_refused_in_words(tmp_path_factory: pytest.TempPathFactory, c
         ("batches.meta.txt", b"cat\ndog\ncat\n", "names 2 classes instead of 10"),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | None, words: str) -> None:
+def test_damaged_file_is_an_error(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
     path = cifar10(tmp_path) / "cifar-10-batches-bin" / file
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         open_data(f"cifar10:{tmp_path}")
     assert file in str(caught.value)
 
 
-def test_the_data_may_be_in_the_folder_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEIT_DATA", str(tmp_path))
     cifar10(tmp_path / "cifar10")
     assert isinstance(open_data("cifar10").test, ArraySource)

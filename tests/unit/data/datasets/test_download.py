@@ -1,4 +1,4 @@
-"""Fetching and unpacking: what comes is checked, what fails leaves nothing, nothing lands elsewhere."""
+"""Downloading and unpacking: content is verified, failures leave nothing behind, and no member leaves the folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def remote(content: bytes, md5: str | None = None, size: int | None = None) -> R
     return Remote(URL, digest, len(content) if size is None else size, "things")
 
 
-class Answer(io.BytesIO):
+class Response(io.BytesIO):
     def __init__(self, content: bytes, length: int | None = None) -> None:
         super().__init__(content)
         self.headers = {} if length is None else {"Content-Length": str(length)}
@@ -47,47 +47,47 @@ class Answer(io.BytesIO):
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
-    """Let the network answer with this, or fail with it; the addresses that were asked for come back."""
+    """Replaces the network by one response or failure. Returns the list of requested URLs."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    asked: list[str] = []
+    requested: list[str] = []
 
-    def set_answer(answer: Any) -> list[str]:
+    def set_response(response: Any) -> list[str]:
         def urlopen(url: str, timeout: float) -> Any:
             assert timeout > 0
-            asked.append(url)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+            requested.append(url)
+            if isinstance(response, Exception):
+                raise response
+            return response
 
         monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-        return asked
+        return requested
 
-    return set_answer
+    return set_response
 
 
-def test_what_is_missing_is_fetched_once(tmp_path: Path, network: Callable[[Any], list[str]]) -> None:
+def test_missing_archive_is_downloaded_once(tmp_path: Path, network: Callable[[Any], list[str]]) -> None:
     content = archive(tmp_path / "a", ("things/deep/a.txt", b"hello"), ("other/b.txt", b""))
-    asked = network(Answer(content, len(content)))
+    requested = network(Response(content, len(content)))
     root = tmp_path / "new folder"
     for _ in range(2):
         ensure(root, "Things", remote(content))
-    assert asked == [URL]
+    assert requested == [URL]
     assert (root / "things" / "deep" / "a.txt").read_text() == "hello"
     assert [path.name for path in root.iterdir()] == ["things"]
 
 
-def test_an_archive_that_a_person_put_there_is_unpacked(tmp_path: Path, network: Callable[[Any], list[str]]) -> None:
-    asked = network(urllib.error.URLError("no network"))
+def test_archive_provided_by_the_user_is_unpacked(tmp_path: Path, network: Callable[[Any], list[str]]) -> None:
+    requested = network(urllib.error.URLError("no network"))
     content = archive(tmp_path / "things.tar.gz", ("things/a.txt", b"hello"))
     with pytest.raises(DataError, match="is not the file that the authors of Things published"):
         ensure(tmp_path, "Things", remote(content, md5="0" * 32))
     ensure(tmp_path, "Things", remote(content))
-    assert asked == []
+    assert requested == []
     assert {path.name for path in tmp_path.iterdir()} == {"things", "things.tar.gz"}
 
 
 @pytest.mark.parametrize(
-    ("failure", "words"),
+    ("failure", "message"),
     [
         (urllib.error.URLError("Name or service not known"), r"Things cannot be downloaded \(Name or service not known\)"),
         (urllib.error.HTTPError(URL, 404, "Not Found", {}, None), r"\(Not Found\)"),  # type: ignore[arg-type]
@@ -96,56 +96,56 @@ def test_an_archive_that_a_person_put_there_is_unpacked(tmp_path: Path, network:
         (IncompleteRead(b""), r"\(IncompleteRead"),
     ],
 )
-def test_without_a_network_it_is_said_what_to_do(
-    tmp_path: Path, network: Callable[[Any], list[str]], failure: Exception, words: str
+def test_failed_download_is_an_error_with_a_remedy(
+    tmp_path: Path, network: Callable[[Any], list[str]], failure: Exception, message: str
 ) -> None:
     network(failure)
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         ensure(tmp_path, "Things", remote(b"x"))
     assert caught.value.remedy == f"download {URL} elsewhere and put it into {tmp_path}"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disabled_network_is_not_tried(
+def test_disabled_downloads_are_not_attempted(
     tmp_path: Path, network: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = network(Answer(b""))
+    requested = network(Response(b""))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         DataError, match=r"CIFAR-10 is not in .*HF_HUB_OFFLINE disables downloads: download https.*binary\.tar\.gz"
     ):
         open_data(f"cifar10:{tmp_path}")
-    assert asked == []
+    assert requested == []
 
 
 @pytest.mark.parametrize("spoil", ["cut", "other", "long", "short header"])
-def test_what_comes_must_be_the_file(tmp_path: Path, network: Callable[[Any], list[str]], spoil: str) -> None:
+def test_wrong_download_is_an_error(tmp_path: Path, network: Callable[[Any], list[str]], spoil: str) -> None:
     content = archive(tmp_path / "a", ("things/a.txt", bytes(100)))
     wanted = remote(content)
-    answers = {
-        "cut": Answer(content[:-1], len(content)),
-        "other": Answer(b"x" * len(content)),
-        "long": Answer(content * 40_000),
-        "short header": Answer(content, len(content) + 5),
+    responses = {
+        "cut": Response(content[:-1], len(content)),
+        "other": Response(b"x" * len(content)),
+        "long": Response(content * 40_000),
+        "short header": Response(content, len(content) + 5),
     }
-    network(answers[spoil])
-    words = "far larger than Things" if spoil == "long" else "is truncated or another file"
-    with pytest.raises(DataError, match=words):
+    network(responses[spoil])
+    message = "far larger than Things" if spoil == "long" else "is truncated or another file"
+    with pytest.raises(DataError, match=message):
         ensure(tmp_path / "root", "Things", wanted)
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_a_full_disk_is_found_beforehand(
+def test_insufficient_disk_space_is_an_error_before_the_download(
     tmp_path: Path, network: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = network(Answer(b""))
+    requested = network(Response(b""))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DataError, match=r"iNaturalist 2018 needs 240\.1 GB .*DEIT_DATA"):
         open_data(f"inaturalist-2018:{tmp_path}")
-    assert asked == []
+    assert requested == []
 
 
-def test_nothing_lands_outside(tmp_path: Path) -> None:
+def test_archive_members_stay_inside_the_folder(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     for name in ("../evil.txt", "things/../../evil.txt"):
@@ -163,7 +163,7 @@ def test_nothing_lands_outside(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"root", "a.tgz"}
 
 
-def test_an_archive_that_grows_without_bound_is_stopped(tmp_path: Path) -> None:
+def test_decompression_bomb_is_an_error(tmp_path: Path) -> None:
     archive(tmp_path / "a.tgz", ("things/zeros", bytes(30 * 2**20)))
     assert (tmp_path / "a.tgz").stat().st_size < 2**18
     with pytest.raises(DataError, match="unpacks to far more than its size"):
@@ -172,7 +172,7 @@ def test_an_archive_that_grows_without_bound_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all"])
-def test_a_damaged_archive_is_named(tmp_path: Path, content: bytes) -> None:
+def test_damaged_archive_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tgz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.tgz cannot be unpacked"):
         unpack(tmp_path / "a.tgz", tmp_path, "things")
@@ -189,7 +189,7 @@ def test_cifar_is_downloaded_and_opened(tmp_path: Path, network: Callable[[Any],
     content = (tmp_path / "a.tgz").read_bytes()
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     made = replace(CIFAR10, remote=replace(CIFAR10.remote, md5=digest))
-    asked = network(Answer(content, len(content)))
+    requested = network(Response(content, len(content)))
     train = cifar_splits(made, tmp_path / "root").train
-    assert asked == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
+    assert requested == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
     assert len(train.labels) == 100

@@ -1,4 +1,4 @@
-"""Flowers and cars, laid out as their authors packed them."""
+"""Flowers 102 and Stanford Cars, in the layout of their authors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deit.errors import DataError
 from tests.unit.data.layouts import cars, flowers, names
 
 
-def test_flowers_come_in_the_splits_of_their_authors(tmp_path: Path) -> None:
+def test_flowers_have_the_splits_of_their_authors(tmp_path: Path) -> None:
     splits = open_data(f"flowers102:{flowers(tmp_path / 'my flowers')}")
     assert len(splits.classes) == 102
     assert splits.classes[0] == "pink primrose"
@@ -25,7 +25,7 @@ def test_flowers_come_in_the_splits_of_their_authors(tmp_path: Path) -> None:
     assert check_images(splits.train, decode=True) == {}
 
 
-def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
+def test_cars_validate_on_a_tenth_of_each_class(tmp_path: Path) -> None:
     splits = open_data(f"stanford-cars:{cars(tmp_path)}", seed=5)
     assert splits.classes[0] == "AM General Hummer SUV 2000"
     assert splits.test is not None
@@ -36,22 +36,22 @@ def test_cars_have_a_tenth_of_each_class_set_aside(tmp_path: Path) -> None:
     assert "10% of each class set aside by seed 5" in splits.origin
 
 
-def test_a_data_set_of_one_image_per_split_is_read(tmp_path: Path) -> None:
+def test_one_image_per_class_cannot_be_split(tmp_path: Path) -> None:
     cars(tmp_path, per_split=1)
     with pytest.raises(DataError, match="one image per class"):
         open_data(f"stanford-cars:{tmp_path}")
 
 
 @pytest.mark.parametrize("gone", ["cars_train", "devkit", "cars_test_annos_withlabels.mat"])
-def test_cars_that_are_not_there_are_asked_for(tmp_path: Path, gone: str) -> None:
+def test_missing_cars_are_an_error_with_a_remedy(tmp_path: Path, gone: str) -> None:
     cars(tmp_path / "cars")
     (tmp_path / "cars" / gone).rename(tmp_path / "away")
-    words = f"Stanford Cars has no {gone} in .*: its authors no longer offer it; put cars_train, .* there"
-    with pytest.raises(DataError, match=words):
+    message = f"Stanford Cars has no {gone} in .*: its authors no longer offer it; put cars_train, .* there"
+    with pytest.raises(DataError, match=message):
         open_data(f"stanford-cars:{tmp_path / 'cars'}")
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_labels_are_an_error(tmp_path: Path) -> None:
     flowers(tmp_path / "flowers")
     savemat(tmp_path / "flowers" / "imagelabels.mat", {"labels": np.array([[1, 2, 103] * 3])})
     with pytest.raises(DataError, match="labels beyond the 102 classes"):

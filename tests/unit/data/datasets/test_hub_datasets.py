@@ -1,4 +1,4 @@
-"""Tables of Hugging Face: from disk as `save_to_disk` writes them, and by name with the hub's answer made up."""
+"""Hugging Face data sets: from disk as `save_to_disk` writes them, and by name from a fake hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.data.layouts import image_files, names
 from tests.unit.data.tables import CLASSES, NAMED, png, table
 
 
-def test_one_saved_table_is_a_plain_data_set(tmp_path: Path) -> None:
+def test_one_saved_table_is_an_unsplit_data_set(tmp_path: Path) -> None:
     table(9, NAMED).save_to_disk(tmp_path / "my set")
     splits = open_data(tmp_path / "my set", seed=2, validation_fraction=0.34)
     assert splits.classes == tuple(CLASSES)
@@ -34,7 +34,7 @@ def test_one_saved_table_is_a_plain_data_set(tmp_path: Path) -> None:
     assert check_images(whole.train, decode=True) == check_images(splits.validation, decode=False) == {}
 
 
-def test_several_saved_tables_are_its_splits(tmp_path: Path) -> None:
+def test_several_saved_tables_are_splits(tmp_path: Path) -> None:
     parts = {"train": table(6, NAMED), "dev": table(3, NAMED), "test": table(4, NAMED), "extra": table(3, NAMED)}
     datasets.DatasetDict(parts).save_to_disk(tmp_path)
     splits = open_data(tmp_path)
@@ -45,7 +45,7 @@ def test_several_saved_tables_are_its_splits(tmp_path: Path) -> None:
     assert open_data(tmp_path).fingerprint == splits.fingerprint
 
 
-def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
+def test_test_split_without_labels_is_ignored(tmp_path: Path) -> None:
     hidden = table(3, NAMED).remove_columns("label").add_column("label", [-1] * 3).cast_column("label", NAMED)
     datasets.DatasetDict(train=table(9, NAMED), test=hidden).save_to_disk(tmp_path)
     splits = open_data(tmp_path)
@@ -53,19 +53,19 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
     assert len(splits.train.labels) + len(splits.validation.labels) == 9
 
 
-def test_labels_that_are_text_are_classes_by_their_names(tmp_path: Path) -> None:
+def test_string_labels_are_class_names(tmp_path: Path) -> None:
     table(4, label=None, species=["owl", "cat", "owl", "cat"]).rename_column("species", "label").save_to_disk(tmp_path)
     parts = read_splits(tmp_path)
     assert parts.train.classes == ("cat", "owl")
     assert parts.train.labels.tolist() == [1, 0, 1, 0]
 
 
-def test_labels_that_are_numbers_without_names_are_called_by_them(tmp_path: Path) -> None:
+def test_integer_labels_without_names_are_class_names(tmp_path: Path) -> None:
     table(6, datasets.Value("int32")).save_to_disk(tmp_path)
     assert read_splits(tmp_path).train.classes == ("0", "1", "2")
 
 
-def test_of_several_label_columns_the_usual_one_is_taken(tmp_path: Path) -> None:
+def test_the_usual_label_column_is_preferred(tmp_path: Path) -> None:
     both = table(4, datasets.ClassLabel(names=CLASSES)).add_column("coarse", [0, 1, 0, 1])
     both.cast_column("coarse", datasets.ClassLabel(names=["a", "b"])).save_to_disk(tmp_path / "a")
     assert read_splits(tmp_path / "a").train.classes == tuple(CLASSES)
@@ -76,7 +76,7 @@ def test_of_several_label_columns_the_usual_one_is_taken(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("made", "message"),
     [
         (lambda: table(3), "no column of labels, only image, id"),
         (lambda: table(3, NAMED).remove_columns("image"), "no column of images"),
@@ -85,13 +85,13 @@ def test_of_several_label_columns_the_usual_one_is_taken(tmp_path: Path) -> None
         (lambda: datasets.DatasetDict(train=table(3, NAMED), test=table(3)), "other columns in its split test"),
     ],
 )
-def test_tables_that_are_no_data_set_are_refused(tmp_path: Path, made: Any, words: str) -> None:
+def test_unsuitable_table_is_an_error(tmp_path: Path, made: Any, message: str) -> None:
     made().save_to_disk(tmp_path)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         read_splits(tmp_path)
 
 
-def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
+def test_unreadable_and_missing_images_are_reported(tmp_path: Path) -> None:
     image_files(tmp_path, 1)
     cells = [png(0), {"bytes": b"no image", "path": None}, {"bytes": None, "path": str(tmp_path / "000.png")}, None]
     features = datasets.Features({"image": datasets.Image(decode=False), "label": NAMED})
@@ -112,7 +112,7 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("state.json", {"_data_files": [{"filename": "../../secret.arrow"}]}, "which is not a file next to it"),
         ("state.json", {"_data_files": []}, "names no files"),
@@ -121,22 +121,22 @@ def test_unreadable_and_missing_images_are_named(tmp_path: Path) -> None:
         ("dataset_info.json", [], "cannot be read as a saved data set"),
     ],
 )
-def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: Any, words: str) -> None:
+def test_damaged_folder_is_an_error(tmp_path: Path, file: str, content: Any, message: str) -> None:
     table(3, NAMED).save_to_disk(tmp_path)
     (tmp_path / file).write_text(json.dumps(content))
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         read_splits(tmp_path)
 
 
-def test_splits_of_a_damaged_folder_stay_inside(tmp_path: Path) -> None:
+def test_split_names_stay_inside_the_folder(tmp_path: Path) -> None:
     datasets.DatasetDict(train=table(3, NAMED)).save_to_disk(tmp_path)
-    for content, words in (({"splits": ["../x"]}, "not a file next to it"), ({"splits": []}, "names no splits")):
+    for content, message in (({"splits": ["../x"]}, "not a file next to it"), ({"splits": []}, "names no splits")):
         (tmp_path / "dataset_dict.json").write_text(json.dumps(content))
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             read_splits(tmp_path)
 
 
-def test_cut_off_tables_are_refused(tmp_path: Path) -> None:
+def test_truncated_table_is_an_error(tmp_path: Path) -> None:
     table(9, NAMED).save_to_disk(tmp_path)
     [file] = tmp_path.glob("*.arrow")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -144,7 +144,7 @@ def test_cut_off_tables_are_refused(tmp_path: Path) -> None:
         read_splits(tmp_path)
 
 
-def test_labels_are_not_needed_to_learn_without_them(tmp_path: Path) -> None:
+def test_unlabeled_images_can_be_opened(tmp_path: Path) -> None:
     datasets.DatasetDict(train=table(10), test=table(3)).save_to_disk(tmp_path)
     splits = open_unlabeled(tmp_path, validation_fraction=0.2)
     assert [len(part.labels) for part in (splits.train, splits.validation)] == [8, 2]
@@ -152,7 +152,7 @@ def test_labels_are_not_needed_to_learn_without_them(tmp_path: Path) -> None:
     assert splits.train.load(0).mode == "RGB"
 
 
-def test_a_name_of_the_hub_has_a_config_and_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_has_a_config_and_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(name: str, config: str | None, revision: str | None) -> Any:
@@ -174,7 +174,7 @@ def test_a_name_of_the_hub_has_a_config_and_a_revision(monkeypatch: pytest.Monke
             open_data(text)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise ConnectionError("Couldn't reach 'me/photos' on the Hub (OfflineModeIsEnabled)\nand much more")
 
@@ -186,7 +186,7 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(monkeypatch: pytest.
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_an_error_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'deit\[data\]'"):
         open_data("hf:me/photos")

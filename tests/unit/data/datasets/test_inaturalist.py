@@ -15,7 +15,7 @@ from tests.unit.data.layouts import inaturalist
 
 
 @pytest.mark.parametrize("year", [2018, 2019])
-def test_the_splits_are_those_of_the_json_files(tmp_path: Path, year: int) -> None:
+def test_splits_come_from_the_json_files(tmp_path: Path, year: int) -> None:
     splits = open_data(f"inaturalist-{year}:{inaturalist(tmp_path, year)}")
     assert splits.classes == ("Turdus merula", "Larus fuscus", "Anas acuta")  # in the order of the categories' numbers
     assert splits.test is None
@@ -25,11 +25,11 @@ def test_the_splits_are_those_of_the_json_files(tmp_path: Path, year: int) -> No
     assert splits.origin == f"the training and validation splits of iNaturalist {year}"
 
 
-def test_species_without_names_go_by_their_numbers(tmp_path: Path) -> None:
+def test_species_without_names_are_named_by_number(tmp_path: Path) -> None:
     assert open_data(f"inaturalist-2018:{inaturalist(tmp_path, 2018, named=False)}").classes == ("0", "2", "5")
 
 
-def test_two_species_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_species_of_one_name_are_distinguished(tmp_path: Path) -> None:
     inaturalist(tmp_path, 2019)
     species = [{"id": 0, "name": "Turdus"}, {"id": 2, "name": "Turdus"}, {"id": 5, "name": "Anas"}]
     (tmp_path / "categories.json").write_text(json.dumps({"categories": species}))
@@ -42,7 +42,7 @@ def one_image(name: str, category: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("val2018.json", "[", "not valid JSON"),
         ("val2018.json", "[]", "missing or invalid entry"),
@@ -55,8 +55,8 @@ def one_image(name: str, category: int) -> str:
         ("val2018.json", one_image("a.jpg", 7), "missing or invalid entry \\(7"),
     ],
 )
-def test_json_that_does_not_fit_is_refused(tmp_path: Path, file: str, content: str, words: str) -> None:
+def test_invalid_json_is_an_error(tmp_path: Path, file: str, content: str, message: str) -> None:
     inaturalist(tmp_path, 2018)
     (tmp_path / file).write_text(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         open_data(f"inaturalist-2018:{tmp_path}")

@@ -1,4 +1,4 @@
-"""Lists of images in CSV and JSON lines, and the lines that cannot be understood."""
+"""Manifests in CSV and JSON lines, and errors with their line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def as_jsonl(folder: Path, split: tuple[str, ...] = ()) -> Path:
 
 
 @pytest.mark.parametrize("write", [as_csv, as_jsonl])
-def test_a_plain_manifest_is_cut_by_the_seed(folder: Path, write: object) -> None:
+def test_manifest_without_splits_is_split_by_the_seed(folder: Path, write: object) -> None:
     splits = open_data(write(folder), seed=1, validation_fraction=0.34)  # type: ignore[operator]
     assert splits.classes == ("a, b", "dog", "кошка")
     assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.validation)] == [[2, 2, 2], [1, 1, 1]]
@@ -60,7 +60,7 @@ def test_a_plain_manifest_is_cut_by_the_seed(folder: Path, write: object) -> Non
 
 
 @pytest.mark.parametrize("write", [as_csv, as_jsonl])
-def test_splits_are_taken_as_they_are_written(folder: Path, write: object) -> None:
+def test_splits_of_a_manifest_are_kept(folder: Path, write: object) -> None:
     split = ("train",) * 3 + ("valid",) * 3 + ("test",) * 3
     splits = open_data(write(folder, split))  # type: ignore[operator]
     assert splits.origin == "the manifest's own splits: train, val, test"
@@ -69,11 +69,11 @@ def test_splits_are_taken_as_they_are_written(folder: Path, write: object) -> No
     assert names(splits.validation) == [path for path, _ in ROWS[3:6]]
 
 
-def test_both_forms_give_the_same_data_set(folder: Path) -> None:
+def test_csv_and_json_lines_give_the_same_data_set(folder: Path) -> None:
     assert open_data(as_csv(folder)).fingerprint == open_data(as_jsonl(folder)).fingerprint
 
 
-def test_an_absolute_path_is_taken_as_it_is_written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_absolute_paths_are_kept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     lines = [f"{path if number % 2 else folder / path},{number % 3}" for number, (path, _) in enumerate(ROWS)]
     path = written(folder, ["path,label", *lines])
@@ -81,7 +81,7 @@ def test_an_absolute_path_is_taken_as_it_is_written(folder: Path, tmp_path_facto
     assert len(check_images(read_splits(written(elsewhere, ["path,label", *lines])).train, decode=False)) == 4
 
 
-def test_a_missing_image_is_found_by_the_check(folder: Path) -> None:
+def test_missing_image_is_found_by_the_check(folder: Path) -> None:
     path = written(folder, ["path,label", *(f"{path},{label.replace(',', '')}" for path, label in ROWS), "gone.png,dog"])
     [(index, error)] = check_images(read_splits(path).train, decode=False).items()
     assert index == 9
@@ -109,9 +109,9 @@ CSV_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "words"), CSV_MISTAKES)
-def test_a_mistake_in_csv_is_named_with_its_line(tmp_path: Path, lines: list[str], words: str) -> None:
-    with pytest.raises(DataError, match=words) as caught:
+@pytest.mark.parametrize(("lines", "message"), CSV_MISTAKES)
+def test_csv_error_names_the_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         open_data(written(tmp_path, lines))
     assert "list.csv" in str(caught.value)
 
@@ -129,13 +129,13 @@ JSON_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "words"), JSON_MISTAKES)
-def test_a_mistake_in_json_lines_is_named_with_its_line(tmp_path: Path, lines: list[str], words: str) -> None:
-    with pytest.raises(DataError, match=words):
+@pytest.mark.parametrize(("lines", "message"), JSON_MISTAKES)
+def test_json_lines_error_names_the_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         open_data(written(tmp_path, lines, "list.jsonl"))
 
 
-def test_files_that_are_no_lists_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_files_are_an_error_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"Cannot read .*gone\.csv: No such file"):
         open_data(tmp_path / "gone.csv")
     (tmp_path / "latin.csv").write_bytes("path,label\nété.png,cat\n".encode("latin-1"))
@@ -148,7 +148,7 @@ def test_files_that_are_no_lists_are_refused_before_they_are_read(tmp_path: Path
         open_data(written(tmp_path, ["path,label", "a.png,cat"]))
 
 
-def test_labels_are_not_needed_to_learn_without_them(folder: Path) -> None:
+def test_unlabeled_images_can_be_opened(folder: Path) -> None:
     path = written(folder, ["path", *(path for path, _ in ROWS)])
     splits = open_unlabeled(path, validation_fraction=0.34)
     assert [len(part.labels) for part in (splits.train, splits.validation)] == [6, 3]
@@ -162,9 +162,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
 @given(st.lists(st.tuples(TEXT, TEXT.filter(str.strip)), min_size=1, max_size=8), st.booleans())
-def test_what_is_written_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], as_json: bool
-) -> None:
+def test_manifest_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], as_json: bool) -> None:
     rows = [(f"x{path}", label) for path, label in rows if ".." not in path]
     path = tmp_path_factory.mktemp("lists") / ("a.jsonl" if as_json else "a.csv")
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -176,7 +174,7 @@ def test_what_is_written_is_read_back(
 
 
 @given(st.binary(max_size=200), st.sampled_from(["a.csv", "a.jsonl"]), st.booleans())
-def test_rubbish_is_refused_in_words(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str, header: bool) -> None:
+def test_random_bytes_are_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str, header: bool) -> None:
     path = tmp_path_factory.mktemp("lists") / name
     path.write_bytes(b"path,label\n" + content if header else content)
     try:

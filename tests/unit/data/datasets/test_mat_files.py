@@ -1,4 +1,4 @@
-"""MATLAB files: one variable read, and nothing taken that is too large."""
+"""MATLAB files: one variable is read, within size limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from deit.errors import DataError
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_variable_is_read(tmp_path: Path, compressed: bool) -> None:
+def test_variable_is_read(tmp_path: Path, compressed: bool) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.arange(5)[None], "other": "x"}, do_compression=compressed)
     assert read_mat(tmp_path / "a.mat", "labels").tolist() == [0, 1, 2, 3, 4]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_variable_is_an_error(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.arange(5)})
     with pytest.raises(DataError, match="holds no readable variable 'setid'"):
         read_mat(tmp_path / "a.mat", "setid")
@@ -31,7 +31,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_mat(tmp_path / "b.mat", "labels")
 
 
-def test_a_small_file_that_inflates_to_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("it was read"))
     bomb = zlib.compress(bytes(mat_files.MAX_BYTES + 1), 9)
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
@@ -43,11 +43,13 @@ def test_a_small_file_that_inflates_to_much_is_refused(tmp_path: Path, monkeypat
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_damage_is_named(tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int, compressed: bool) -> None:
+def test_damaged_file_is_an_error(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, offset: int, compressed: bool
+) -> None:
     path = tmp_path_factory.mktemp("mat") / "a.mat"
     savemat(path, {"labels": np.arange(20)}, do_compression=compressed)
     content = path.read_bytes()
-    path.write_bytes(content[:place] + noise)
+    path.write_bytes(content[:offset] + noise)
     try:
         read_mat(path, "labels")
     except DataError as error:
