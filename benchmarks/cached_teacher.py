@@ -56,7 +56,7 @@ from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples, view_steps
 from deit.recipes.schema import Recipe, Transformer
-from deit.system.devices import choose_device
+from deit.system.devices import Precision, choose_device
 from deit.system.malloc import retained_memory
 from deit.training.optimization import make_optimizer
 from deit.training.step import StepContext, train_step
@@ -64,6 +64,7 @@ from deit.training.step import StepContext, train_step
 CLASSES = tuple(f"class {number}" for number in range(1000))
 FILES = 128
 BATCH = 32
+PRECISION: Precision = "bf16"
 EXTRA_BATCHES = 5  # per worker: one more than a worker loads ahead, so that it is busy until the last timed step ends
 NO_TEACHER, HARD, TOP_K, LIVE = "without a teacher", "cached hard labels", "cached top-k logits", "live teacher"
 IMAGENET_IMAGES = 1_281_167
@@ -90,7 +91,7 @@ def make_data(folder: Path) -> Splits:
 
 def make_recipe(name: str, mode: str = "none") -> Recipe:
     """Returns a recipe of the paper with the batch size and precision of this benchmark."""
-    changes = {"batch_size": BATCH, "micro_batch_size": BATCH, "precision": "bf16", "views": 1}
+    changes = {"batch_size": BATCH, "micro_batch_size": BATCH, "precision": PRECISION, "views": 1}
     return get_recipe(name).replace(**changes, distillation={"mode": mode})
 
 
@@ -101,7 +102,7 @@ def make_run(recipe: Recipe, splits: Splits, device: torch.device, teacher: Dist
     return TrainingRun(
         model,
         make_optimizer(model, recipe.optimizer),
-        StepContext(recipe, "bf16", teacher),
+        StepContext(recipe, PRECISION, teacher),
         Loader(training_samples(recipe, splits.train, teacher_targets=targets), pin=device.type == "cuda"),
     )
 
