@@ -162,7 +162,7 @@ def test_push_uploads_the_model_and_a_card_that_describes_the_run(
     plan = json.loads(done.stdout)
     assert set(plan["files"]) == {path.name for path in (runs / "student" / "best").iterdir()}
     assert "url" not in plan
-    for text in ("license: mit", f"Data set: `{photos.name}`", "30 train, 6 validation", "`квадрат`", "a teacher, `teacher`"):
+    for text in ("license: mit", f"Data set: `{photos.name}`", "30 train, 6 validation", "`квадрат`", "the teacher `teacher`"):
         assert text in plan["card"], text
     assert str(photos.parent) not in plan["card"]
     assert str(runs) not in plan["card"]
