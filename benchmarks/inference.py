@@ -39,7 +39,7 @@ from benchmarks.inference_contenders import CONTENDERS, Job, jobs, load_classifi
 from benchmarks.reporting import environment, publish, quartiles, with_quartiles
 from deit.inference import optional_libraries
 from deit.inference.benchmark import (
-    MATRIX_SIZE,
+    MATRIX_SIZES,
     latency_percentiles,
     measure_matmul_peak,
     resident_memory,
@@ -177,7 +177,7 @@ def table(result: dict[str, Any]) -> str:
     peaks = {row["precision"]: row["peak_gflops"] for row in rows if row["peak_gflops"]}
     if peaks:
         listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in peaks.items())
-        lines += ["", f"Peak of a matrix product of {MATRIX_SIZE} x {MATRIX_SIZE}, GFLOP/s: {listed}."]
+        lines += ["", f"Peak of matrix products of up to {MATRIX_SIZES[-1]} x {MATRIX_SIZES[-1]}, GFLOP/s: {listed}."]
     return "\n".join(lines) + "\n"
 
 

@@ -14,10 +14,12 @@ from deit.inference.benchmark import (
     Quartiles,
     benchmark,
     latency_percentiles,
+    measure_matmul_peak,
     resident_memory,
     time_calls,
     write_synthetic_photos,
 )
+from deit.inference.bundle import Precision
 from deit.inference.runtime_selection import select_runtime
 
 
@@ -41,9 +43,7 @@ def test_each_runtime_of_a_bundle_is_measured_and_saved(
     assert choice.name == fastest.runtime and "measured here" in choice.reason
 
 
-def test_model_is_measured_in_torch(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # CPUs without AVX-512 take minutes for the large bf16 product.
-    monkeypatch.setattr("deit.inference.benchmark.MATRIX_SIZE", 64)
+def test_model_is_measured_in_torch(model: Path, photos: Path) -> None:
     files = sorted(photos.iterdir())[:3]
     results = benchmark(model, "cpu", images=files, seconds=0.02)
     assert [(result.runtime, result.precision) for result in results] == [("torch", "fp32"), ("torch", "bf16")]
@@ -52,6 +52,12 @@ def test_model_is_measured_in_torch(model: Path, photos: Path, monkeypatch: pyte
 def test_no_runtime_for_the_device_is_an_error(openvino_bundle: ExportResult) -> None:
     with pytest.raises(UserError, match=r"No installed runtime runs .* on cuda: see `deit info`"):
         benchmark(openvino_bundle.bundle.path, "cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_peak_leaves_out_matrices_that_would_take_too_long(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deit.inference.benchmark.MATRIX_SIZES", (32, 64, 2**16))
+    assert measure_matmul_peak(precision) > 0
 
 
 def test_calls_are_timed_for_a_duration_and_at_least_a_number_of_times() -> None:
