@@ -6,9 +6,11 @@ Exit codes: 0 success, 1 the work failed, 2 wrong use, 130 interrupted. An error
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from deit import __version__
 from deit.cli import (
     benchmark,
     convert,
@@ -34,8 +36,19 @@ app = typer.Typer(
 )
 
 
+def print_version(requested: bool) -> None:
+    """Prints the version and exits, if ``--version`` is given."""
+    if requested:
+        typer.echo(f"deit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def configure() -> None:
+def configure(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Train, distill, evaluate and export small vision transformers (DeiT) on your own images."""
     from deit.images.decoding import configure_pillow
 

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+import deit
 from deit.cli import main
 from deit.cli.main import app
 from deit.errors import UserError, WorkError
@@ -47,6 +49,11 @@ def test_commands_and_options() -> None:
             options = [parameter.opts[-1] for parameter in subcommand.params if parameter.param_type_name == "option"]
             found[f"{name} {subname}".strip()] = " ".join(option for option in options if option != "--help")
     assert found == COMMANDS
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"deit {deit.__version__}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model", "list"]])
