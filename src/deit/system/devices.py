@@ -9,6 +9,7 @@ import torch
 
 from deit.errors import UserError
 from deit.system.hardware import cpu_name, has_bf16
+from deit.system.progress import plural
 
 Precision = Literal["fp32", "bf16"]
 
@@ -52,4 +53,4 @@ def describe(device: torch.device) -> str:
     """Returns a readable name of the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"{cpu_name()}, {plural(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type

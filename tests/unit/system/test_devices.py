@@ -61,6 +61,8 @@ def test_autocast_leaves_weights_in_fp32() -> None:
 
 def test_description_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cpu_name", lambda: "Abacus 3000")
-    assert describe(torch.device("cpu")) == f"Abacus 3000, {torch.get_num_threads()} threads"
+    for threads, text in [(1, "Abacus 3000, 1 thread"), (2, "Abacus 3000, 2 threads")]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert describe(torch.device("cpu")) == text
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     assert describe(torch.device("cuda", 1)) == "GPU 1"
