@@ -6,11 +6,11 @@ Exit codes: 0 success, 1 the work failed, 2 wrong use, 130 interrupted. An error
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from deit import __version__
 from deit.cli import (
     benchmark,
     convert,
@@ -39,7 +39,7 @@ app = typer.Typer(
 def print_version(requested: bool) -> None:
     """Prints the version and exits, if ``--version`` is given."""
     if requested:
-        typer.echo(f"deit {__version__}")
+        typer.echo(f"deit {version('deit')}")
         raise typer.Exit
 
 
