@@ -87,7 +87,7 @@ def test_training_on_fewer_images_than_a_batch(deit: Deit, tmp_path: Path) -> No
         *("--image-size", "32", "--set", "model.hidden_size=24", "--set", "model.num_hidden_layers=1", "--device", "cpu"),
     )
     assert done.returncode == 0, done.stderr
-    assert "6 training images are fewer than the recipe's batch of 32" in done.stderr
+    assert "6 training images are fewer than the batch size of 32" in done.stderr
 
 
 def test_lists_as_json(deit: Deit) -> None:
