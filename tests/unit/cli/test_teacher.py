@@ -1,0 +1,26 @@
+"""``deit teacher``: the arguments that it passes on, and its output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.unit.cli.options import SHARED, output
+
+
+def test_teacher_train(calls: list[Any]) -> None:
+    assert 'Next: deit train "photos" --teacher "runs/photos"' in output("teacher", "train", "photos", "--arch", "resnet18")
+    assert calls == [
+        (("photos", "convnet"), {**SHARED, "out": None, "resume": None, "settings": {"model.architecture": "resnet18"}})
+    ]
+    output("teacher", "train", "digits")
+    assert calls[1][0] == ("digits", "digits-convnet")
+
+
+def test_teacher_cache(calls: list[Any]) -> None:
+    text = output("teacher", "cache", "photos", "--teacher", "t", "--out", "a cache", "--top-k", "2", "--seed", "1")
+    assert 'deit train "photos" --teacher "a cache"' in text
+    [(arguments, options)] = calls
+    assert arguments == ("photos", "small-data-distilled")
+    own = {"teacher": "t", "out": Path("a cache"), "views": None, "top_k": 2, "teacher_weights": None}
+    assert options == {**SHARED, **own, "settings": {"seed": "1"}}
