@@ -63,7 +63,7 @@ def test_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (("ant", "bee"), "with 2 classes such as 'ant', does not fit: .* not know, such as 'cat'"),
+        (("ant", "bee"), "with 2 classes such as 'ant', does not fit: .* does not have, such as 'cat'"),
         (("ant", "bee", "dog"), "'cat'"),
     ],
 )
