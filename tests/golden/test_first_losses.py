@@ -1,7 +1,8 @@
 """The first ten losses of every recipe in its tiny mode: any change of a draw, augmentation, loss or step shows here.
 
 The values are of one machine. Rounding differs between machines: by less than 1e-6 of a loss between two generations of
-processors, and by up to 2e-3 with Muon, whose orthogonalization in bf16 amplifies it from step to step.
+processors. With Muon, whose orthogonalization in bf16 amplifies it from step to step, by up to 1e-4, and in the recipe
+``convnet`` by up to 5e-4 in nine steps and 2.1e-3 in the tenth.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.helpers import MemorySource
 
 GOLDEN = Path(__file__).with_name("first_losses.json")
 STEPS = 10
-TOLERANCE, MUON_TOLERANCE = 1e-4, 5e-3  # relative
+TOLERANCE, MUON_TOLERANCE, CONVNET_LAST_TOLERANCE = 1e-4, 2e-3, 5e-3  # relative
 CLASSES = ("a", "b", "c")
 
 
@@ -59,8 +60,11 @@ def first_losses(recipe: Recipe) -> list[float]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_first_losses_match_golden_values(name: str) -> None:
     recipe = get_recipe(name).tiny()
+    *losses, last = first_losses(recipe)
+    *golden, golden_last = json.loads(GOLDEN.read_text())[name]
     tolerance = MUON_TOLERANCE if recipe.optimizer.name == "muon" else TOLERANCE
-    assert first_losses(recipe) == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=tolerance)
+    assert losses == pytest.approx(golden, rel=tolerance)
+    assert last == pytest.approx(golden_last, rel=CONVNET_LAST_TOLERANCE if name == "convnet" else tolerance)
 
 
 if __name__ == "__main__":  # python -m tests.golden.test_first_losses, after an intended change
