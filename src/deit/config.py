@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from deit.errors import ConfigError, did_you_mean, validation_problem
-from deit.hub import fetch, hub_arguments
+from deit.hub import fetch_file, hub_arguments
 from deit.system.files import CONFIG_NAME, json_text, read_json, write_json
 from deit.variants import variant
 
@@ -280,7 +280,7 @@ class ViTConfig(BaseModel):
         """Loads ``config.json``.
 
         Args:
-            name: model directory, path of the file, name on the hub, or name of a variant.
+            name: model directory, run, path of the file, name on the hub, or name of a variant.
             arguments: fields that override those of the file, and arguments of :func:`deit.hub.fetch` such as ``revision``,
                 ``cache_dir``, ``local_files_only`` or ``token``.
 
@@ -294,8 +294,7 @@ class ViTConfig(BaseModel):
             3
         """
         hub, fields = hub_arguments(arguments)
-        path = fetch(name, (CONFIG_NAME,), **hub)
-        return cls.from_dict(read_json(path if path.is_file() else path / CONFIG_NAME)).override(fields)
+        return cls.from_dict(read_json(fetch_file(name, (CONFIG_NAME,), **hub))).override(fields)
 
 
 class DeiTConfig(ViTConfig):

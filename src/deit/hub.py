@@ -12,10 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError, did_you_mean
-from deit.system.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json
+from deit.system.files import (
+    BEST_NAME,
+    BUNDLE_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    NESTED_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    RECIPE_NAME,
+    WEIGHTS_NAME,
+    read_json,
+)
 from deit.variants import VARIANTS
 
 HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "local_files_only", "token", "force_download", "subfolder"})
+# Arguments of every ``from_pretrained`` of transformers that are accepted and have no effect.
+IGNORED_HUB_ARGUMENTS = frozenset(
+    {
+        *("proxies", "resume_download", "local_dir_use_symlinks", "user_agent", "mirror", "trust_remote_code", "code_revision"),
+        *("_from_auto", "_from_pipeline", "_commit_hash"),
+    }
+)
 WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")  # in order of preference
 PROCESSOR_FILES = (PROCESSOR_NAME, NESTED_PROCESSOR_NAME)
 MAX_SHARDS = 1024
@@ -25,9 +42,23 @@ _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.A
 
 
 def hub_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits the arguments of a ``from_pretrained`` into those of :func:`fetch` and the rest."""
-    hub = {name: value for name, value in arguments.items() if name in HUB_ARGUMENTS}
-    return hub, {name: value for name, value in arguments.items() if name not in HUB_ARGUMENTS}
+    """Splits the arguments of a ``from_pretrained`` into those of :func:`fetch` and the rest.
+
+    ``use_auth_token``, the older name of ``token``, is translated; ``IGNORED_HUB_ARGUMENTS`` are dropped.
+
+    Raises:
+        CheckpointError: both names of the token are given.
+
+    Example:
+        >>> hub_arguments({"use_auth_token": "t", "trust_remote_code": True, "num_labels": 3})
+        ({'token': 't'}, {'num_labels': 3})
+    """
+    rest = {name: value for name, value in arguments.items() if name not in IGNORED_HUB_ARGUMENTS}
+    hub = {name: rest.pop(name) for name in HUB_ARGUMENTS & rest.keys()}
+    old_token = rest.pop("use_auth_token", None)
+    if old_token is not None and hub.get("token") is not None:
+        raise CheckpointError("token and use_auth_token are the same argument", "pass token only")
+    return hub if old_token is None else {**hub, "token": old_token}, rest
 
 
 def fetch(
@@ -38,22 +69,24 @@ def fetch(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-    token: str | None = None,
+    token: str | bool | None = None,
     force_download: bool = False,
     subfolder: str | None = None,
 ) -> Path:
-    """Returns the file or directory that a name refers to. Files on the hub are first downloaded into its cache.
+    """Returns the file or directory that the name of a model refers to; every function that takes such a name calls this one.
+
+    Files on the hub are first downloaded into its cache.
 
     Args:
-        name: an existing path, which takes precedence, optionally prefixed with ``local-dir:``; the name of a variant, as here
-            or as in timm, which refers to the published weights; or ``organization/name`` on the hub, optionally prefixed
-            with ``hf-hub:`` and followed by ``@revision``.
+        name: an existing path, which takes precedence, optionally prefixed with ``local-dir:``, where the directory of a run
+            refers to its best model; the name of a variant, as here or as in timm, which refers to the published weights; or
+            ``organization/name`` on the hub, optionally prefixed with ``hf-hub:`` and followed by ``@revision``.
         files: required files. None means a whole model: configuration, weights, and preprocessing if present.
         optional: files to download if they exist. If ``files`` is empty, at least one of them must exist.
         revision: branch, tag or commit on the hub; None means ``main``. A path has no revision.
         cache_dir: cache directory; None means the default cache of the hub.
         local_files_only: use the cache only, as with the environment variable HF_HUB_OFFLINE.
-        token: token for private and gated models; None means the one stored by ``hf auth login``.
+        token: token for private and gated models; None or True means the one stored by ``hf auth login``, False none.
         force_download: download files again even if they are in the cache.
         subfolder: directory of the files within the directory or repository.
 
@@ -73,7 +106,7 @@ def fetch(
             raise CheckpointError(f"{local} is a path, and a path has no revision", "omit the revision")
         if subfolder and not (local / subfolder).exists():
             raise CheckpointError(f"{local} has no {subfolder}", "check the subfolder")
-        return local / subfolder if subfolder else local
+        return model_path(local / subfolder if subfolder else local)
     if text.startswith("local-dir:"):
         raise CheckpointError(f"{local} does not exist", "check the path")
     repo_id, revision = _parse_name(text, revision)
@@ -88,6 +121,49 @@ def fetch(
     if repository.directory is None:
         raise repository.missing(" or ".join(optional))
     return repository.directory
+
+
+def fetch_file(name: str | Path, files: Sequence[str], **options: Any) -> Path:
+    """Returns the first of several files that a model has; see :func:`fetch` for its name.
+
+    Args:
+        name: name of the model, or the path of a JSON file, which is returned itself. The path of a file of weights refers to
+            the files beside it.
+        files: file names, in order of preference.
+        options: keyword arguments of :func:`fetch`.
+
+    Raises:
+        CheckpointError: see :func:`fetch`; or the model has none of the files.
+    """
+    path = fetch(name, (), optional=files, **options)
+    if path.is_file():
+        if path.suffix == ".json" and path.name not in WEIGHT_FILES:
+            return path
+        path = path.parent
+    if found := next((path / file for file in files if (path / file).is_file()), None):
+        return found
+    if (path / BUNDLE_NAME).is_file() and CONFIG_NAME in files:
+        raise CheckpointError(
+            f"{path} is an exported model, which has no {CONFIG_NAME}", "pass the model that it was exported from"
+        )
+    raise CheckpointError(f"{path} has no {' or '.join(files)}", "pass a model directory, or a run with a finished epoch")
+
+
+def model_path(path: Path) -> Path:
+    """Returns the path of a model: for the directory of a run that of its best model, otherwise the path itself.
+
+    Raises:
+        CheckpointError: the path does not exist, or is a run without a finished epoch.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist", "check the path of the model, checkpoint or run")
+    if not path.is_dir() or (path / CONFIG_NAME).is_file():
+        return path
+    if (path / BEST_NAME / CONFIG_NAME).is_file():
+        return path / BEST_NAME
+    if (path / RECIPE_NAME).is_file():
+        raise CheckpointError(f"The run {path} has no finished epoch", "resume it: deit train --resume")
+    return path
 
 
 def shard_names(index: Path) -> list[str]:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit.errors import CheckpointError
-from deit.hub import fetch, hub_arguments, shard_names
+from deit.hub import fetch, fetch_file, hub_arguments, model_path, shard_names
 from deit.variants import VARIANTS
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "refs/pr/1": "c" * 40}
@@ -415,3 +415,48 @@ def test_shard_names_are_distinct_and_sorted(tmp_path: Path) -> None:
 def test_arguments_of_the_hub_are_split_off() -> None:
     arguments = {"revision": "v1", "num_labels": 3, "token": None, "image_size": 4}
     assert hub_arguments(arguments) == ({"revision": "v1", "token": None}, {"num_labels": 3, "image_size": 4})
+
+
+@pytest.mark.parametrize("name", ["use_auth_token", "token"])
+def test_either_name_of_the_token_is_accepted(name: str) -> None:
+    assert hub_arguments({name: "t", "proxies": None, "trust_remote_code": True, "resume_download": True}) == (
+        {"token": "t"},
+        {},
+    )
+    assert hub_arguments({name: False}) == ({"token": False}, {})
+    with pytest.raises(CheckpointError, match="the same argument"):
+        hub_arguments({"use_auth_token": "t", "token": "u"})
+
+
+def test_run_refers_to_its_best_model(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "weights.pth").touch()
+    for path in (tmp_path, tmp_path / "best", tmp_path / "weights.pth"):
+        assert model_path(path) == fetch(path) == path
+    (tmp_path / "recipe.toml").touch()
+    for resolve in (model_path, fetch):
+        with pytest.raises(CheckpointError, match=f"The run {tmp_path} has no finished epoch: resume it: deit train --resume"):
+            resolve(tmp_path)
+    with pytest.raises(CheckpointError, match="none does not exist: check the path of the model, checkpoint or run"):
+        model_path(tmp_path / "none")
+    (tmp_path / "best" / "config.json").touch()
+    assert model_path(tmp_path) == fetch(str(tmp_path), ["config.json"]) == tmp_path / "best"
+    (tmp_path / "config.json").touch()
+    assert model_path(tmp_path) == fetch(tmp_path) == tmp_path
+
+
+def test_file_of_a_model_is_found_from_every_path_of_it(tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    best.mkdir()
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json", "other.json"):
+        (best / name).touch()
+    paths = [tmp_path, best, best / "config.json", best / "model.safetensors", best / "model.safetensors.index.json"]
+    for path in paths:
+        assert fetch_file(path, ("missing.json", "config.json")) == best / "config.json"
+    assert fetch_file(best / "other.json", ("config.json",)) == best / "other.json"
+    with pytest.raises(CheckpointError, match=r"best has no x\.json or y\.json"):
+        fetch_file(tmp_path, ("x.json", "y.json"))
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "bundle.json").touch()
+    with pytest.raises(CheckpointError, match="is an exported model"):
+        fetch_file(tmp_path / "exported", ("config.json",))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deit.checkpoints.metadata import open_weights
 from deit.checkpoints.model_card import model_card
-from deit.checkpoints.reading import model_path
 from deit.errors import CheckpointError, DeiTError, UserError, WorkError
+from deit.hub import model_path
 from deit.system.files import (
     CARD_NAME,
     CONFIG_NAME,

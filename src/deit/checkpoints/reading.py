@@ -27,8 +27,8 @@ from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.hub import WEIGHT_FILES
-from deit.system.files import BEST_NAME, BUNDLE_NAME, CONFIG_NAME, EMA_NAME, RECIPE_NAME, read_json
+from deit.hub import WEIGHT_FILES, model_path
+from deit.system.files import BUNDLE_NAME, CONFIG_NAME, EMA_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
 # canonical name -> file and name in it, of each slice to concatenate
@@ -116,23 +116,6 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     dtype = _common_dtype(sources, path)
     architecture = find_architecture(shapes, config, (content or {}).get("architectures"), str(path))
     return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, sources)
-
-
-def model_path(path: Path) -> Path:
-    """Returns the path of a model: for the directory of a run that of its best model, otherwise the path itself.
-
-    Raises:
-        CheckpointError: the path does not exist, or is a run without a finished epoch.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", "check the path of the model, checkpoint or run")
-    if not path.is_dir() or (path / CONFIG_NAME).is_file():
-        return path
-    if (path / BEST_NAME / CONFIG_NAME).is_file():
-        return path / BEST_NAME
-    if (path / RECIPE_NAME).is_file():
-        raise CheckpointError(f"The run {path} has no finished epoch", "resume it: deit train --resume")
-    return path
 
 
 def _open_directory(path: Path, ema: bool) -> list[TensorFile]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
+from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
 from deit.config import ViTConfig
 from deit.hub import fetch, hub_arguments
@@ -53,7 +53,7 @@ def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) ->
         MissingExtraError: a classifier of transformers, which is not installed.
     """
     options, fields = hub_arguments(arguments)
-    path = model_path(fetch(name, **options))
+    path = fetch(name, **options)
     wrapper = wrapper_class(path)
     if wrapper is not None:
         wrapped = wrapper.from_pretrained(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
+from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.errors import RecipeError
 from deit.hub import fetch
 from deit.models.auto import load_processor, wrapper_class
@@ -22,7 +22,7 @@ def open_initial_checkpoint(name: str) -> Checkpoint:
         CheckpointError: there is no such checkpoint.
         RecipeError: it is a convolutional network.
     """
-    path = model_path(fetch(name))
+    path = fetch(name)
     if wrapper_class(path) is TimmClassifier:
         raise RecipeError(f"{name} is a convolutional network", "use `deit teacher train` to continue training it")
     return open_checkpoint(path)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deit.checkpoints.key_maps import to_layout
-from deit.checkpoints.reading import Checkpoint, model_path, open_checkpoint
+from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
 from deit.models.modeling import ViTForImageClassification
@@ -234,23 +234,6 @@ def test_run_refers_to_its_best_model(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.path == tmp_path / "best"
     assert_equal(checkpoint.read(), to_canonical(model.state_dict()))
-
-
-def test_model_path_of_a_run_is_its_best_model(tmp_path: Path) -> None:
-    (tmp_path / "best").mkdir()
-    (tmp_path / "weights.pth").touch()
-    for path in (tmp_path, tmp_path / "best", tmp_path / "weights.pth"):
-        assert model_path(path) == path
-    (tmp_path / "recipe.toml").touch()
-    for resolve in (model_path, open_checkpoint):
-        with pytest.raises(CheckpointError, match=f"The run {tmp_path} has no finished epoch: resume it: deit train --resume"):
-            resolve(tmp_path)
-        with pytest.raises(CheckpointError, match="none does not exist: check the path of the model, checkpoint or run"):
-            resolve(tmp_path / "none")
-    (tmp_path / "best" / "config.json").touch()
-    assert model_path(tmp_path) == tmp_path / "best"
-    (tmp_path / "config.json").touch()
-    assert model_path(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("layout", ["deit", "transformers-4"])
