@@ -6,6 +6,7 @@ DeiTError
 │   ├── RecipeError           invalid training recipe
 │   ├── DataError             unusable data set
 │   │   └── ImageError        file that cannot be decoded as an image
+│   │       └── ImageTooLargeError    image above the limits of pixels, memory or time
 │   ├── CheckpointError       missing, corrupt or incompatible checkpoint
 │   ├── TeacherError          teacher that does not match the data set
 │   └── MissingExtraError     optional dependency that is not installed
@@ -63,6 +64,10 @@ class DataError(UserError):
 
 class ImageError(DataError):
     """File that cannot be decoded as an image."""
+
+
+class ImageTooLargeError(ImageError):
+    """Image above the limits of pixels, memory or time. The file need not be damaged."""
 
 
 class CheckpointError(UserError):

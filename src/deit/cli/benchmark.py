@@ -10,6 +10,7 @@ import typer
 from deit.cli.common import (
     DeviceOption,
     JsonOption,
+    MaxPixelsOption,
     ModelOrBundleArgument,
     RuntimeOption,
     image_files,
@@ -27,6 +28,7 @@ def benchmark(
     runtime: RuntimeOption = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 2.0,
     device: DeviceOption = "auto",
+    _max_pixels: MaxPixelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput and memory; `deit predict` then uses the fastest runtime."""

@@ -72,6 +72,29 @@ RuntimeOption = Annotated[
 ]
 
 
+def apply_max_pixels(context: typer.Context, pixels: int | None) -> int | None:
+    """Applies ``--max-pixels`` to this command and the processes that it starts."""
+    from deit.images.limits import max_pixels, pixel_limit
+
+    if pixels is not None:
+        context.with_resource(pixel_limit(pixels))
+    max_pixels()  # a wrong value of the variable is an error before any work
+    return pixels
+
+
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        metavar="N",
+        callback=apply_max_pixels,
+        expose_value=False,
+        help="Largest image that is read. Default: $DEIT_MAX_PIXELS, or 178,956,970. Memory grows with it.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Options that the training commands share; see :func:`with_run_options`."""
@@ -89,6 +112,7 @@ class RunOptions:
     device: DeviceOption = "auto"
     workers: WorkersOption = None
     skip_unreadable: SkipOption = False
+    max_pixels: MaxPixelsOption = None
     as_json: JsonOption = False
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deit.cli.common import DataArgument, JsonOption, print_json, print_table
+from deit.cli.common import DataArgument, JsonOption, MaxPixelsOption, print_json, print_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -51,7 +51,7 @@ def list_data(as_json: JsonOption = False) -> None:
 
 
 @app.command("check")
-def check_data(data: DataArgument, as_json: JsonOption = False) -> None:
+def check_data(data: DataArgument, _max_pixels: MaxPixelsOption = None, as_json: JsonOption = False) -> None:
     """Decode every image and count classes and splits. The exit code is 1 if files are unreadable."""
     import numpy as np
 

@@ -12,6 +12,7 @@ from deit.cli.common import (
     DeviceOption,
     EmaOption,
     JsonOption,
+    MaxPixelsOption,
     ModelOrBundleArgument,
     RevisionOption,
     SkipOption,
@@ -45,6 +46,7 @@ def evaluate(
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     skip_unreadable: SkipOption = False,
+    _max_pixels: MaxPixelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model: accuracy per head and per class, confusion, calibration, throughput."""

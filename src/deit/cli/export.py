@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from deit.cli.common import CropOption, EmaOption, JsonOption, ModelArgument, RevisionOption, print_json, print_table
+from deit.cli.common import (
+    CropOption,
+    EmaOption,
+    JsonOption,
+    MaxPixelsOption,
+    ModelArgument,
+    RevisionOption,
+    print_json,
+    print_table,
+)
 
 
 def export(
@@ -29,6 +38,7 @@ def export(
     ema: EmaOption = False,
     revision: RevisionOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    _max_pixels: MaxPixelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a model for fast inference; the bundle is kept only if its predictions match the model's."""

@@ -13,6 +13,7 @@ from deit.cli.common import (
     DeviceOption,
     EmaOption,
     JsonOption,
+    MaxPixelsOption,
     ModelOrBundleArgument,
     RevisionOption,
     RuntimeOption,
@@ -41,6 +42,7 @@ def predict(
     ema: EmaOption = False,
     revision: RevisionOption = None,
     device: DeviceOption = "auto",
+    _max_pixels: MaxPixelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Classify images. Unreadable images are reported in their row, and the exit code is 1."""

@@ -14,11 +14,11 @@ from typing import Protocol, Self
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from deit.errors import ImageError
+from deit.errors import ImageError, ImageTooLargeError
+from deit.images.limits import check_pixels
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})  # in data folders
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
-MAX_PIXELS = 178_956_970  # Pillow's own limit: 512 MiB of RGB
 MAX_FILE_BYTES = 512 * 2**20
 RETAINED_BLOCKS = 4
 TRANSPOSED_ORIENTATIONS = range(5, 9)  # EXIF orientations that swap height and width
@@ -36,7 +36,6 @@ DECODING_ERRORS = (
     TypeError,
     ValueError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -141,7 +140,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         An upright image of mode RGB.
 
     Raises:
-        ImageError: the file is missing, not an image, truncated, or larger than ``MAX_PIXELS``; the message names it.
+        ImageError: the file is missing, not an image, truncated, or larger than :func:`max_pixels`; the message
+            names it.
     """
     with EncodedImage(source, name) as image:
         return image.decode()
@@ -174,6 +174,7 @@ def configure_pillow() -> None:
     retain a few blocks of at most 16 MiB. Its warnings on odd metadata and large images are silenced, since limits are checked
     here. The filter is set once, because filters that come and go (``warnings.catch_warnings``) are not thread-safe.
     """
+    Image.MAX_IMAGE_PIXELS = None  # deit.images.limits decides instead
     Image.core.set_blocks_max(RETAINED_BLOCKS)  # type: ignore[attr-defined]  # documented, but not exported
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -200,11 +201,13 @@ def _open(source: Path | bytes, name: str) -> Image.Image:
     """Opens a file and checks its size, without decoding it."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
+        raise ImageTooLargeError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
+    try:
+        check_pixels(name, *image.size)
+    except ImageTooLargeError:
         image.close()
-        raise ImageError(f"{name} has {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} are supported")
+        raise
     return image
 
 
@@ -227,6 +230,10 @@ def _as_image_error(name: str) -> Iterator[None]:
         raise ImageError(f"{name} does not exist", "check the path") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image of a supported format", f"supported are {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(
+            f"{name} has more pixels than Pillow decodes", "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ImageError(f"{name} cannot be read as an image ({reason})", "replace or remove it") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 
-from deit.images.decoding import MAX_PIXELS
+from deit.images.limits import DEFAULT_MAX_PIXELS
 from deit.images.resizing import HeightWidth
 
 MAX_SIDE = 16_384
@@ -82,8 +82,8 @@ def _parse_size_field(value: Any, info: ValidationInfo) -> Any:
 
 
 def _check_pixels(size: Size) -> Size:
-    if len(size) == 2 and math.prod(size.values()) > MAX_PIXELS:
-        raise ValueError(f"has more than {MAX_PIXELS:,} pixels")
+    if len(size) == 2 and math.prod(size.values()) > DEFAULT_MAX_PIXELS:
+        raise ValueError(f"has more than {DEFAULT_MAX_PIXELS:,} pixels")
     return size
 
 
