@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from deit.images import decoding as image_decoding
+from deit.images.crops import Crop
 from deit.images.decoding import open_image
-from deit.images.processor import Crop, DeiTImageProcessor
+from deit.images.processor import DeiTImageProcessor
 from deit.inference import decoding
 from deit.inference.decoding import fast_pixels
 

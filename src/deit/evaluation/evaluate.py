@@ -19,7 +19,7 @@ from deit.data.sources import ImageSource, MultiLabelSource, fingerprint, relabe
 from deit.data.splits import VALIDATION_FRACTION, DataRecord, make_splits, read_record
 from deit.errors import DataError, UserError
 from deit.evaluation.metrics import Evaluation, head_metrics
-from deit.images.processor import Crop
+from deit.images.crops import Crop
 from deit.inference.bundle import is_bundle
 from deit.inference.bundle_classifier import load_bundle_classifier
 from deit.models.auto import load_classifier

@@ -17,7 +17,7 @@ from deit.errors import MissingExtraError, UserError
 from deit.export import formats, quantization
 from deit.export.calibration import calibration_images
 from deit.export.parity import Parity, batches, check_parity, compare_logits, main_logits
-from deit.images.processor import Crop
+from deit.images.crops import Crop
 from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
 from deit.inference.inference_model import InferenceModel, count_flops

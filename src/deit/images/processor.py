@@ -6,16 +6,15 @@ Its settings are saved and loaded in the JSON format of Hugging Face.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field
 
-from deit.errors import ConfigError, ImageError, did_you_mean, validation_problem
-from deit.hub import fetch, hub_arguments
+from deit.errors import ConfigError, ImageError
 from deit.images.arrays import (
     CHANNELS,
     flatten_images,
@@ -25,6 +24,10 @@ from deit.images.arrays import (
     to_channels_last,
 )
 from deit.images.batch_feature import BatchFeature
+from deit.images.crops import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, Crop, crop_settings, evaluation_settings
+from deit.images.decoding import open_image
+from deit.images.pretrained_processor import PreTrainedProcessor, settings_by_name
+from deit.images.processor_classes import IGNORED_ARGUMENTS
 from deit.images.processor_settings import (
     HeightWidthField,
     LayoutField,
@@ -36,24 +39,21 @@ from deit.images.processor_settings import (
     target_size,
 )
 from deit.images.resizing import HeightWidth
-from deit.system.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, json_text, read_json, write_text
 from deit.system.threads import thread_map
 
 if TYPE_CHECKING:
     from deit.images.arrays import ImageInput
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CROP_RATIO = 0.875  # the authors resize the shorter side to int(size / 0.875) before the center crop
-
-Crop = Literal["keep", "squash", "pad"]
 Triple = tuple[float, float, float]
 
-DEIT, VIT = "DeiTImageProcessor", "ViTImageProcessor"
-VIT_DEFAULTS = {"size": 224, "resample": int(Image.Resampling.BILINEAR), "do_center_crop": False}
+# Settings in the order in which the constructors and calls of transformers 4.x take them by position.
+_STATISTICS = ("image_mean", "image_std")
+_OUTPUT = ("return_tensors", "data_format", "input_data_format")
+_DEIT_STEPS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+_VIT_STEPS = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", *_STATISTICS)
 
 
-class DeiTImageProcessor(BaseModel):
+class DeiTImageProcessor(PreTrainedProcessor):
     """Converts images to the input of a model; a drop-in replacement for the processors of DeiT and ViT in transformers.
 
     The defaults are those of transformers: squash to 256 x 256, crop 224 x 224, mean and std of 0.5. The authors keep the
@@ -64,12 +64,17 @@ class DeiTImageProcessor(BaseModel):
 
     Settings are attributes, validated on assignment; each can also be passed to a single call. ``size`` takes 224,
     (height, width), or a dictionary of ``height`` and ``width``, of ``shortest_edge`` with or without ``longest_edge``, or
-    of ``max_height`` and ``max_width``. If the statistics are not for three channels, images are not converted to RGB.
+    of ``max_height`` and ``max_width``. A step that is set to None is off, and another setting has its default.
+    ``image_processor_type`` names the class of transformers whose defaults apply. If the statistics are not for three
+    channels, images are not converted to RGB.
     Pillow clips 16-bit images at 255 when it converts them; :func:`deit.images.decoding.open_image`, which all commands
     use to read files, scales them first.
 
+    Arguments of transformers that have no effect here, such as ``use_fast`` and ``backend``, are accepted. ``device`` is the
+    device of the torch tensors.
+
     Raises:
-        ConfigError: a setting is invalid.
+        ConfigError: a setting is unknown or invalid.
 
     Example:
         >>> processor = DeiTImageProcessor(size={"shortest_edge": 256})
@@ -78,16 +83,23 @@ class DeiTImageProcessor(BaseModel):
         torch.Size([1, 3, 224, 224])
     """
 
-    model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    is_fast: ClassVar[bool] = False  # transformers 4.x; its values are those of the Pillow backend
+    backend: ClassVar[str] = "pil"  # the same in 5.x
+    _class_name: ClassVar[str] = "DeiTImageProcessor"
+    _init_order: ClassVar[tuple[str, ...]] = (*_DEIT_STEPS, "rescale_factor", "do_rescale", "do_normalize", *_STATISTICS)
+    _call_order: ClassVar[tuple[str, ...]] = (
+        *_DEIT_STEPS,
+        *("do_rescale", "rescale_factor", "do_normalize", *_STATISTICS, *_OUTPUT),
+    )
 
     do_convert_rgb: bool = True
     do_resize: bool = True
     default_to_square: bool = True  # declared before the sizes, whose validation reads it
-    size: SizeField = {"height": 256, "width": 256}
+    size: SizeField = Field(default={"height": 256, "width": 256})
     resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
-    crop_size: HeightWidthField = {"height": 224, "width": 224}
+    crop_size: HeightWidthField = Field(default={"height": 224, "width": 224})
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
@@ -97,31 +109,9 @@ class DeiTImageProcessor(BaseModel):
     pad_size: HeightWidthField | None = None
     data_format: LayoutField = None
     input_data_format: LayoutField = None
-    image_processor_type: str = DEIT
 
-    def __init__(self, /, **fields: Any) -> None:
-        class_name = str(fields.get("image_processor_type") or fields.pop("feature_extractor_type", None) or DEIT)
-        fields.pop("feature_extractor_type", None)
-        values = {name: value for name, value in fields.items() if value is not None or name not in type(self).model_fields}
-        if class_name.startswith("ViT"):
-            values = {**VIT_DEFAULTS, **values}
-        values["image_processor_type"] = VIT if class_name.startswith("ViT") else DEIT
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(f"Image processor: {validation_problem(error)}", "pass another value") from error
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _check_names([name], {*type(self).model_fields, *(self.model_extra or {})})
-        try:
-            super().__setattr__(name, _value_for_none(name) if value is None else value)
-        except ValidationError as error:
-            raise ConfigError(f"Image processor: {validation_problem(error)}", "pass another value") from error
-
-    @field_validator("image_processor_type")
-    @classmethod
-    def _normalize_class_name(cls, class_name: str) -> str:
-        return VIT if class_name.startswith("ViT") else DEIT
+    def __init__(self, /, *settings: Any, **fields: Any) -> None:  # explicit, so that type checkers accept size=224
+        super().__init__(*settings, **fields)
 
     @classmethod
     def for_size(
@@ -153,8 +143,8 @@ class DeiTImageProcessor(BaseModel):
             >>> DeiTImageProcessor.for_size(224, 224).size
             {'shortest_edge': 256}
         """
-        fields = _crop_fields(crop, (height, width), (int(height / crop_ratio), int(width / crop_ratio)))
-        return cls(**fields, image_mean=tuple(mean), image_std=tuple(std))
+        settings = evaluation_settings(height, width, crop_ratio, mean, std, crop)
+        return cls(image_processor_type="DeiTImageProcessor", **settings)
 
     def with_crop(self, crop: Crop) -> Self:
         """Returns a processor with the same input size, filter and statistics and another crop; see :meth:`for_size`.
@@ -173,7 +163,7 @@ class DeiTImageProcessor(BaseModel):
         if self.do_resize and "max_height" not in self.size:
             edge = self.size.get("shortest_edge", 0)
             resized = self.size.get("height", edge), self.size.get("width", edge)
-        return type(self)(**{**self.model_dump(), **_crop_fields(crop, (height, width), resized)})
+        return self.replace(**crop_settings(crop, (height, width), resized))
 
     def with_input_size(self, height: int, width: int) -> Self:
         """Returns a processor with the same settings and crop ratio for another input size.
@@ -200,7 +190,7 @@ class DeiTImageProcessor(BaseModel):
             fields["size"] = {"height": resized[0], "width": resized[1]}
         else:
             fields["size"] = {"shortest_edge": resized[0]}
-        return type(self)(**{**self.model_dump(), **fields})
+        return self.replace(**fields)
 
     @property
     def input_hw(self) -> HeightWidth:
@@ -287,7 +277,11 @@ class DeiTImageProcessor(BaseModel):
         return self._batch(arrays, self._padded_size(arrays))
 
     def preprocess(
-        self, images: ImageInput | Sequence[Any], return_tensors: Literal["pt", "np"] | None = "pt", **overrides: Any
+        self,
+        images: ImageInput | Sequence[Any],
+        *settings: Any,
+        return_tensors: Literal["pt", "np"] | None = "pt",
+        **overrides: Any,
     ) -> BatchFeature:
         """Preprocesses one or more images. Calling the processor does the same.
 
@@ -295,9 +289,9 @@ class DeiTImageProcessor(BaseModel):
             images: Pillow images, arrays or tensors of shape (height, width, C), (C, height, width) or (height, width),
                 or paths of files; lists of these, of any nesting, or 4-dimensional batches. The channel axis is inferred
                 from its size, unless ``input_data_format`` is given. For floats in 0..1, pass ``do_rescale=False``.
+            settings: overrides by position, in the order of transformers 4.x.
             return_tensors: "pt" for a torch tensor, "np" for an array, None for a list of arrays, which may differ in size.
-            overrides: any setting, for this call; None turns off a ``do_...`` setting, as in transformers. Also ``device``,
-                for the torch tensor, and ``disable_grouping``, which has no effect.
+            overrides: any setting, for this call; None turns off a ``do_...`` setting, and leaves another one as it is.
 
         Returns:
             ``{"pixel_values": (B, C, height, width)}``.
@@ -311,11 +305,10 @@ class DeiTImageProcessor(BaseModel):
             >>> DeiTImageProcessor()([image, image], return_tensors="np", crop_size=32).pixel_values.shape
             (2, 3, 32, 32)
         """
-        tensor_type = enum_value(return_tensors)
+        overrides = {**settings_by_name(settings, self._call_order), **overrides}
+        tensor_type = enum_value(overrides.pop("return_tensors", return_tensors))
         if tensor_type not in ("pt", "np", None):
             raise ConfigError(f"Unknown return_tensors {tensor_type!r}", 'pass "pt", "np" or None')
-        device = overrides.pop("device", None)
-        overrides.pop("disable_grouping", None)
         processor = self._with_overrides(overrides) if overrides else self
         arrays = thread_map(processor.pixels, flatten_images(images))
         if not arrays:
@@ -327,91 +320,21 @@ class DeiTImageProcessor(BaseModel):
             return BatchFeature({"pixel_values": values})
         import torch
 
-        return BatchFeature({"pixel_values": torch.from_numpy(values).to(device)})
+        return BatchFeature({"pixel_values": torch.from_numpy(values).to(processor.device)})
 
     __call__ = preprocess
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all settings as JSON values, with unknown entries of the file that they were loaded from.
-
-        Example:
-            >>> DeiTImageProcessor().to_dict()["size"]
-            {'height': 256, 'width': 256}
-        """
-        fields = type(self).model_fields
-        content = {name: value for name, value in self.model_dump().items() if value is not None or name not in fields}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any], **overrides: Any) -> Self:
-        """Creates a processor from a dictionary of :meth:`to_dict`; ``overrides`` replace its entries.
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens the images of a path, or of lists of paths; whatever is an image already is returned as it is.
 
         Raises:
-            ConfigError: a setting is invalid, or an override is unknown.
-
-        Example:
-            >>> DeiTImageProcessor.from_dict({"feature_extractor_type": "ViTFeatureExtractor"}, size=384).resample
-            2
+            ImageError: a file cannot be read.
         """
-        _check_names(overrides, cls.model_fields)
-        return cls(**{**content, **overrides})
-
-    def to_json_string(self) -> str:
-        """Returns the JSON that :meth:`save_pretrained` writes.
-
-        Example:
-            >>> '"resample": 3' in DeiTImageProcessor().to_json_string()
-            True
-        """
-        return json_text(dict(sorted(self.to_dict().items())))
-
-    def save_pretrained(self, directory: str | Path) -> list[str]:
-        """Writes ``preprocessor_config.json``, which ``AutoImageProcessor`` of transformers also reads.
-
-        Returns:
-            The path of the file.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     paths = DeiTImageProcessor.for_size(384, 384).save_pretrained(folder)
-            ...     DeiTImageProcessor.from_pretrained(folder).crop_size
-            {'height': 384, 'width': 384}
-        """
-        path = Path(directory) / PROCESSOR_NAME
-        write_text(path, self.to_json_string())
-        return [str(path)]
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
-        """Loads a DeiT or ViT processor that was saved by this class or by transformers 4.x or 5.x.
-
-        Settings that are missing or null in the file have the default of the class that it names.
-
-        Args:
-            name: a model directory, the JSON file itself, or a name on the Hugging Face hub.
-            overrides: settings that replace those of the file; also ``revision``, ``cache_dir``, ``local_files_only``,
-                ``token``, ``force_download`` and ``subfolder``, for the hub.
-
-        Raises:
-            CheckpointError: there is no such file, or it is not JSON.
-            ConfigError: a setting in the file is invalid, or an override is unknown.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:  # or "facebook/deit-base-distilled-patch16-224"
-            ...     file = Path(folder) / "preprocessor_config.json"
-            ...     size = file.write_text('{"feature_extractor_type": "DeiTFeatureExtractor", "size": 438}')
-            ...     DeiTImageProcessor.from_pretrained(file, crop_size=384).size
-            {'height': 438, 'width': 438}
-        """
-        options, overrides = hub_arguments(overrides)
-        path, content = _read_settings(name, options)
-        _check_names(overrides, cls.model_fields)
-        try:
-            return cls.from_dict(content, **overrides)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error.problem}", "correct the file, or pass the setting") from error
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | Path):
+            return open_image(Path(image_url_or_urls))
+        return image_url_or_urls
 
     @property
     def _statistics(self) -> tuple[Statistic, Statistic] | None:
@@ -423,11 +346,13 @@ class DeiTImageProcessor(BaseModel):
         return next((len(values) for values in self._statistics or () if isinstance(values, tuple)), None)
 
     def _with_overrides(self, overrides: dict[str, Any]) -> Self:
-        _check_names(overrides, type(self).model_fields)
-        values = {name: _value_for_none(name) if value is None else value for name, value in overrides.items()}
         optional = ("pad_size", "data_format", "input_data_format")  # None is a valid value of these
-        changes = {name: value for name, value in values.items() if value is not None or name in optional}
-        return type(self)(**{**self.model_dump(), **changes})
+        changes = {
+            name: value
+            for name, value in overrides.items()
+            if name not in IGNORED_ARGUMENTS and (value is not None or name.startswith("do_") or name in optional)
+        }
+        return self.replace(**changes) if changes else self
 
     def _padded_size(self, arrays: Sequence[np.ndarray]) -> HeightWidth:
         """Returns the size that the arrays are padded to: ``pad_size``, or the largest height and width."""
@@ -466,54 +391,31 @@ class DeiTImageProcessor(BaseModel):
         return np.ascontiguousarray(np.moveaxis(batch, 1, -1)) if self.data_format == "channels_last" else batch
 
 
-DeiTFeatureExtractor = DeiTImageProcessor
+class ViTImageProcessor(DeiTImageProcessor):
+    """An image processor with the defaults of ViT in transformers: squash to 224 x 224, bilinear, without a crop.
+
+    Example:
+        >>> ViTImageProcessor(size=384).input_hw
+        (384, 384)
+    """
+
+    _class_name: ClassVar[str] = "ViTImageProcessor"
+    _init_order: ClassVar[tuple[str, ...]] = (*_VIT_STEPS, "do_convert_rgb")
+    _call_order: ClassVar[tuple[str, ...]] = (*_VIT_STEPS, *_OUTPUT, "do_convert_rgb")
+
+    def __init__(self, /, *settings: Any, **fields: Any) -> None:
+        super().__init__(*settings, **fields)
+
+
+DeiTFeatureExtractor = DeiTImageProcessorFast = DeiTImageProcessor
+ViTFeatureExtractor = ViTImageProcessorFast = ViTImageProcessor
 
 
 def _hw(size: Size) -> HeightWidth:
     return size["height"], size["width"]
 
 
-def _value_for_none(name: str) -> bool | None:
-    """Returns what None means for a setting: False for steps, except color conversion, and no change for values."""
-    return name == "do_convert_rgb" if name.startswith("do_") else None
-
-
-def _check_names(names: Any, known: Any) -> None:
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"The image processor has no setting {name!r}", did_you_mean(name, known))
-
-
-def _crop_fields(crop: str, input_size: HeightWidth, resized: HeightWidth) -> dict[str, Any]:
-    """Returns the settings of a crop for a model's input size and the size that images are resized to."""
-    if crop not in get_args(Crop):
-        raise ConfigError(f"Unknown crop {crop!r}", f"pass one of {', '.join(get_args(Crop))}")
-    steps = {"do_resize": True, "do_center_crop": crop != "pad", "do_pad": crop == "pad", "crop_size": input_size}
-    if crop == "pad":
-        return {**steps, "size": {"max_height": input_size[0], "max_width": input_size[1]}, "pad_size": input_size}
-    keep = crop == "keep" and resized[0] == resized[1] and input_size[0] == input_size[1]
-    return {**steps, "size": {"shortest_edge": resized[0]} if keep else resized, "pad_size": None}
-
-
 def _warn_if_rescaled_twice(array: np.ndarray) -> None:
     if array.min() >= 0 and 0 < array.max() <= 1:
         message = "An image of floats in 0..1 is rescaled again, as in transformers: pass do_rescale=False"
         warnings.warn(message, UserWarning, stacklevel=3)
-
-
-def _read_settings(name: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Returns the path of the file that holds the processor's settings, and its content."""
-    path = fetch(name, (), optional=(PROCESSOR_NAME, NESTED_PROCESSOR_NAME, CONFIG_NAME), **options)
-    if path.is_file():
-        content = read_json(path)
-        return path, content["image_processor"] if isinstance(content.get("image_processor"), dict) else content
-    nested = (
-        read_json(path / NESTED_PROCESSOR_NAME).get("image_processor") if (path / NESTED_PROCESSOR_NAME).is_file() else None
-    )
-    if isinstance(nested, dict):
-        return path / NESTED_PROCESSOR_NAME, nested
-    content = read_json(path / PROCESSOR_NAME)
-    unnamed = not {"image_processor_type", "feature_extractor_type"} & content.keys()
-    if unnamed and (path / CONFIG_NAME).is_file() and read_json(path / CONFIG_NAME).get("model_type") == "vit":
-        content["image_processor_type"] = VIT  # old ViT files do not name a class
-    return path / PROCESSOR_NAME, content

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deit.images.processor import Crop
+from deit.images.crops import Crop
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import Runtime
 from deit.models.auto import LoadedClassifier
@@ -54,6 +54,6 @@ def load_bundle_classifier(path: str | Path, device: str = "auto", crop: Crop | 
     predictor = Predictor.from_pretrained(path, device, crop, performance_hint="latency")
     processor = predictor.processor
     if predictor.input_dtype == "uint8":
-        processor = type(processor)(**{**processor.model_dump(), "do_rescale": False, "do_normalize": False})
+        processor = processor.replace(do_rescale=False, do_normalize=False)
     model = BundleClassifier(predictor.runtime, len(predictor.classes))
     return LoadedClassifier(model, processor, predictor.classes, Path(path))

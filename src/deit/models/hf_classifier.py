@@ -24,12 +24,8 @@ from deit.system.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PR
 
 # Entries of config.json with which transformers would download or run something from outside the directory.
 FORBIDDEN_ENTRIES = ("auto_map", "quantization_config", "backbone", "backbone_config", "model_args", "use_timm_backbone")
-# Families whose processors resize to `size` and crop to `crop_size`, if enabled, as DeiTImageProcessor does.
-RESIZE_AND_CROP = ("ViT", "DeiT", "Bit", "Beit", "MobileNetV1", "MobileNetV2", "DINOv3ViT")
-# The family whose processors derive the resized side from the input size and `crop_pct`.
-CROP_BY_RATIO = "ConvNext"
-SQUASH_FROM = 384  # pixels; from this input size on, its processors resize to the input size and do not crop
-SETTINGS = ("size", "crop_size", "resample", "image_mean", "image_std", "do_resize", "do_center_crop", "do_normalize")
+STEPS = ("do_resize", "do_center_crop", "do_normalize")
+SETTINGS = ("size", "crop_size", "crop_pct", "resample", "image_mean", "image_std", *STEPS)
 
 
 class HFClassifier(nn.Module):
@@ -149,19 +145,9 @@ def processor_from_hf(content: Mapping[str, Any]) -> DeiTImageProcessor:
     """
     processor_type = str(content.get("image_processor_type"))
     settings = {name: content[name] for name in SETTINGS if content.get(name) is not None}
-    settings |= {name: bool(content.get(name)) for name in SETTINGS if name.startswith("do_")}
+    settings |= {name: bool(content.get(name)) for name in STEPS}
     if not content.get("do_rescale", True) or abs(float(content.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
         raise ConfigError("pixels are not rescaled by 1/255", "save the model with another processor")
-    if processor_type.startswith(CROP_BY_RATIO):
-        edge = dict(settings["size"]).get("shortest_edge")
-        if not isinstance(edge, int) or not settings["do_resize"]:
-            raise ConfigError(f"{processor_type} without a shortest_edge", "save the model with another processor")
-        ratio = float(content.get("crop_pct") or 1.0)
-        squash = edge >= SQUASH_FROM
-        resized = DeiTImageProcessor.for_size(edge, edge, 1.0 if squash else ratio, crop="squash" if squash else "keep")
-        settings |= {name: getattr(resized, name) for name in ("size", "crop_size", "do_center_crop")}
-    elif not processor_type.startswith(RESIZE_AND_CROP):
-        raise ConfigError(f"image_processor_type is {processor_type[:60]}", "save the model with a ViTImageProcessor")
-    processor = DeiTImageProcessor(**settings)
+    processor = DeiTImageProcessor(**settings, image_processor_type=processor_type)
     _ = processor.input_hw, processor.rgb_statistics  # raise unless the input has one size and three channels
     return processor

@@ -18,24 +18,15 @@ from torch import Tensor, nn
 
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import MAX_CLASSES
-from deit.errors import CheckpointError, TeacherError, did_you_mean
-from deit.images.processor import Crop, DeiTImageProcessor
+from deit.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
+from deit.images.processor import DeiTImageProcessor
+from deit.images.timm_preprocessing import INTERPOLATIONS, settings_from_timm
 from deit.models import plain_convnet  # noqa: F401 - registers the architecture with timm
 from deit.models.outputs import ImageClassifierOutput
 from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 
 # Arguments that make timm.create_model download or unpickle weights.
 LOADING_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
-
-INTERPOLATIONS = {  # timm's name -> filter of Pillow
-    "nearest": 0,
-    "lanczos": 1,
-    "bilinear": 2,
-    "bicubic": 3,
-    "box": 4,
-    "hamming": 5,
-}
-CROP_MODES: dict[str, Crop] = {"center": "keep", "squash": "squash", "border": "pad"}  # timm's name -> ours
 
 
 class TimmClassifier(nn.Module):
@@ -191,20 +182,12 @@ def processor_from_timm(settings: Mapping[str, Any]) -> DeiTImageProcessor:
     Raises:
         CheckpointError: a value is missing or malformed, or the crop mode or interpolation is not supported.
     """
-    interpolation, mode = settings.get("interpolation", "bicubic"), settings.get("crop_mode") or "center"
-    if interpolation not in INTERPOLATIONS or mode not in CROP_MODES:
-        raise CheckpointError(f"timm's preprocessing {interpolation}, {mode} is not supported", "save the model with another")
     try:
-        _, height, width = (int(side) for side in settings["input_size"])
-        processor = DeiTImageProcessor.for_size(
-            height, width, float(settings["crop_pct"]), settings["mean"], settings["std"], CROP_MODES[mode]
-        )
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        return DeiTImageProcessor(**settings_from_timm(settings))
+    except ConfigError as error:
         raise CheckpointError(
-            f"A value of timm's preprocessing is missing or malformed ({error})", "save the model again"
+            f"A value of timm's preprocessing is missing or malformed ({error.problem})", "save the model again"
         ) from error
-    processor.resample = INTERPOLATIONS[interpolation]
-    return processor
 
 
 def timm_preprocessing(processor: DeiTImageProcessor) -> dict[str, Any]:
@@ -239,7 +222,10 @@ def _same_pixels(first: DeiTImageProcessor, second: DeiTImageProcessor, channels
     images = [rng.integers(0, 256, (height, width, channels), np.uint8) for height, width in ((300, 201), (97, 190), (64, 64))]
     return all(
         np.array_equal(
-            *(processor(image, "np", input_data_format="channels_last").pixel_values for processor in (first, second))
+            *(
+                processor(image, return_tensors="np", input_data_format="channels_last").pixel_values
+                for processor in (first, second)
+            )
         )
         for image in images
     )

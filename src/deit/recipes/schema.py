@@ -14,7 +14,8 @@ from deit.config import ViTConfig, variant_config
 from deit.data.transforms.augment import Augmentation
 from deit.data.transforms.mixing import Mixing
 from deit.errors import ConfigError, RecipeError, did_you_mean, validation_problem
-from deit.images.processor import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, DeiTImageProcessor
+from deit.images.crops import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
+from deit.images.processor import DeiTImageProcessor
 from deit.models.losses import Distillation
 from deit.system.files import write_text
 from deit.variants import variant

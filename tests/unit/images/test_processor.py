@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deit.errors import CheckpointError, ConfigError, ImageError
-from deit.images import processor as image_processor
+from deit.images import processor_files
 from deit.images.processor import DeiTFeatureExtractor, DeiTImageProcessor
 from tests.helpers import PUBLISHED_PREPROCESSING, pattern
 
@@ -253,7 +253,7 @@ def test_nested_file_of_transformers_5_takes_precedence(tmp_path: Path) -> None:
     assert DeiTImageProcessor.from_pretrained(tmp_path).input_hw == (100, 100)
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"crop_size": 90, "do_resize": null}}')
     processor = DeiTImageProcessor.from_pretrained(tmp_path, resample=2)
-    assert (processor.input_hw, processor.do_resize, processor.resample) == ((90, 90), True, 2)
+    assert (processor.input_hw, processor.do_resize, processor.resample) == ((90, 90), False, 2)
     assert DeiTImageProcessor.from_pretrained(tmp_path / "processor_config.json").input_hw == (90, 90)
 
 
@@ -272,11 +272,11 @@ def test_loads_from_a_subfolder_and_from_the_hub(tmp_path: Path, monkeypatch: py
     assert DeiTImageProcessor.from_pretrained(tmp_path, subfolder="processor", revision="main").input_hw == (40, 40)
     request: dict[str, Any] = {}
 
-    def fetch(name: str, files: Any, **options: Any) -> Path:
+    def fetch_file(name: str, files: Any, **options: Any) -> Path:
         request.update(options, name=name, files=files)
-        return tmp_path / "processor"
+        return tmp_path / "processor" / "preprocessor_config.json"
 
-    monkeypatch.setattr(image_processor, "fetch", fetch)
+    monkeypatch.setattr(processor_files, "fetch_file", fetch_file)
     assert DeiTImageProcessor.from_pretrained("facebook/x", revision="abc", token="t", do_pad=True).do_pad
     assert (request["name"], request["revision"], request["token"]) == ("facebook/x", "abc", "t")
-    assert "preprocessor_config.json" in (*request["files"], *request["optional"])
+    assert "preprocessor_config.json" in request["files"]

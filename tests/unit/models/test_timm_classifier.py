@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from deit.errors import CheckpointError, TeacherError
 from deit.images.processor import DeiTImageProcessor
+from deit.images.timm_preprocessing import INTERPOLATIONS
 from deit.models.timm_classifier import (
-    INTERPOLATIONS,
     TimmClassifier,
     _crop_ratio,
     check_architecture,

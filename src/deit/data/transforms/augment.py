@@ -25,7 +25,7 @@ from deit.data.transforms.crops import (
     simple_random_crop,
 )
 from deit.data.transforms.randaugment import Color, RandAugment, apply_operations, draw_operations
-from deit.images.processor import IMAGENET_MEAN, IMAGENET_STD
+from deit.images.crops import IMAGENET_MEAN, IMAGENET_STD
 
 MAX_PADDED_CROP = 32  # inputs up to this size get a padded random crop, not a random resized crop
 ERASED_AREA = (0.02, 1 / 3)
