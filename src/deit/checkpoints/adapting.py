@@ -117,7 +117,7 @@ def adapt_checkpoint(
             missing, left over or of another shape; or an incomplete head.
     """
     stored = checkpoint.shapes
-    renamed_heads, notes = _rename_heads(stored, shapes, distillation)
+    renamed_heads, head_notes = _rename_heads(stored, shapes, distillation)
     sources: dict[str, str] = {}
     mismatched: dict[str, tuple[Shape, Shape]] = {}
     resized: dict[str, tuple[Shape, Shape]] = {}
@@ -142,7 +142,8 @@ def adapt_checkpoint(
     ignored = tuple(sorted(stored.keys() - set(sources.values()) - mismatched.keys()))
     _check_complete(new, shapes, f"{checkpoint.path} lacks", distillation)
     _check_complete(ignored, stored, "The model does not have", distillation)
-    return AdaptedCheckpoint(checkpoint, target, sources, LoadReport(new, resized, ignored, mismatched, notes))
+    report = LoadReport(new, resized, ignored, mismatched, (*checkpoint.notes, *head_notes))
+    return AdaptedCheckpoint(checkpoint, target, sources, report)
 
 
 def _rename_heads(

@@ -73,14 +73,88 @@ _TIMM: Rows = (
     ("layers.{n}.mlp.fc1.{p}", "blocks.{n}.mlp.fc1.{p}"),
     ("layers.{n}.mlp.fc2.{p}", "blocks.{n}.mlp.fc2.{p}"),
     ("layernorm.{p}", "norm.{p}"),
+    # Factors that the readers fold into the linear layer: of timm, and of the authors' DeiT III.
+    ("layers.{n}.attention.o_proj.factors", "blocks.{n}.ls1.gamma"),
+    ("layers.{n}.attention.o_proj.factors", "blocks.{n}.gamma_1"),
+    ("layers.{n}.mlp.fc2.factors", "blocks.{n}.ls2.gamma"),
+    ("layers.{n}.mlp.fc2.factors", "blocks.{n}.gamma_2"),
 )
 _TIMM_HEAD: Rows = (("classifier.{p}", "head.{p}"),)
 _TIMM_DISTILLED_HEADS: Rows = (("cls_classifier.{p}", "head.{p}"), ("distillation_classifier.{p}", "head_dist.{p}"))
+_MMPRETRAIN: Rows = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.distillation_token", "dist_token"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection.{p}", "patch_embed.projection.{p}"),
+    ("layers.{n}.layernorm_before.{p}", "layers.{n}.ln1.{p}"),
+    ("layers.{n}.attention.qkv.{p}", "layers.{n}.attn.qkv.{p}"),
+    ("layers.{n}.attention.o_proj.{p}", "layers.{n}.attn.proj.{p}"),
+    ("layers.{n}.attention.o_proj.factors", "layers.{n}.attn.gamma1.weight"),
+    ("layers.{n}.layernorm_after.{p}", "layers.{n}.ln2.{p}"),
+    ("layers.{n}.mlp.fc1.{p}", "layers.{n}.ffn.layers.0.0.{p}"),
+    ("layers.{n}.mlp.fc2.{p}", "layers.{n}.ffn.layers.1.{p}"),
+    ("layers.{n}.mlp.fc2.factors", "layers.{n}.ffn.gamma2.weight"),
+    ("layernorm.{p}", "ln1.{p}"),
+)
+_MMPRETRAIN_HEAD: Rows = (("classifier.{p}", "head.layers.head.{p}"),)
+_MMPRETRAIN_DISTILLED_HEADS: Rows = (
+    ("cls_classifier.{p}", "head.layers.head.{p}"),
+    ("distillation_classifier.{p}", "head.layers.head_dist.{p}"),
+)
+_TORCHVISION: Rows = (
+    ("embeddings.cls_token", "class_token"),
+    ("embeddings.position_embeddings", "encoder.pos_embedding"),
+    ("embeddings.patch_embeddings.projection.{p}", "conv_proj.{p}"),
+    ("layers.{n}.layernorm_before.{p}", "encoder.layers.encoder_layer_{n}.ln_1.{p}"),
+    ("layers.{n}.attention.qkv.{p}", "encoder.layers.encoder_layer_{n}.self_attention.in_proj_{p}"),
+    ("layers.{n}.attention.o_proj.{p}", "encoder.layers.encoder_layer_{n}.self_attention.out_proj.{p}"),
+    ("layers.{n}.layernorm_after.{p}", "encoder.layers.encoder_layer_{n}.ln_2.{p}"),
+    ("layers.{n}.mlp.fc1.{p}", "encoder.layers.encoder_layer_{n}.mlp.0.{p}"),
+    ("layers.{n}.mlp.fc1.{p}", "encoder.layers.encoder_layer_{n}.mlp.linear_1.{p}"),  # of files before torchvision 0.14
+    ("layers.{n}.mlp.fc2.{p}", "encoder.layers.encoder_layer_{n}.mlp.3.{p}"),
+    ("layers.{n}.mlp.fc2.{p}", "encoder.layers.encoder_layer_{n}.mlp.linear_2.{p}"),
+    ("layernorm.{p}", "encoder.ln.{p}"),
+)
+_TORCHVISION_HEAD: Rows = (("classifier.{p}", "heads.head.{p}"),)
+
+# What other transformers have and the models here do not -> how to call it. The first pattern that a tensor name has decides.
+_OTHER_MODELS = tuple(
+    (re.compile(pattern), problem, remedy or "use a DeiT or plain ViT; timm's own model of it can be a teacher")
+    for pattern, problem, remedy in (
+        (
+            r"lora_|\.base_layer\.|modules_to_save",
+            "is a PEFT model whose adapter is not merged",
+            "merge it first, model.merge_and_unload(), or save the adapter alone with save_pretrained",
+        ),
+        (r"_flat_param", "is one shard of an FSDP model", "save the full state dict"),
+        (
+            r"_packed_params|weight_(packed|scale|zero_point)|qweight|qzeros|absmax|quant_(map|state)|weight_format|\.SCB|_observer",
+            "is quantized",
+            "save the weights in floating point",
+        ),
+        (
+            r"relative_position|rel_pos|\bq_bias|\bv_bias",
+            "has relative position biases or biases of queries and values only, as BEiT",
+            "",
+        ),
+        (r"token_only|attn\.proj_[lw]|class_attn", "has class attention or talking heads, as CaiT", ""),
+        (r"reg_token|register_tokens|storage_tokens", "has register tokens", ""),
+        (r"\b[qk]_norm\b", "normalizes queries and keys", ""),
+        (r"norm_pre|ln_pre|pre_layrnorm", "has a layer norm before its first layer, as CLIP", ""),
+        (r"fc_norm", "classifies the mean of the patches instead of the class token", ""),
+        (r"attn_pool", "pools with attention instead of the class token", ""),
+        (r"pre_logits", "has a representation layer before its head", ""),
+        (r"w12|\bw3\b|fc1_g|weights_in", "has gated MLPs", ""),
+        (r"rope|freqs_cis", "has rotary position embeddings", ""),
+    )
+)
 
 TRUNK_PREFIXES = ("deit.", "vit.")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 MAX_NAME_LENGTH = 200
-_LAYER = re.compile(r"((?:deit\.|vit\.)?(?:encoder\.layer|layers|blocks)\.)(0|[1-9][0-9]{0,2})(\..+)")
+_LAYER = re.compile(
+    r"((?:deit\.|vit\.)?(?:encoder\.layer\.|layers\.|blocks\.|encoder\.layers\.encoder_layer_))(0|[1-9][0-9]{0,2})(\..+)"
+)
 
 
 class TensorSlice(NamedTuple):
@@ -121,6 +195,9 @@ _TABLES: Mapping[str, tuple[str, Table]] = {
     "deit": ("deit", _table(_CANONICAL, _HEAD_ROWS, ("", *TRUNK_PREFIXES))),
     "timm": ("timm", _table(_TIMM, _TIMM_HEAD)),
     "timm-distilled": ("timm", _table(_TIMM, _TIMM_DISTILLED_HEADS)),
+    "mmpretrain": ("mmpretrain", _table(_MMPRETRAIN, _MMPRETRAIN_HEAD)),
+    "mmpretrain-distilled": ("mmpretrain", _table(_MMPRETRAIN, _MMPRETRAIN_DISTILLED_HEADS)),
+    "torchvision": ("torchvision", _table(_TORCHVISION, _TORCHVISION_HEAD)),
 }
 
 
@@ -144,24 +221,23 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
     """Identifies the project that tensor names come from, and maps canonical names to them.
 
     Returns:
-        ``transformers``, ``timm`` or ``deit``; and canonical name -> names of the tensors to concatenate along the first axis,
+        ``transformers``, ``timm``, ``mmpretrain``, ``torchvision`` or ``deit``; and canonical name -> names of the tensors to concatenate along the first axis,
         in that order.
 
     Raises:
         CheckpointError: unknown or duplicate tensor, or missing slice of a concatenated tensor.
     """
     keys = {name: _split_layer(name) for name in names}
-    distilled = any(key == "dist_token" or key.startswith("head_dist.") for key, _ in keys.values())
-    candidates = [layout for layout in _TABLES if layout != ("timm" if distilled else "timm-distilled")]
+    distilled = any(key == "dist_token" or key.startswith(("head_dist.", "head.layers.head_dist.")) for key, _ in keys.values())
+    candidates = [name for name in _TABLES if f"{name}-distilled" not in _TABLES or not distilled]
+    candidates = [name for name in candidates if not name.endswith("-distilled") or distilled]
     best = max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
     project, table = _TABLES[best]
     slices: dict[str, dict[int, str]] = {}
     totals: dict[str, int] = {}
     for name, (key, layer) in keys.items():
         if key not in table:
-            raise CheckpointError(
-                f"The checkpoint has an unknown tensor, {printable(name)}", "it is not a DeiT or ViT classifier"
-            )
+            raise _unknown_tensor(names, table)
         pattern, position, total = table[key]
         canonical = pattern.replace("{n}", layer)
         if position in slices.setdefault(canonical, {}):
@@ -172,6 +248,18 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
         if len(slices[canonical]) != total:
             raise CheckpointError(f"A slice of {canonical} is missing", "the checkpoint is incomplete")
     return project, {canonical: _in_order(slice_names) for canonical, slice_names in slices.items()}
+
+
+def _unknown_tensor(names: Collection[str], table: Table) -> CheckpointError:
+    """Returns the error for names of which at least one is not in a table; it says what the model is, if that is known."""
+    unknown = [name for name in names if _split_layer(name)[0] not in table]
+    for pattern, problem, remedy in _OTHER_MODELS:
+        if name := next((name for name in unknown if len(name) <= MAX_NAME_LENGTH and pattern.search(name)), None):
+            return CheckpointError(f"The checkpoint {problem} ({printable(name)})", remedy)
+    return CheckpointError(
+        f"The checkpoint has an unknown tensor, {printable(unknown[0])}",
+        "it is not a DeiT or ViT classifier, or has more than the model: save the model's own state dict",
+    )
 
 
 def to_layout(state: Mapping[str, Tensor], layout: str, trunk: str = "") -> dict[str, Tensor]:

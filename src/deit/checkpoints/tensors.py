@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deit.checkpoints.key_maps import printable
 from deit.checkpoints.pickles import StoredTensor
+from deit.checkpoints.state_dicts import MODEL_ANCHORS, StateDict, find_state_dict, names_average, no_average
 from deit.checkpoints.torch_files import ZIP_HEAD, TorchFile, open_torch_file
 from deit.errors import CheckpointError
 from deit.hub import shard_names
@@ -22,8 +23,6 @@ MAX_HEADER = 4 * 2**20  # bytes of a safetensors header; a model with 300 tensor
 MAX_TENSORS = 20_000
 MAX_DIMENSION = 2**63 - 1  # the limit of torch; the header of an empty tensor could claim more
 
-MODEL_KEYS = ("model", "state_dict")
-EMA_KEYS = ("model_ema", "state_dict_ema")
 _DTYPES = {  # name in a safetensors header -> dtype
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -54,12 +53,16 @@ class TensorFile:
         entries: name in the file -> shape and dtype.
         torch_file: the file, if ``torch.save`` wrote it; None for a safetensors file.
         stored: name in the torch file -> its tensor.
+        averaged: whether the tensors are known to be a moving average of the weights.
+        notes: what else the file has that could have been read.
     """
 
     path: Path
     entries: Mapping[str, Entry]
     torch_file: TorchFile | None = field(default=None, repr=False)
     stored: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
+    averaged: bool = False
+    notes: tuple[str, ...] = ()
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Reads the tensors of these names, on the CPU.
@@ -79,12 +82,13 @@ class TensorFile:
         return tensors
 
 
-def open_tensors(path: Path, ema: bool = False) -> TensorFile:
+def open_tensors(path: Path, ema: bool = False, anchors: Sequence[str] = MODEL_ANCHORS) -> TensorFile:
     """Opens a file of safetensors or of ``torch.save``, in its current or legacy format. The file extension is irrelevant.
 
     Args:
         path: the file.
         ema: of a training checkpoint, read the exponential moving average of the weights.
+        anchors: names of tensors by which a state dict is found, see :mod:`deit.checkpoints.state_dicts`.
 
     Raises:
         CheckpointError: the file is missing, of another format, corrupt, or inconsistent with its size; it has no moving
@@ -92,13 +96,13 @@ def open_tensors(path: Path, ema: bool = False) -> TensorFile:
     """
     head, size = _head(path), path.stat().st_size
     if head[8:9] == b"{":
-        if ema:
-            raise CheckpointError(f"{path} has no moving average of the weights", "load it without ema")
         file = open_safetensors(path)
+        if ema and not names_average(file.entries):
+            raise no_average(path)
         _check_count(path, file.entries)
         return file
     if head.startswith(ZIP_HEAD) or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
-        return _open_torch(path, size, ema)
+        return _open_torch(path, size, ema, anchors)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a git-lfs pointer instead of the file", "run: git lfs pull")
     raise CheckpointError(
@@ -171,31 +175,30 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
 
 
-def _open_torch(path: Path, size: int, ema: bool) -> TensorFile:
+def _open_torch(path: Path, size: int, ema: bool, anchors: Sequence[str]) -> TensorFile:
     file = open_torch_file(path)
-    state = _find_state(path, file.content, ema)
+    state, averaged, notes = _find_state(path, file.content, ema, anchors)
     _check_count(path, state)
     stored = {str(name): _stored_tensor(path, name, value) for name, value in state.items()}
     if sum(tensor.nbytes for tensor in stored.values()) > size:  # with a stride of 0, one value could stand for any number
         raise CheckpointError(f"{path} claims more values than it has bytes", "save it again with torch.save")
-    return TensorFile(path, {name: Entry(tensor.shape, tensor.dtype) for name, tensor in stored.items()}, file, stored)
+    entries = {name: Entry(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    return TensorFile(path, entries, file, stored, averaged, notes)
 
 
-def _find_state(path: Path, content: object, ema: bool) -> Mapping[Any, Any]:
-    """Returns the state dict in the content of a file: the one of a training checkpoint, or the whole content."""
+def _find_state(path: Path, content: object, ema: bool, anchors: Sequence[str]) -> StateDict:
+    """Returns the state dict in the content of a file."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} has a {_type_name(content)}", "save a state dict, or a dict with one under 'model'")
-    for key in EMA_KEYS if ema else MODEL_KEYS:
-        if isinstance(content.get(key), dict) and content[key]:
-            return content[key]  # type: ignore[no-any-return]
-    if ema:
-        raise CheckpointError(f"{path} has no moving average of the weights ('model_ema')", "load it without ema")
-    if any(isinstance(value, StoredTensor) for value in content.values()):
-        return content
-    keys = ", ".join(printable(str(key)) for key in list(content)[:8])
-    raise CheckpointError(
-        f"{path} has no weights, only: {keys or 'nothing'}", "save a state dict, or a dict with one under 'model'"
-    )
+    found = find_state_dict(content, anchors, ema, str(path))
+    if found is None:
+        keys = ", ".join(printable(str(key)) for key in list(content)[:8])
+        raise CheckpointError(
+            f"{path} has no weights, only: {keys or 'nothing'}", "save a state dict, or a dict with one under 'model'"
+        )
+    if ema and not found.averaged and not names_average([name for name in found.values if isinstance(name, str)]):
+        raise no_average(path)
+    return found
 
 
 def _stored_tensor(path: Path, name: object, value: object) -> StoredTensor:

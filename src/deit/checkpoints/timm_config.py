@@ -13,8 +13,8 @@ from deit.errors import CheckpointError
 from deit.variants import LAYER_NORM_EPS
 
 # Sizes whose architectures share all that tensors do not determine: [CLS] classification, exact GELU, and this many heads.
-_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
-_SUPPORTED = re.compile(rf"(?:deit|vit)_({'|'.join(_HEADS)})(?:_distilled)?_patch[0-9]+_[0-9]+(?:\.\w+)?")
+_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
+_SUPPORTED = re.compile(rf"(?:deit3?|vit)_({'|'.join(_HEADS)})(?:_distilled)?_patch[0-9]+_[0-9]+(?:\.\w+)?")
 
 # timm's name and the name here of the same activation. If a name occurs twice, its first row is used.
 _ACTIVATIONS = (
@@ -38,7 +38,7 @@ _FIELDS = {  # argument of timm -> configuration field
     "qkv_bias": "qkv_bias",
     "num_classes": "num_labels",
 }
-# Arguments that only affect training or inputs of other sizes, or that the shapes of tensors determine.
+# Arguments that only affect training or inputs of other sizes, or that the tensors determine.
 _IGNORED = {
     "drop_rate",
     "pos_drop_rate",
@@ -50,15 +50,15 @@ _IGNORED = {
     "fix_init",
     "dynamic_img_size",
     "mlp_ratio",
+    "init_values",
+    "no_embed_class",
 }
 # Arguments that would change the function -> values with which the models here agree.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "global_pool": ("token",),
     "class_token": (True,),
     "pos_embed": ("learn",),
-    "no_embed_class": (False,),
     "reg_tokens": (0,),
-    "init_values": (None,),
     "qk_norm": (False,),
     "scale_attn_norm": (False,),
     "scale_mlp_norm": (False,),
