@@ -132,11 +132,7 @@ _OTHER_MODELS = tuple(
             "is quantized",
             "save the weights in floating point",
         ),
-        (
-            r"relative_position|rel_pos|\bq_bias|\bv_bias",
-            "has relative position biases or biases of queries and values only, as BEiT",
-            "",
-        ),
+        (r"relative_position|rel_pos|\bq_bias|\bv_bias", "has relative positions or no bias of keys, as BEiT", ""),
         (r"token_only|attn\.proj_[lw]|class_attn", "has class attention or talking heads, as CaiT", ""),
         (r"reg_token|register_tokens|storage_tokens", "has register tokens", ""),
         (r"\b[qk]_norm\b", "normalizes queries and keys", ""),
@@ -221,8 +217,8 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
     """Identifies the project that tensor names come from, and maps canonical names to them.
 
     Returns:
-        ``transformers``, ``timm``, ``mmpretrain``, ``torchvision`` or ``deit``; and canonical name -> names of the tensors to concatenate along the first axis,
-        in that order.
+        ``transformers``, ``timm``, ``mmpretrain``, ``torchvision`` or ``deit``; and canonical name -> names of the tensors to
+        concatenate along the first axis, in that order.
 
     Raises:
         CheckpointError: unknown or duplicate tensor, or missing slice of a concatenated tensor.

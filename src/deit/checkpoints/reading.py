@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     """
     fields = fields or {}
     path = model_path(path)
-    files, config_file = (_open_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _open_file(path, ema)
+    files, config_file = (open_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _open_file(path, ema)
     # lexists: a dangling link or a directory of this name is an error, not a missing configuration.
     content = read_json(config_file) if config_file and os.path.lexists(config_file) else None
     layout, sources, shapes, notes = _match_tensors(files, path, ema)
@@ -145,14 +145,25 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, notes, sources)
 
 
-def _open_directory(path: Path, ema: bool) -> list[TensorFile]:
+def open_directory(path: Path, ema: bool = False, anchors: Sequence[str] = MODEL_ANCHORS) -> list[TensorFile]:
+    """Opens the weights in a model directory.
+
+    Args:
+        path: the directory.
+        ema: open the moving average of the weights in the directory of a training checkpoint.
+        anchors: see :func:`deit.checkpoints.tensors.open_tensors`.
+
+    Raises:
+        CheckpointError: it has no weights, or they cannot be opened.
+    """
     if ema:
         if not (path / EMA_NAME).is_file():
             raise CheckpointError(f"{path} has no {EMA_NAME}", "load it without ema")
         return [replace(open_tensors(path / EMA_NAME), averaged=True)]
     for name in WEIGHT_FILES:
         if (path / name).is_file():
-            return open_index(path / name) if name.endswith(".index.json") else [open_tensors(path / name)]
+            open_file = partial(open_tensors, anchors=anchors)
+            return open_index(path / name, open_file) if name.endswith(".index.json") else [open_file(path / name)]
     if (path / BUNDLE_NAME).is_file():
         raise CheckpointError(
             f"{path} is an exported model, which supports only inference", "pass the model that it was exported from"

@@ -1,8 +1,8 @@
 """Finds the state dict of a model in a checkpoint. One rule for models and teachers.
 
-A training program saves weights beside optimizer, scheduler and arguments (*containers*: ``{"state_dict": ...}``), and wraps the
-model (*prefixes*: ``module.``, ``model.backbone.``). Neither has a fixed name. Both are therefore found by an *anchor*: a tensor
-name that every model of the wanted kind has, such as ``cls_token``. What precedes the anchor is a container or a prefix.
+A training program saves weights beside optimizer, scheduler and arguments (*containers*: ``{"state_dict": ...}``), and wraps
+the model (*prefixes*: ``module.``, ``model.backbone.``). Neither has a fixed name. Both are therefore found by an *anchor*: a
+tensor name that every model of the wanted kind has, such as ``cls_token``. What precedes it is a container or a prefix.
 
 If several state dicts fit, all but one must be moving averages of the weights, which ``ema`` selects. Otherwise the choice is
 left to the user.
@@ -96,7 +96,7 @@ def find_state_dict(content: Mapping[Any, Any], anchors: Sequence[str], ema: boo
 
 
 def unwrap_names(
-    names: Collection[str], anchors: Sequence[str], ema: bool, source: str, known: Collection[str] = ()
+    names: Collection[str], anchors: Sequence[str], ema: bool, source: str, known: Collection[str] | None = ()
 ) -> ModelNames:
     """Removes the prefixes of wrapping modules from tensor names.
 
@@ -105,7 +105,7 @@ def unwrap_names(
         anchors: names of tensors of the wanted model; the first that occurs decides.
         ema: choose a moving average of the weights, if there is one.
         source: name of the file in error messages.
-        known: names of the model, which are kept whatever they are called.
+        known: names of the model, which are kept whatever they are called; None keeps all.
 
     Returns:
         The names of the model, and those beside it that may belong to it, such as ``head.weight`` beside ``backbone.``, without
@@ -124,7 +124,7 @@ def unwrap_names(
         if any(_belongs_to(clean, other, prefix) for other in others):
             continue
         own = clean.removeprefix(prefix) if clean.startswith(prefix) else _without_shared_prefix(clean, prefix)
-        if own not in known and _BESIDE.fullmatch(own):
+        if known is not None and own not in known and _BESIDE.fullmatch(own):
             beside.append(own)
         elif own in stored:
             raise CheckpointError(
@@ -191,7 +191,7 @@ def _choose(candidates: Sequence[str], ema: bool, source: str) -> tuple[str, boo
         CheckpointError: several fit.
     """
     ordered = sorted(candidates)
-    named = " and ".join(f"`{printable(name.rstrip('.')) or 'the top level'}`" for name in ordered)
+    named = " and ".join(f"`{printable(name.rstrip('.'))}`" if name else "no prefix" for name in ordered)
     students = [name for name in ordered if "student" in name.lower()]
     teachers = [name for name in ordered if "teacher" in name.lower()]
     self_supervised = len(students) == len(teachers) == 1 and len(ordered) == 2

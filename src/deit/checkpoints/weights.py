@@ -1,14 +1,15 @@
-"""Writes tensors to safetensors files, reads them back, and loads them into a module. Nothing is unpickled."""
+"""Writes tensors to safetensors files, reads them back, and loads them into a module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from deit.checkpoints.tensors import open_safetensors
+from deit.checkpoints.state_dicts import anchor_of, unwrap_names
+from deit.checkpoints.tensors import TensorFile, open_safetensors
 from deit.errors import CheckpointError
 from deit.system.files import write_bytes
 from deit.system.progress import plural
@@ -60,3 +61,26 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 "the checkpoint belongs to another model",
             )
     model.load_state_dict(dict(state))
+
+
+def load_network(network: nn.Module, files: Sequence[TensorFile], source: Path) -> tuple[str, ...]:
+    """Loads given weights into a network, whatever prefix the names in the file have.
+
+    Args:
+        network: its tensor names say which of the file are its own.
+        files: the file of weights, or its shards, opened with the anchor of the network
+            (:func:`deit.checkpoints.state_dicts.anchor_of`).
+        source: file or directory, for error messages.
+
+    Returns:
+        What else could have been loaded, and what was left out, one sentence each.
+
+    Raises:
+        CheckpointError: several models in the file fit, or a tensor is missing, left over, or of another shape.
+    """
+    known = network.state_dict().keys()
+    file_of = {name: file for file in files for name in file.entries}
+    names = unwrap_names(file_of, anchor_of(known), False, str(source), known)
+    read = {name: tensor for file in files for name, tensor in file.read(file.entries).items()}
+    load_into(network, {name: read[stored] for name, stored in names.stored.items()})
+    return (*(note for file in files for note in file.notes), *names.notes)

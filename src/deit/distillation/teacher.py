@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from deit.checkpoints.state_dicts import anchor_of
 from deit.checkpoints.tensors import open_tensors
-from deit.checkpoints.weights import load_into
+from deit.checkpoints.weights import load_network
 from deit.data.class_names import IMAGENET_CLASSES, class_indices, imagenet_ids
 from deit.data.loader import Batch, TrainSamples
 from deit.distillation.protocol import TeacherOutput
@@ -58,7 +59,9 @@ class Teacher:
         self._model = classifier.model.eval().requires_grad_(False)
         self._class_indices = _match_classes(name, classifier.classes, classes)
         unused = len(classifier.classes) - len(classes)
-        self.notes = [f"The teacher {name} has {unused} more classes than the data; their logits are ignored"] if unused else []
+        self.notes = [f"The teacher {name}: {note[0].lower()}{note[1:]}" for note in classifier.notes]
+        if unused:
+            self.notes.append(f"The teacher {name} has {unused} more classes than the data; their logits are ignored")
         self._input_size = classifier.processor.input_hw
         # x * student_std + student_mean undoes the student's normalization, then the teacher's is applied.
         student_mean, student_std = map(_per_channel, student.rgb_statistics)
@@ -219,11 +222,11 @@ def _load_from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedCl
     """Loads a timm network from a local file, which holds no class names: they are taken to be the data set's, in order."""
     classifier = TimmClassifier(name, classes, _published_processor(timm.get_pretrained_cfg(name)))
     try:
-        file = open_tensors(path)
-        load_into(classifier.network, file.read(file.entries))
+        file = open_tensors(path, anchors=anchor_of(classifier.network.state_dict()))
+        classifier.notes = load_network(classifier.network, [file], path)
     except CheckpointError as error:
         raise TeacherError(f"{path} does not fit {name} with {len(classes)} classes", str(error)) from error
-    return LoadedClassifier(classifier, classifier.processor, classes)
+    return LoadedClassifier(classifier, classifier.processor, classes, notes=classifier.notes)
 
 
 def _published_processor(settings: PretrainedCfg | None) -> DeiTImageProcessor:

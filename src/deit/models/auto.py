@@ -30,12 +30,14 @@ class LoadedClassifier:
         processor: preprocessing of the model's input.
         classes: class names, in the order of the logits.
         path: file or directory that the model was loaded from; None for a model that was built in memory.
+        notes: how its weights were selected and changed, one sentence each.
     """
 
     model: nn.Module
     processor: DeiTImageProcessor
     classes: tuple[str, ...]
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) -> LoadedClassifier:
@@ -57,11 +59,11 @@ def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) ->
     wrapper = wrapper_class(path)
     if wrapper is not None:
         wrapped = wrapper.from_pretrained(path)
-        return LoadedClassifier(wrapped, wrapped.processor, wrapped.classes, path)
+        return LoadedClassifier(wrapped, wrapped.processor, wrapped.classes, path, wrapped.notes)
     checkpoint = open_checkpoint(path, ema=ema, fields=fields)
     model = classifier_from_checkpoint(checkpoint, fields)
     model.config.return_dict = True  # the output is accessed by name, whatever the configuration file says
-    return LoadedClassifier(model, load_processor(checkpoint, model.config), model.config.classes, path)
+    return LoadedClassifier(model, load_processor(checkpoint, model.config), model.config.classes, path, checkpoint.notes)
 
 
 def wrapper_class(path: Path) -> type[TimmClassifier] | type[HFClassifier] | None:

@@ -1,7 +1,7 @@
 """Image classifiers of transformers (ConvNeXT, RegNet, ResNet, Swin, ...), for evaluation and as teachers.
 
-transformers is optional and imported only here. Nothing is unpickled and no code from a directory is run: weights must be
-safetensors, and ``auto_map`` and quantization are refused.
+transformers is optional and imported only here. No code from a directory is run: its weights are read by our own readers, and
+``auto_map`` and quantization are refused.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.checkpoints.tensors import open_index, open_tensors
+from deit.checkpoints.reading import open_directory
+from deit.checkpoints.state_dicts import unwrap_names
 from deit.config import MAX_CLASSES
 from deit.errors import CheckpointError, ConfigError, DeiTError, MissingExtraError
 from deit.images.processor import DeiTImageProcessor
 from deit.models.outputs import ImageClassifierOutput
-from deit.system.files import CONFIG_NAME, INDEX_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME, read_json
+from deit.system.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, read_json
 
 # Entries of config.json with which transformers would download or run something from outside the directory.
 FORBIDDEN_ENTRIES = ("auto_map", "quantization_config", "backbone", "backbone_config", "model_args", "use_timm_backbone")
@@ -35,10 +36,14 @@ class HFClassifier(nn.Module):
         network: returns logits as ``network(pixel_values).logits``.
         classes: class names, in the order of the logits.
         processor: preprocessing of the network's input.
+
+    Attributes:
+        notes: how the stored weights were selected, one sentence each.
     """
 
     def __init__(self, network: nn.Module, classes: tuple[str, ...], processor: DeiTImageProcessor) -> None:
         super().__init__()
+        self.notes: tuple[str, ...] = ()
         self.network, self.classes, self.processor = network, classes, processor
 
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
@@ -71,39 +76,44 @@ class HFClassifier(nn.Module):
                 f"{directory / CONFIG_NAME} has {forbidden[0]}, which would load more than this directory",
                 "save the model without it",
             )
-        network, missing = _load_network(transformers, directory)
+        network, missing, notes = _load_network(transformers, directory)
         if missing:
             raise CheckpointError(f"{directory} lacks {min(missing)}", "pass a model that was trained to classify images")
         id2label = dict(network.config.id2label)
         if not 0 < len(id2label) <= MAX_CLASSES:
             raise CheckpointError(f"{directory} names {len(id2label)} classes", "save the model with id2label")
         classes = tuple(str(id2label[index]) for index in sorted(id2label))
-        return cls(network.eval(), classes, _load_processor(directory, content)).eval()
+        classifier = cls(network.eval(), classes, _load_processor(directory, content))
+        classifier.notes = notes
+        return classifier.eval()
 
 
-def _load_network(transformers: Any, directory: Path) -> tuple[Any, set[str]]:
-    """Loads the model of a directory; returns it with the names of the tensors that its file lacks."""
-    if (directory / INDEX_NAME).is_file():
-        files = open_index(directory / INDEX_NAME)
-    else:
-        files = [open_tensors(directory / WEIGHTS_NAME)]
-    stored = sum(math.prod(entry.shape) for file in files for entry in file.entries.values())
+def _load_network(transformers: Any, directory: Path) -> tuple[Any, set[str], tuple[str, ...]]:
+    """Loads the model of a directory; returns it, the names of the tensors that its file lacks, and notes for the user."""
     options = {"trust_remote_code": False}
     local = {**options, "local_files_only": True}
     auto_class = transformers.AutoModelForImageClassification
     with _as_checkpoint_error(f"transformers cannot read a classifier from {directory}"):
         config = transformers.AutoConfig.from_pretrained(directory, **local)
         with torch.device("meta"):
-            needed = sum(tensor.numel() for tensor in auto_class.from_config(config, **options).state_dict().values())
+            model = auto_class.from_config(config, **options)
+        described = model.state_dict()
+        anchors = (list(described)[-1],)  # of the head, whose name is the same in all versions of transformers
+        files = open_directory(directory, anchors=anchors)
+        stored = sum(math.prod(entry.shape) for file in files for entry in file.entries.values())
+        needed = sum(tensor.numel() for tensor in described.values())
         if needed > stored:  # checked before memory is allocated for the sizes that a configuration claims
             raise CheckpointError(
                 f"{directory} holds {stored:,} values, and its configuration describes a classifier of {needed:,}",
                 "pass a model that was trained to classify images",
             )
-        network, report = auto_class.from_pretrained(
-            directory, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+        names = unwrap_names([name for file in files for name in file.entries], anchors, False, str(directory), known=None)
+        read = {name: tensor for file in files for name, tensor in file.read(file.entries).items()}
+        state = {name: read[stored_name] for name, stored_name in names.stored.items()}
+        network, report = type(model).from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
-    return network, set(report["missing_keys"])
+    return network, set(report["missing_keys"]), (*(note for file in files for note in file.notes), *names.notes)
 
 
 @contextmanager

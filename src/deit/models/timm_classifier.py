@@ -16,7 +16,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.checkpoints.reading import open_directory
+from deit.checkpoints.state_dicts import anchor_of
+from deit.checkpoints.weights import load_network, write_tensors
 from deit.config import MAX_CLASSES
 from deit.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
 from deit.images.processor import DeiTImageProcessor
@@ -38,6 +40,9 @@ class TimmClassifier(nn.Module):
         processor: preprocessing of the network's input.
         arguments: further arguments of ``timm.create_model``.
 
+    Attributes:
+        notes: how the stored weights were selected, one sentence each.
+
     Raises:
         TeacherError: timm has no such architecture, or refuses the arguments.
     """
@@ -50,6 +55,7 @@ class TimmClassifier(nn.Module):
         arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.notes: tuple[str, ...] = ()
         self.architecture, self.classes, self.processor = architecture, classes, processor
         self.arguments = dict(arguments or {})
         check_architecture(architecture)
@@ -142,7 +148,8 @@ class TimmClassifier(nn.Module):
                 f"A value in {directory / CONFIG_NAME} is missing or malformed ({error})", "save the model again"
             ) from error
         model = cls(str(content.get("architecture")), tuple(map(str, names)), processor, arguments)
-        load_into(model.network, read_tensors(directory / WEIGHTS_NAME))
+        files = open_directory(directory, anchors=anchor_of(model.network.state_dict()))
+        model.notes = load_network(model.network, files, directory)
         return model.eval()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data.imagenet_info import ImageNetInfo
 
 from deit.distillation.teacher import Teacher
@@ -141,6 +141,30 @@ def test_timm_teacher_loads_from_weights_file(tmp_path: Path, suffix: str) -> No
     assert teacher(noise(1, 3, 160, 160)).shape == (1, 3)
     with pytest.raises(TeacherError, match="does not fit"):
         Teacher.load(ARCH, (*CLASSES, "dog"), STUDENT, weights=path)
+
+
+@pytest.mark.parametrize("container", [None, "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "backbone."])
+def test_containers_and_prefixes_of_timm_teachers_do_not_matter(tmp_path: Path, container: str | None, prefix: str) -> None:
+    network, batch = _network(), noise(1, 3, 32, 32)
+    path = tmp_path / "teacher"
+    network.save_pretrained(path)
+    state = {prefix + name: tensor for name, tensor in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    content = state if container is None else {container: state, "optimizer": {"state": {}}, "epoch": 1}
+    torch.save(content, path / "pytorch_model.bin")
+    torch.testing.assert_close(Teacher.load(path, CLASSES, STUDENT)(batch), network(batch).logits)
+
+
+def test_moving_average_beside_the_weights_of_a_teacher_is_mentioned(tmp_path: Path) -> None:
+    state = _network().network.state_dict()
+    torch.save({"model": state, "model_ema": {name: tensor * 0 for name, tensor in state.items()}}, tmp_path / "a.pth")
+    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=tmp_path / "a.pth")
+    assert teacher.notes[0].startswith(f"The teacher {ARCH}: the checkpoint also has a moving average of the weights")
+    assert teacher(noise(1, 3, 32, 32)).abs().max() > 0
+    torch.save({"a": state, "b": state}, tmp_path / "a.pth")
+    with pytest.raises(TeacherError, match="several models, under `a` and `b`"):
+        Teacher.load(ARCH, CLASSES, STUDENT, weights=tmp_path / "a.pth")
 
 
 def test_only_tensors_are_unpickled(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from deit.distillation.teacher import Teacher
 from deit.errors import CheckpointError, ConfigError, MissingExtraError, TeacherError
@@ -172,10 +173,27 @@ def test_hostile_or_malformed_configuration_is_an_error(tmp_path: Path, changes:
         load_classifier(edit_config(save(tmp_path, "resnet"), **changes))
 
 
-def test_pickled_weights_and_models_without_a_head_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "pickled", "resnet")
-    (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+@pytest.mark.parametrize("family", ["resnet", "swin"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model._orig_mod."])
+@pytest.mark.parametrize("container", [None, "model_state_dict"])
+def test_containers_and_prefixes_do_not_matter(tmp_path: Path, family: str, prefix: str, container: str | None) -> None:
+    path = save(tmp_path / "the model", family)
+    expected, images = load_classifier(path).model, noise(1, 3, 32, 32)
+    state = {prefix + name: tensor for name, tensor in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    if container is None:
+        save_file(state, path / "model.safetensors", {"format": "pt"})
+    else:
+        torch.save({container: state, "epoch": 3}, path / "pytorch_model.bin")
+    with torch.no_grad():
+        assert torch.equal(load_classifier(path).model(images).logits, expected(images).logits)
+
+
+def test_models_without_a_head_and_two_models_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "two", "resnet")
+    state = load_file(path / "model.safetensors")
+    save_file({f"{name}.{key}": tensor.clone() for key, tensor in state.items() for name in "ab"}, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="several models, under `a` and `b`"):
         load_classifier(path)
     backbone = transformers.ResNetModel(FAMILIES["resnet"]())
     backbone.save_pretrained(tmp_path / "backbone")
