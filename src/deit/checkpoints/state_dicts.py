@@ -159,7 +159,7 @@ def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any,
     level: list[tuple[str, Mapping[Any, Any]]] = [("", content)]
     visits = 0
     for _ in range(MAX_DEPTH):
-        deeper = []
+        deeper: list[tuple[str, Mapping[Any, Any]]] = []
         for path, values in level:
             visits += len(values)
             if visits > MAX_VISITS:

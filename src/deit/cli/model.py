@@ -49,6 +49,8 @@ def show_model(
         checkpoint = open_checkpoint(fetch(name, revision=revision))
         content = checkpoint.config.to_dict()
         source = {"format": checkpoint.layout, "class": checkpoint.architecture, "path": str(checkpoint.path)}
+        if checkpoint.notes:
+            source["notes"] = "; ".join(checkpoint.notes)
     if as_json:
         print_json({**content, **source})
         return

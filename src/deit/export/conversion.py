@@ -60,7 +60,7 @@ class ConversionResult:
         destination: path that was written.
         format: its format.
         architecture: name of the model class.
-        report: tensors that were newly initialized, resized or ignored when loading.
+        report: tensors that were newly initialized, resized or ignored when loading, and notes on how they were selected.
         differences: library that read the result -> largest difference of its logits from ours on a fixed input.
         largest_logit: largest absolute logit on that input.
         epsilon_shift: largest change of the logits due to the layer norm epsilon: 1e-12 in the published Hugging Face files,
@@ -88,6 +88,7 @@ class ConversionResult:
             "new": list(self.report.new),
             "resized": list(self.report.resized),
             "ignored": list(self.report.ignored),
+            "notes": list(self.report.notes),
             "differences": dict(self.differences),
             "largest_logit": self.largest_logit,
             "epsilon_shift": self.epsilon_shift,

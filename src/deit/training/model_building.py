@@ -155,7 +155,7 @@ def _checkpoint_notes(
     init: str, settings: Transformer, checkpoint: Checkpoint, model: TrainableTransformer, new: set[str]
 ) -> list[str]:
     report = model.load_report
-    notes = [f"Initialized from {init}"]
+    notes = [f"Initialized from {init}", *checkpoint.notes]
     if new:
         notes.append(f"Newly initialized: {_modules(new)}")
     old_grid, new_grid = checkpoint.config.grid, model.config.grid
@@ -184,7 +184,7 @@ def _build_convnet(recipe: Recipe, settings: ConvNet, classes: tuple[str, ...], 
     if not isinstance(loaded.model, TimmClassifier):
         raise TeacherError(f"{init} is a transformer", "use `deit train --init` to continue training it")
     network = loaded.model
-    notes = [f"Initialized from {init}"]
+    notes = [f"Initialized from {init}", *loaded.notes]
     if loaded.classes != classes:
         network.reset_classifier(classes, seed)
         notes.append("Newly initialized: the classifier")
