@@ -34,6 +34,10 @@ ModelOrBundleArgument = Annotated[
 
 VariantOption = Annotated[str | None, typer.Option(help="Model variant from `deit model list`.")]
 TeacherWeightsOption = Annotated[str | None, typer.Option(help="Weights file of a timm teacher.")]
+TeacherClassesOption = Annotated[
+    Literal["name", "order"],
+    typer.Option(help="Match the teacher's classes with the data's by name, or by order if they have no names."),
+]
 InitOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Checkpoint to start from: a run, a model of any format, or a hub name.")
 ]

@@ -39,6 +39,10 @@ def evaluate(
         Literal["auto", "all", "data"],
         typer.Option(help="Classes to predict: all of the model's, or only the data's. auto: data for ImageNet-A and -R."),
     ] = "auto",
+    match_classes: Annotated[
+        Literal["name", "order"],
+        typer.Option(help="Match the classes of model and data by name, or by order for a model whose classes have no names."),
+    ] = "name",
     crop: CropOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     ema: EmaOption = False,
@@ -63,6 +67,7 @@ def evaluate(
         workers=workers,
         combine=combine,
         classes=classes,
+        match_classes=match_classes,
         crop=crop,
         skip_unreadable=skip_unreadable,
         ema=ema,
@@ -76,6 +81,8 @@ def evaluate(
         typer.echo(
             f"Predictions were restricted to {result.num_classes_evaluated} of the model's {len(result.classes)} classes."
         )
+    if match_classes == "order":
+        typer.echo(f"The model's classes were matched with the data's by order: the first is {result.classes[0]!r}.")
     typer.echo()
     totals = result.confusion.sum(axis=1)
     rows = [[name, f"{share:.2%}", f"{totals[result.classes.index(name)]}"] for name, share in result.per_class.items()]

@@ -10,6 +10,7 @@ import typer
 from deit.cli.common import (
     DataArgument,
     RunOptions,
+    TeacherClassesOption,
     TeacherWeightsOption,
     TrainDataArgument,
     VariantOption,
@@ -67,6 +68,7 @@ def cache(
         int | None, typer.Option(min=1, help="Number of class probabilities to keep per sample, for soft distillation.")
     ] = None,
     teacher_weights: TeacherWeightsOption = None,
+    teacher_classes: TeacherClassesOption = "name",
     model: VariantOption = None,
     *,
     options: RunOptions,
@@ -83,6 +85,7 @@ def cache(
         views=views,
         top_k=top_k,
         teacher_weights=teacher_weights,
+        teacher_classes=teacher_classes,
         settings=options.settings({"model.variant": model}),
         **options.run_arguments(),
     )

@@ -8,6 +8,7 @@ import typer
 
 from deit.cli.common import (
     RunOptions,
+    TeacherClassesOption,
     TeacherWeightsOption,
     TrainDataArgument,
     VariantOption,
@@ -25,6 +26,7 @@ def train(
     data: TrainDataArgument = None,
     teacher: Annotated[str | None, typer.Option(help=TEACHER_HELP)] = None,
     teacher_weights: TeacherWeightsOption = None,
+    teacher_classes: TeacherClassesOption = "name",
     model: VariantOption = None,
     *,
     options: RunOptions,
@@ -34,7 +36,7 @@ def train(
 
     settings = options.settings({"model.variant": model})
     check_init_shape(options.init, model)
-    options.check_resume(settings, teacher, teacher_weights)
+    options.check_resume(settings, teacher, teacher_weights, teacher_classes == "order")
     result = run(
         data,
         options.recipe or default_recipe(data, distilled=teacher is not None, init=options.init is not None),
@@ -42,6 +44,7 @@ def train(
         resume=options.resume,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        teacher_classes=teacher_classes,
         settings=settings,
         **options.run_arguments(),
     )

@@ -7,16 +7,21 @@ names; all share the same order. Two of the 1,000 descriptions are equal: ``cran
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from typing import Literal
 
 import numpy as np
 
 from deit.errors import DataError
 
 IMAGENET_CLASSES = 1000
+BY_ORDER = "--match-classes order of deit evaluate, --teacher-classes order of deit train and deit teacher cache"
+Matching = Literal["name", "order"]
+_PLACEHOLDER = re.compile(r"(?:label|class)?[ _-]?([0-9]{1,7})", re.ASCII | re.IGNORECASE)
 MIN_MATCHES = 0.9  # of the descriptions, since their spelling differs slightly between publishers
 
 
@@ -57,24 +62,44 @@ def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether a model's classes are the 1,000 of ImageNet in their order, under any of their names."""
     if len(classes) != IMAGENET_CLASSES:
         return False
-    numbered = (tuple(map(str, range(IMAGENET_CLASSES))), tuple(f"LABEL_{index}" for index in range(IMAGENET_CLASSES)))
+    numbered = (tuple(map(str, range(IMAGENET_CLASSES))), placeholder_names(IMAGENET_CLASSES))
     if tuple(classes) in (*numbered, imagenet_ids()):
         return True
     matches = sum(_first_synonym(a) == _first_synonym(b) for a, b in zip(classes, imagenet_names(), strict=True))
     return matches >= MIN_MATCHES * IMAGENET_CLASSES
 
 
-def class_indices(names: Sequence[str], model_classes: Sequence[str]) -> np.ndarray:
+def placeholder_names(count: int) -> tuple[str, ...]:
+    """Returns the names of classes that have none, as transformers writes them: ``LABEL_0``, ``LABEL_1``, ..."""
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def are_placeholders(classes: Sequence[str]) -> bool:
+    """Whether class names only number the classes from 0 or 1: ``LABEL_0``, ``class 1``, ``2``."""
+    numbers = [_PLACEHOLDER.fullmatch(name) for name in classes]
+    return bool(numbers) and any(
+        all(match is not None and int(match[1]) == index for index, match in enumerate(numbers, start)) for start in (0, 1)
+    )
+
+
+def class_indices(names: Sequence[str], model_classes: Sequence[str], match: Matching = "name") -> np.ndarray:
     """Returns the index of each name among a model's classes.
 
-    Classes are matched by name. If the model has ImageNet's classes, WordNet IDs and descriptions match as well.
+    Args:
+        names: class names of a data set.
+        model_classes: class names of a model.
+        match: ``name`` matches by name; if the model has ImageNet's classes, WordNet IDs and descriptions match as well.
+            ``order`` matches the first class with the first, and so on, for a model without class names.
 
     Returns:
         (len(names),) int64.
 
     Raises:
-        DataError: the model lacks a class, or several of its classes have the same name.
+        DataError: the model lacks a class, several of its classes have the same name, or, by order, it has another number of
+            classes or some of the names in another order.
     """
+    if match == "order":
+        return _indices_by_order(names, model_classes)
     if tuple(names) == tuple(model_classes):
         return np.arange(len(model_classes))
     if is_imagenet(model_classes):
@@ -84,6 +109,11 @@ def class_indices(names: Sequence[str], model_classes: Sequence[str]) -> np.ndar
     counts = Counter(model_classes)
     indices = {name: index for index, name in enumerate(model_classes) if counts[name] == 1}
     missing = [name for name in names if name not in counts]
+    if missing and len(names) == len(model_classes) and are_placeholders(model_classes):
+        raise DataError(
+            f"The model's classes have no names, only {model_classes[0]!r} to {model_classes[-1]!r}",
+            f"if they are in the order of the data's, {names[0]!r} to {names[-1]!r}, request it: {BY_ORDER}",
+        )
     if missing:
         raise DataError(
             f"The data has {len(missing)} classes that the model does not have, such as {missing[0]!r}",
@@ -92,6 +122,21 @@ def class_indices(names: Sequence[str], model_classes: Sequence[str]) -> np.ndar
     if ambiguous := [name for name in names if name not in indices]:
         raise DataError(f"The model has several classes named {ambiguous[0]!r}", "give its classes unique names: id2label")
     return np.asarray([indices[name] for name in names], np.int64)
+
+
+def _indices_by_order(names: Sequence[str], model_classes: Sequence[str]) -> np.ndarray:
+    if len(names) != len(model_classes):
+        raise DataError(
+            f"The data has {len(names)} classes and the model {len(model_classes)}",
+            "classes are matched by order only one to one",
+        )
+    positions = {} if are_placeholders(model_classes) else _index(model_classes)
+    for index, name in enumerate(names):
+        if positions.get(name, index) != index:
+            raise DataError(
+                f"Class {name!r} is number {index} in the data and {positions[name]} in the model", "match the classes by name"
+            )
+    return np.arange(len(names))
 
 
 def _index(names: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from deit.data.checking import without_unreadable
+from deit.data.class_names import Matching
 from deit.data.loader import Batch, Loader, TrainSamples
 from deit.data.opening import absolute_name, open_data
 from deit.data.sampler import steps_per_epoch
@@ -100,6 +101,7 @@ def build_cache(
     views: int | None = None,
     top_k: int | None = None,
     teacher_weights: str | Path | None = None,
+    teacher_classes: Matching = "name",
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -116,6 +118,7 @@ def build_cache(
         views: number of views; None takes the recipe's ``views``, or its epochs. A larger number extends an existing cache.
         top_k: number of classes to keep per sample, for soft distillation; None keeps the most likely class.
         teacher_weights: file with the weights of a timm teacher.
+        teacher_classes: match the teacher's classes with the data's by ``name``, or by ``order`` if they have no names.
         settings: recipe values to change, as :meth:`Recipe.with_settings` takes them.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: worker processes of the data loader; None chooses by the number of cores.
@@ -132,6 +135,7 @@ def build_cache(
         init=None if init is None else absolute(init),
         teacher=absolute(teacher),
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
+        teacher_classes=teacher_classes,
         skip_unreadable=skip_unreadable,
     )
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
@@ -157,10 +161,16 @@ def build_cache_on(
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     planned, _ = resolve_recipe(recipe, splits)  # the notes are about training
     resolved = resolve_initial_checkpoint(planned, run.init)
-    teacher = Teacher.load(run.teacher, splits.classes, resolved.processor(), run.teacher_weights)
+    teacher = Teacher.load(run.teacher, splits.classes, resolved.processor(), run.teacher_weights, run.teacher_classes)
     samples = training_samples(resolved, splits.train, run.skip_unreadable)
     requested = CacheManifest(
-        teacher=CachedModel(name=teacher.name, location=run.teacher, weights=run.teacher_weights, sha256=teacher.fingerprint()),
+        teacher=CachedModel(
+            name=teacher.name,
+            location=run.teacher,
+            weights=run.teacher_weights,
+            match=run.teacher_classes,
+            sha256=teacher.fingerprint(),
+        ),
         data=CachedData(**asdict(record), images=len(splits.train.labels)),
         pixel_settings=pixel_settings(resolved),
         software=software(),

@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from deit.data.class_names import Matching
 from deit.data.sampler import BatchPlan
 from deit.errors import TeacherError, validation_problem
 from deit.system.files import CACHE_NAME, read_json, sha256
@@ -55,11 +56,16 @@ class CachedData(_Section):
 
 
 class CachedModel(_Section):
-    """The teacher: name, location (and ``weights`` file of a timm architecture), and a hash of everything it computes with."""
+    """The teacher.
+
+    Its name, location (and ``weights`` file of a timm architecture), how its classes match the data's, and a hash of everything
+    that it computes with.
+    """
 
     name: str
     location: str
     weights: str | None = None
+    match: Matching = "name"
     sha256: Sha256
 
 

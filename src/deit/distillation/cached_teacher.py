@@ -137,7 +137,7 @@ class CachedTeacher:
         """Loads the teacher itself; returns None, after printing why, if it is not available any more."""
         cached = self.manifest.teacher
         try:
-            teacher = Teacher.load(cached.location, self.manifest.classes, self.student, cached.weights)
+            teacher = Teacher.load(cached.location, self.manifest.classes, self.student, cached.weights, cached.match)
         except DeiTError as error:
             print_status(f"Note: the cached teacher is not evaluated, since it cannot be loaded. {error}")
             return None

@@ -45,7 +45,8 @@ def load_teacher(recipe: Recipe, settings: RunSettings, splits: Splits, record: 
     if settings.teacher is None:
         return None
     if not is_logit_cache(settings.teacher):
-        return Teacher.load(settings.teacher, splits.classes, recipe.processor(), settings.teacher_weights)
+        student, match = recipe.processor(), settings.teacher_classes
+        return Teacher.load(settings.teacher, splits.classes, student, settings.teacher_weights, match)
     if settings.teacher_weights is not None:
         raise TeacherError(f"{settings.teacher} holds cached logits, which need no weights", "leave out --teacher-weights")
     return CachedTeacher.open(settings.teacher, recipe, splits, record)

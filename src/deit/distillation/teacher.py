@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deit.checkpoints.state_dicts import anchor_of
 from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_network
-from deit.data.class_names import IMAGENET_CLASSES, class_indices, imagenet_ids
+from deit.data.class_names import BY_ORDER, IMAGENET_CLASSES, Matching, class_indices, imagenet_ids, placeholder_names
 from deit.data.loader import Batch, TrainSamples
 from deit.distillation.protocol import TeacherOutput
 from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
@@ -41,6 +41,7 @@ class Teacher:
         classes: class names of the data set, in the order of the student's logits.
         student: the student's image processor, whose normalization the batches have.
         name: name for log lines and reports.
+        match: how the teacher's classes are matched with the data's, see :func:`deit.data.class_names.class_indices`.
 
     Attributes:
         notes: what the user should know about the teacher.
@@ -52,14 +53,24 @@ class Teacher:
     views = None
     sample_targets = None
 
-    def __init__(self, classifier: LoadedClassifier, classes: tuple[str, ...], student: DeiTImageProcessor, name: str) -> None:
+    def __init__(
+        self,
+        classifier: LoadedClassifier,
+        classes: tuple[str, ...],
+        student: DeiTImageProcessor,
+        name: str,
+        match: Matching = "name",
+    ) -> None:
         self.name = name
         self.classes = classes
         self.classifier = classifier
         self._model = classifier.model.eval().requires_grad_(False)
-        self._class_indices = _match_classes(name, classifier.classes, classes)
+        self._class_indices = _match_classes(name, classifier.classes, classes, match)
         unused = len(classifier.classes) - len(classes)
         self.notes = [f"The teacher {name}: {note[0].lower()}{note[1:]}" for note in classifier.notes]
+        if match == "order" and classifier.classes != classes:
+            first = f"{classifier.classes[0]} is taken to be {classes[0]}"
+            self.notes.append(f"The classes of the teacher {name} are matched with the data's by order: {first}")
         if unused:
             self.notes.append(f"The teacher {name} has {unused} more classes than the data; their logits are ignored")
         self._input_size = classifier.processor.input_hw
@@ -75,6 +86,7 @@ class Teacher:
         classes: tuple[str, ...],
         student: DeiTImageProcessor,
         weights: str | Path | None = None,
+        match: Matching = "name",
     ) -> Self:
         """Loads a teacher by name.
 
@@ -84,7 +96,8 @@ class Teacher:
             classes: class names of the data set.
             student: the student's image processor.
             weights: file with the weights of a timm architecture (``.safetensors``, or ``.pth`` with tensors only); None
-                downloads them from the hub.
+                downloads them from the hub. It has no class names.
+            match: how the teacher's classes are matched with the data's, see :func:`deit.data.class_names.class_indices`.
 
         Raises:
             TeacherError: there is no such teacher, its weights cannot be loaded, or it lacks a class of the data set.
@@ -92,12 +105,12 @@ class Teacher:
         text = str(name)
         if weights is None and (Path(name).exists() or "/" in text or text in VARIANTS):
             try:
-                return cls(load_classifier(name), classes, student, text)
+                return cls(load_classifier(name), classes, student, text, match)
             except (CheckpointError, ConfigError) as error:
                 raise TeacherError(f"The teacher {text} cannot be loaded: {error.problem}", error.remedy) from error
         check_architecture(text)
-        classifier = _load_from_hub(text, classes) if weights is None else _load_from_file(text, Path(weights), classes)
-        return cls(classifier, classes, student, text)
+        classifier = _load_from_hub(text, classes, match) if weights is None else _load_from_file(text, Path(weights), classes)
+        return cls(classifier, classes, student, text, match)
 
     def to(self, device: torch.device) -> Self:
         """Moves the teacher to a device, in place."""
@@ -175,29 +188,29 @@ class _SelectClasses(nn.Module):
         return ImageClassifierOutput(logits=logits[:, self._class_indices])
 
 
-def _match_classes(name: str, teacher_classes: tuple[str, ...], classes: tuple[str, ...]) -> Tensor:
+def _match_classes(name: str, teacher_classes: tuple[str, ...], classes: tuple[str, ...], match: Matching) -> Tensor:
     """Returns the index of each of the data set's classes among the teacher's logits.
 
     Raises:
         TeacherError: the teacher lacks one of them, or several of its classes have that name.
     """
     try:
-        return torch.from_numpy(class_indices(classes, teacher_classes))
+        return torch.from_numpy(class_indices(classes, teacher_classes, match))
     except DataError as error:
         reason = error.problem[0].lower() + error.problem[1:]
         raise TeacherError(
             f"The teacher {name}, with {len(teacher_classes):,} classes such as {teacher_classes[0]!r}, does not fit: {reason}",
-            TRAIN_A_TEACHER,
+            error.remedy if match == "order" or BY_ORDER in error.remedy else TRAIN_A_TEACHER,
         ) from error
 
 
-def _load_from_hub(name: str, classes: tuple[str, ...]) -> LoadedClassifier:
+def _load_from_hub(name: str, classes: tuple[str, ...], match: Matching) -> LoadedClassifier:
     """Loads a timm network with its published weights."""
     settings = timm.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
         raise TeacherError(f"timm publishes no weights for {name}", TRAIN_A_TEACHER)
     teacher_classes = _published_classes(name, settings.num_classes)
-    _match_classes(name, teacher_classes, classes)  # before the download
+    _match_classes(name, teacher_classes, classes, match)  # before the download
     processor = _published_processor(settings)
     try:
         network = timm.create_model(name, pretrained=True)
@@ -219,14 +232,15 @@ def _published_classes(name: str, count: int) -> tuple[str, ...]:
 
 
 def _load_from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedClassifier:
-    """Loads a timm network from a local file, which holds no class names: they are taken to be the data set's, in order."""
-    classifier = TimmClassifier(name, classes, _published_processor(timm.get_pretrained_cfg(name)))
+    """Loads a timm network from a local file, which holds no class names, with as many classes as the data set."""
+    names = placeholder_names(len(classes))
+    classifier = TimmClassifier(name, names, _published_processor(timm.get_pretrained_cfg(name)))
     try:
         file = open_tensors(path, anchors=anchor_of(classifier.network.state_dict()))
         classifier.notes = load_network(classifier.network, [file], path)
     except CheckpointError as error:
         raise TeacherError(f"{path} does not fit {name} with {len(classes)} classes", str(error)) from error
-    return LoadedClassifier(classifier, classifier.processor, classes, notes=classifier.notes)
+    return LoadedClassifier(classifier, classifier.processor, names, notes=classifier.notes)
 
 
 def _published_processor(settings: PretrainedCfg | None) -> DeiTImageProcessor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deit.data.class_names import class_indices
+from deit.data.class_names import Matching, class_indices
 from deit.data.datasets.named import named_reference
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.opening import read_splits
@@ -103,6 +104,7 @@ def evaluate(
     workers: int | None = None,
     combine: Combine = "mean",
     classes: CandidateClasses = "auto",
+    match_classes: Matching = "name",
     skip_unreadable: bool = False,
     crop: Crop | None = None,
     ema: bool = False,
@@ -125,6 +127,8 @@ def evaluate(
         combine: ``mean`` or ``softmax``, see :func:`evaluate_source`.
         classes: whether the model predicts ``all`` of its classes or only those of the ``data``; ``auto`` is ``data`` for
             ImageNet-A and -R, as their authors evaluate, and ``all`` for any other data set.
+        match_classes: whether the classes of model and data are matched by ``name`` or by ``order``, for a model whose classes
+            have no names: see :func:`deit.data.class_names.class_indices`.
         skip_unreadable: leave out unreadable images and count them.
         crop: ``keep``, ``squash`` or ``pad``, see :meth:`DeiTImageProcessor.for_size`; None takes the model's own.
         ema: load the exponential moving average of the weights from a training checkpoint.
@@ -145,6 +149,9 @@ def evaluate(
         classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
     images = evaluation_split(data, split, record)
+    if match_classes == "order":
+        class_indices(images.classes, classifier.classes, match_classes)  # raises if they cannot be
+        classifier = replace(classifier, classes=images.classes)
     source = relabeled(images, classifier.classes)
     candidates = np.unique(class_indices(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)

@@ -20,6 +20,7 @@ from deit.checkpoints.reading import open_directory
 from deit.checkpoints.state_dicts import anchor_of
 from deit.checkpoints.weights import load_network, write_tensors
 from deit.config import MAX_CLASSES
+from deit.data.class_names import placeholder_names
 from deit.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
 from deit.images.processor import DeiTImageProcessor
 from deit.images.timm_preprocessing import INTERPOLATIONS, settings_from_timm
@@ -139,9 +140,10 @@ class TimmClassifier(nn.Module):
         processor = processor_from_timm(settings if isinstance(settings, dict) else {})
         try:
             assert isinstance(settings, dict)  # processor_from_timm refuses anything else
-            names = settings.get("label_names") or range(int(content["num_classes"]))
-            if not 0 < len(names) <= MAX_CLASSES:
+            count = int(content["num_classes"])
+            if not 0 < count <= MAX_CLASSES:
                 raise ValueError("number of classes")
+            names = settings.get("label_names") or placeholder_names(count)
             arguments = dict(content.get("model_args") or {})
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(

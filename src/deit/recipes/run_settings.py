@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deit.data.class_names import Matching
 from deit.data.splits import VALIDATION_FRACTION
 
 
@@ -17,6 +18,7 @@ class RunSettings:
         init: checkpoint that training starts from, or None.
         teacher: the teacher, as :func:`deit.distillation.loading.load_teacher` takes it, or None.
         teacher_weights: file with the weights of a timm teacher, or None.
+        teacher_classes: whether the teacher's classes are matched with the data's by ``name`` or by ``order``.
         split_seed: seed of the split, where a split of the data set is missing.
         validation_fraction: fraction of each class that is then set aside for validation.
         skip_unreadable: leave out unreadable images and count them.
@@ -26,6 +28,7 @@ class RunSettings:
     init: str | None = None
     teacher: str | None = None
     teacher_weights: str | None = None
+    teacher_classes: Matching = "name"
     split_seed: int = 0
     validation_fraction: float = VALIDATION_FRACTION
     skip_unreadable: bool = False

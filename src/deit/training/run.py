@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deit.data.checking import without_unreadable
+from deit.data.class_names import Matching
 from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.loading import check_teacher, limit_views, load_teacher
@@ -44,6 +45,7 @@ def train(
     init: str | Path | None = None,
     teacher: str | Path | None = None,
     teacher_weights: str | Path | None = None,
+    teacher_classes: Matching = "name",
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -61,6 +63,7 @@ def train(
         teacher: the teacher, as :meth:`Teacher.load` takes it, or a directory of ``deit teacher cache``; required if the
             recipe distills.
         teacher_weights: file with the weights of a timm teacher.
+        teacher_classes: match the teacher's classes with the data's by ``name``, or by ``order`` if they have no names.
         settings: recipe values to change, as :meth:`Recipe.with_settings` takes them.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: worker processes of the data loader; None chooses by the number of cores.
@@ -70,7 +73,7 @@ def train(
         UserError: the data, recipe, teacher or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
-    request = _request(data, recipe, settings, out, resume, skip_unreadable, init, teacher, teacher_weights)
+    request = _request(data, recipe, settings, out, resume, skip_unreadable, init, teacher, teacher_weights, teacher_classes)
     if request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
@@ -193,6 +196,7 @@ def _request(
     init: str | Path | None,
     teacher: str | Path | None = None,
     teacher_weights: str | Path | None = None,
+    teacher_classes: Matching = "name",
 ) -> _Request:
     """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
     if resume is not None:
@@ -206,6 +210,7 @@ def _request(
         init=None if init is None else absolute(init),
         teacher=None if teacher is None else absolute(teacher),
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
+        teacher_classes=teacher_classes,
         skip_unreadable=skip_unreadable,
     )
     return _Request(new_run_directory(out, settings.data, requested.name), requested, settings)

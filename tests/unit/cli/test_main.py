@@ -20,18 +20,18 @@ RUN_OPTIONS = (
 )
 COMMANDS = {
     "quickstart": "--out --fresh --device --workers --json",
-    "train": f"--teacher --teacher-weights --model {RUN_OPTIONS}",
+    "train": f"--teacher --teacher-weights --teacher-classes --model {RUN_OPTIONS}",
     "pretrain": f"--model {RUN_OPTIONS}".replace(" --minutes", ""),
-    "evaluate": "--split --combine --classes --crop --batch-size --ema --revision --device --workers --skip-unreadable "
-    "--max-pixels --json",
+    "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
+    "--skip-unreadable --max-pixels --json",
     "predict": "--top --crop --runtime --exact --ema --revision --device --max-pixels --json",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json",
     "benchmark": "--images --runtime --seconds --device --max-pixels --json",
     "info": "--json",
     "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": f"--arch {RUN_OPTIONS}",
-    "teacher cache": "--teacher --out --views --top-k --teacher-weights --model --init --recipe --image-size --epochs "
-    "--batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json",
+    "teacher cache": "--teacher --out --views --top-k --teacher-weights --teacher-classes --model --init --recipe --image-size "
+    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json",
     "data list": "--json",
     "data check": "--max-pixels --json",
     "recipe list": "--json",

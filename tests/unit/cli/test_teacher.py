@@ -22,5 +22,12 @@ def test_teacher_cache(calls: list[Any]) -> None:
     assert 'deit train "photos" --teacher "a cache"' in text
     [(arguments, options)] = calls
     assert arguments == ("photos", "small-data-distilled")
-    own = {"teacher": "t", "out": Path("a cache"), "views": None, "top_k": 2, "teacher_weights": None}
+    own = {
+        "teacher": "t",
+        "out": Path("a cache"),
+        "views": None,
+        "top_k": 2,
+        "teacher_weights": None,
+        "teacher_classes": "name",
+    }
     assert options == {**SHARED, **own, "settings": {"seed": "1"}}

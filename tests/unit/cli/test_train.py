@@ -24,6 +24,7 @@ def test_train(calls: list[Any]) -> None:
         "resume": None,
         "teacher": "t",
         "teacher_weights": None,
+        "teacher_classes": "name",
         "settings": settings,
     }
 

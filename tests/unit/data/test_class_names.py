@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 
 from deit.data.class_names import (
+    are_placeholders,
     class_indices,
     imagenet_ids,
     imagenet_names,
     imagenet_subset,
     is_imagenet,
+    placeholder_names,
     reassessed_labels,
 )
 from deit.errors import DataError
@@ -67,6 +69,42 @@ def test_wordnet_ids_and_descriptions_match_a_published_model() -> None:
     for model_classes in (published(), imagenet_ids(), imagenet_names(), [f"LABEL_{index}" for index in range(1000)]):
         assert class_indices(wnids, model_classes).tolist() == [517, 0, 134]
         assert class_indices([imagenet_names()[index] for index in (517, 0, 134)], model_classes).tolist() == [517, 0, 134]
+
+
+@pytest.mark.parametrize(
+    ("names", "placeholders"),
+    [
+        (["LABEL_0", "LABEL_1"], True),
+        (["0", "1", "2"], True),
+        (["1", "2", "3"], True),
+        (["class 0", "class 1"], True),
+        (["Label-1"], True),
+        (["0", "2"], False),
+        (["1", "0"], False),
+        (["LABEL_0", "cat"], False),
+        (["00", "x1"], False),
+        ([], False),
+    ],
+)
+def test_placeholders_number_the_classes(names: list[str], placeholders: bool) -> None:
+    assert are_placeholders(names) == placeholders
+
+
+def test_classes_match_by_order_on_request() -> None:
+    unnamed = placeholder_names(3)
+    with pytest.raises(
+        DataError, match=r"'LABEL_0' to 'LABEL_2': if they are in the order of the data's, 'b' to 'c', request it"
+    ):
+        class_indices(["b", "a", "c"], unnamed)
+    assert class_indices(["b", "a", "c"], unnamed, "order").tolist() == [0, 1, 2]
+    assert class_indices(["2", "0", "1"], placeholder_names(3), "order").tolist() == [0, 1, 2]
+    assert class_indices(["cat", "dog"], ["Katze", "dog"], "order").tolist() == [0, 1]
+    with pytest.raises(DataError, match="Class 'dog' is number 0 in the data and 1 in the model: match the classes by name"):
+        class_indices(["dog", "cat"], ["Katze", "dog"], "order")
+    with pytest.raises(DataError, match=r"2 classes and the model 3: .* only one to one"):
+        class_indices(["b", "a"], unnamed, "order")
+    with pytest.raises(DataError, match="2 classes that the model does not have"):
+        class_indices(["b", "a"], unnamed)
 
 
 def test_names_match_before_the_order() -> None:

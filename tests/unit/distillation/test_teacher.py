@@ -96,6 +96,30 @@ def test_imagenet_classes_match_by_description_and_wordnet_id() -> None:
         Teacher(_loaded(_network(described[::-1])), fish[::-1], STUDENT, "t")
 
 
+@pytest.mark.parametrize("own", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"), ("class 1", "class 2", "class 3")])
+def test_classes_without_names_are_matched_by_order_on_request(own: tuple[str, ...]) -> None:
+    network, batch = _network(own), noise(2, 3, 32, 32)
+    with pytest.raises(TeacherError, match=rf"have no names, only '{own[0]}' to '{own[2]}'.*'ant' to 'cat'.*order"):
+        Teacher(_loaded(network), CLASSES, STUDENT, "t")
+    teacher = Teacher(_loaded(network), CLASSES, STUDENT, "t", "order")
+    torch.testing.assert_close(teacher(batch), network(batch).logits)
+    assert teacher.notes == [f"The classes of the teacher t are matched with the data's by order: {own[0]} is taken to be ant"]
+    assert teacher.for_evaluation().classes == CLASSES
+    for classes in (CLASSES[:2], (*CLASSES, "dog")):
+        with pytest.raises(TeacherError, match="only one to one"):
+            Teacher(_loaded(network), classes, STUDENT, "t", "order")
+
+
+def test_names_in_another_order_are_not_matched_by_order() -> None:
+    with pytest.raises(
+        TeacherError, match=r"class 'ant' is number 0 in the data and 1 in the model: match the classes by name"
+    ):
+        Teacher(_loaded(_network(("cat", "ant", "bee"))), CLASSES, STUDENT, "t", "order")
+    teacher = Teacher(_loaded(_network(("Ameise", "bee", "Katze"))), CLASSES, STUDENT, "t", "order")
+    assert len(teacher.notes) == 1
+    assert Teacher(_loaded(_network()), CLASSES, STUDENT, "t", "order").notes == []
+
+
 def test_fingerprint_depends_on_weights_preprocessing_and_classes() -> None:
     network = _network()
     one = Teacher(_loaded(network), CLASSES, STUDENT, "t").fingerprint()
@@ -137,7 +161,9 @@ def test_timm_teacher_loads_from_weights_file(tmp_path: Path, suffix: str) -> No
         torch.save({"model": network.state_dict()}, path)
     else:
         save_file(network.state_dict(), path)
-    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=path)
+    with pytest.raises(TeacherError, match=r"have no names, only 'LABEL_0' to 'LABEL_2'.*--teacher-classes order"):
+        Teacher.load(ARCH, CLASSES, STUDENT, weights=path)
+    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=path, match="order")
     assert teacher(noise(1, 3, 160, 160)).shape == (1, 3)
     with pytest.raises(TeacherError, match="does not fit"):
         Teacher.load(ARCH, (*CLASSES, "dog"), STUDENT, weights=path)
@@ -159,7 +185,7 @@ def test_containers_and_prefixes_of_timm_teachers_do_not_matter(tmp_path: Path, 
 def test_moving_average_beside_the_weights_of_a_teacher_is_mentioned(tmp_path: Path) -> None:
     state = _network().network.state_dict()
     torch.save({"model": state, "model_ema": {name: tensor * 0 for name, tensor in state.items()}}, tmp_path / "a.pth")
-    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=tmp_path / "a.pth")
+    teacher = Teacher.load(ARCH, CLASSES, STUDENT, weights=tmp_path / "a.pth", match="order")
     assert teacher.notes[0].startswith(f"The teacher {ARCH}: the checkpoint also has a moving average of the weights")
     assert teacher(noise(1, 3, 32, 32)).abs().max() > 0
     torch.save({"a": state, "b": state}, tmp_path / "a.pth")

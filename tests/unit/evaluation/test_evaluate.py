@@ -178,6 +178,26 @@ def test_data_may_have_fewer_classes_in_another_order(tmp_path: Path, photo_fold
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"id2label": {0: "0", 1: "1", 2: "2"}}, {"id2label": {0: "class 1", 1: "class 2", 2: "class 3"}}]
+)
+def test_model_without_class_names_is_evaluated_by_order_on_request(
+    tmp_path: Path, photo_folder: Path, fields: dict[str, Any]
+) -> None:
+    config = tiny_deit(num_labels=3).with_classes(list(CLASSES))
+    model = randomized(DeiTForImageClassificationWithTeacher(config))
+    named, unnamed = tmp_path / "named", tmp_path / "unnamed"
+    model.save_pretrained(named)
+    model.config = config.replace(**(fields or {"num_labels": 3}))
+    model.save_pretrained(unnamed)
+    options: dict[str, Any] = {"device": "cpu", "workers": 0, "skip_unreadable": True}
+    expected = evaluate(named, photo_folder, **options)
+    with pytest.raises(DataError, match=r"have no names.*--match-classes order of deit evaluate"):
+        evaluate(unnamed, photo_folder, **options)
+    actual = evaluate(unnamed, photo_folder, match_classes="order", **options)
+    assert (actual.classes, actual.main, actual.per_class) == (expected.classes, expected.main, expected.per_class)
+
+
 def test_class_name_that_is_not_unique_is_an_error(tmp_path: Path, photo_folder: Path) -> None:
     names = (*CLASSES, CLASSES[1])
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names))).save_pretrained(tmp_path)
