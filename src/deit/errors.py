@@ -12,6 +12,7 @@ DeiTError
 │   └── MissingExtraError     optional dependency that is not installed
 └── WorkError                 failure during the work; the command line exits with 1
     ├── NonFiniteLossError    diverged training
+    ├── NonFiniteOutputError  diverged model
     └── InterruptedWorkError  work stopped by a signal, which can be resumed; the command line exits with 130
 """
 
@@ -91,6 +92,10 @@ class WorkError(DeiTError, RuntimeError):
 
 class NonFiniteLossError(WorkError):
     """Training loss that is infinite or NaN."""
+
+
+class NonFiniteOutputError(WorkError):
+    """Model whose logits are NaN or infinite."""
 
 
 class InterruptedWorkError(WorkError):

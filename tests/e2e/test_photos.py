@@ -39,7 +39,8 @@ def test_run_directory_is_complete(runs: Path) -> None:
     rows = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {path.name for path in (student / "best").iterdir()} == {
-        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training.json")
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json"),
+        *("training.json", "training_images.bin"),
     }
     result = json.loads((runs / "student.json").read_text())
     assert set(result["heads"]) == {"class", "distillation", "both"}

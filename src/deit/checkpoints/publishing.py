@@ -17,11 +17,12 @@ from deit.hub import model_path
 from deit.system.files import (
     CARD_NAME,
     CONFIG_NAME,
+    IMAGE_HASHES_NAME,
     INDEX_NAME,
     PROCESSOR_NAME,
     RECORD_NAME,
     WEIGHTS_NAME,
-    json_text,
+    json_bytes,
     read_json,
 )
 
@@ -108,6 +109,9 @@ def plan_push(directory: Path, repo_id: str, license: str | None = None) -> Push
         files[PROCESSOR_NAME] = _clean_json(model / PROCESSOR_NAME)
     if (model / RECORD_NAME).is_file() and isinstance(record := _clean_json(model / RECORD_NAME), Path):
         files[RECORD_NAME] = record
+    if (model / IMAGE_HASHES_NAME).is_file():
+        _refuse_link(model / IMAGE_HASHES_NAME)
+        files[IMAGE_HASHES_NAME] = model / IMAGE_HASHES_NAME
     files[CARD_NAME] = _card(model, repo_id, license).encode()
     return PushPlan(repo_id, files)
 
@@ -185,7 +189,7 @@ def _clean_json(path: Path) -> Path | bytes:
     _refuse_link(path)
     content = read_json(path)
     clean = _without_paths(content)
-    return path if clean == content else json_text(clean).encode()
+    return path if clean == content else json_bytes(clean, path)
 
 
 def _without_paths(content: dict[str, Any]) -> dict[str, Any]:

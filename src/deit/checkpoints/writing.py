@@ -20,7 +20,7 @@ from deit.checkpoints.timm_config import PREPROCESSING, TO_TIMM
 from deit.checkpoints.weights import serialize_tensors
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
-from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, json_text, write_bytes, write_files
+from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, json_bytes, write_bytes, write_files
 from deit.variants import VARIANTS, Variant
 
 State = Mapping[str, Tensor]
@@ -130,7 +130,7 @@ def timm_architecture(config: ViTConfig) -> tuple[str, dict[str, Any]]:
 
 def _write_model(directory: Path, content: Mapping[str, Any], tensors: State) -> None:
     """Writes weights and configuration. Existing files are replaced only after both are written."""
-    text = json_text(content).encode()
+    text = json_bytes(content, directory / CONFIG_NAME)
     write_files({directory / WEIGHTS_NAME: serialize_tensors(tensors), directory / CONFIG_NAME: text})
 
 

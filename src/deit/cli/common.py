@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from deit.errors import UserError
-from deit.system.files import BEST_NAME
+from deit.system.files import BEST_NAME, json_text
 
 if TYPE_CHECKING:
     from deit.evaluation.metrics import Evaluation
@@ -260,7 +259,7 @@ def image_files(path: Path) -> list[Path]:
 
 def print_json(content: Any) -> None:
     """Prints one JSON document to standard output."""
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+    typer.echo(json_text(content), nl=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
@@ -315,4 +314,4 @@ def result_dict(result: TrainResult) -> dict[str, Any]:
         "split": result.split,
         **result.evaluation.to_dict(),
     }
-    return content if result.teacher is None else {**content, "teacher": result.teacher.to_dict()}
+    return content if result.teacher is None else {**content, "teacher": result.teacher.summary()}

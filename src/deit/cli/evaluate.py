@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +23,12 @@ from deit.cli.common import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from deit.evaluation.metrics import Evaluation
+
 MAX_CONFUSED_PAIRS = 5
+MAX_LISTED_CLASSES = 40  # of more classes, the worst are listed
+WORST_CLASSES = 20
 
 
 def evaluate(
@@ -83,10 +89,16 @@ def evaluate(
         )
     if match_classes == "order":
         typer.echo(f"The model's classes were matched with the data's by order: the first is {result.classes[0]!r}.")
+    for line in seen_lines(result):
+        typer.echo(line)
     typer.echo()
-    totals = result.confusion.sum(axis=1)
-    rows = [[name, f"{share:.2%}", f"{totals[result.classes.index(name)]}"] for name, share in result.per_class.items()]
-    print_table(["class", "accuracy", "images"], rows)
+    totals = result.confusion.totals
+    per_class = zip(result.per_class.items(), totals[totals > 0], strict=True)
+    rows = [(share, name, f"{images:,}") for (name, share), images in per_class]
+    if len(rows) > MAX_LISTED_CLASSES:
+        typer.echo(f"The {WORST_CLASSES} worst of {len(rows):,} classes; --json lists all.")
+        rows = sorted(rows, key=lambda row: row[0])[:WORST_CLASSES]
+    print_table(["class", "accuracy", "images"], [[name, f"{share:.2%}", images] for share, name, images in rows])
     pairs = result.most_confused(MAX_CONFUSED_PAIRS)
     if pairs:
         typer.echo()
@@ -95,3 +107,17 @@ def evaluate(
         )
     if result.skipped:
         typer.echo(f"\n{result.skipped} unreadable images were left out.")
+
+
+def seen_lines(result: Evaluation) -> Iterator[str]:
+    """Yields a sentence on each kind of image that training saw."""
+    if result.seen is None:
+        return
+    seen, images = result.seen, result.images + result.skipped
+    if seen.left_out:
+        total = images + seen.left_out
+        yield f"The model was trained on {seen.left_out:,} of {total:,} images; the other {images:,} were evaluated."
+    if seen.measured:
+        yield f"The model was trained on {seen.measured:,} of these {images:,} images: it may be less accurate on others."
+    if seen.validation:
+        yield f"{seen.validation:,} of these images also selected the checkpoint: the accuracy is slightly optimistic."

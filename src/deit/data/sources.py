@@ -56,6 +56,18 @@ class Checkable(Protocol):
         """
 
 
+@runtime_checkable
+class WithContent(Protocol):
+    """A source that can return an image as it is stored."""
+
+    def content(self, index: int) -> Path | bytes:
+        """Returns the path of an image file, or its bytes; of images in memory, the bytes of shape and pixels.
+
+        Raises:
+            ImageError: the image is unreadable.
+        """
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files below a folder.
@@ -81,6 +93,9 @@ class FileSource:
 
     def check(self, index: int) -> None:
         check_header(self.path(index))
+
+    def content(self, index: int) -> Path:
+        return self.path(index)
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -108,6 +123,9 @@ class ArraySource:
     def check(self, index: int) -> None:
         """Does nothing: pixels in memory are readable."""
 
+    def content(self, index: int) -> bytes:
+        return _pixel_content(self.images[index])
+
     def name(self, index: int) -> str:
         return f"{self.noun} {index}"
 
@@ -126,6 +144,9 @@ class Subset:
 
     def check(self, index: int) -> None:
         check_image(self.base, int(self.indices[index]))
+
+    def content(self, index: int) -> Path | bytes:
+        return image_content(self.base, int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.base.name(int(self.indices[index]))
@@ -155,6 +176,9 @@ class MultiLabelSource:
     def check(self, index: int) -> None:
         check_image(self.base, index)
 
+    def content(self, index: int) -> Path | bytes:
+        return image_content(self.base, index)
+
     def name(self, index: int) -> str:
         return self.base.name(index)
 
@@ -176,6 +200,29 @@ def check_image(source: ImageSource, index: int) -> None:
         source.check(index)
     else:
         source.load(index)
+
+
+def image_content(source: ImageSource, index: int) -> Path | bytes:
+    """Returns an image as it is stored, see :class:`WithContent`; from any other source, the bytes of shape and pixels.
+
+    Raises:
+        ImageError: the image is unreadable.
+    """
+    return source.content(index) if isinstance(source, WithContent) else _pixel_content(np.asarray(source.load(index)))
+
+
+def _pixel_content(pixels: np.ndarray) -> bytes:
+    return f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes()
+
+
+def select(source: ImageSource, indices: np.ndarray) -> ImageSource:
+    """Returns some images of a source with their labels, of which an image may have several."""
+    if len(indices) == len(source.labels):
+        return source
+    if isinstance(source, MultiLabelSource):
+        correct = tuple(source.correct[index] for index in indices)
+        return MultiLabelSource(subset(source.base, indices), correct, source.classes)
+    return subset(source, indices)
 
 
 def subset(base: ImageSource, indices: Iterable[int]) -> Subset:

@@ -46,7 +46,7 @@ from deit.distillation.cached_teacher import (
     software,
 )
 from deit.distillation.teacher import Teacher
-from deit.errors import InterruptedWorkError, TeacherError, UserError, WorkError
+from deit.errors import InterruptedWorkError, NonFiniteOutputError, TeacherError, UserError
 from deit.recipes.initial_checkpoint import resolve_initial_checkpoint
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
@@ -54,7 +54,7 @@ from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.samples import training_samples, view_steps
 from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_device, choose_precision, describe
-from deit.system.files import CACHE_NAME, json_text, sha256, write_files
+from deit.system.files import CACHE_NAME, json_bytes, sha256, write_files
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress, print_status
 from deit.system.signals import stop_on_signals
@@ -127,7 +127,7 @@ def build_cache(
     Raises:
         UserError: data, recipe, teacher or an existing cache do not fit; raised before the teacher runs.
         InterruptedWorkError: SIGINT or SIGTERM was received; the same call resumes.
-        WorkError: the teacher's logits are not finite.
+        NonFiniteOutputError: the teacher's logits are not finite.
     """
     resolved = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
     run = RunSettings(
@@ -314,7 +314,9 @@ class _Builder:
         with autocast(self.device, self.precision):  # as the training step runs a live teacher
             logits = self.teacher(pixel_values)
         if not torch.isfinite(logits).all():
-            raise WorkError(f"The logits of the teacher {self.teacher.name} are not finite", "pass another teacher")
+            raise NonFiniteOutputError(
+                f"The teacher {self.teacher.name} predicts NaN or infinite values", "pass another teacher"
+            )
         self.rows[step * self.manifest.batch_size + batch.samples[:, 2].numpy()] = encode(logits, self.manifest.top_k)
 
     def _unfinished_path(self, view: int) -> Path:
@@ -338,8 +340,8 @@ class _Builder:
         seconds = self.seconds_before + time.monotonic() - self.start
         changes["seconds"] = seconds if self.samples_built else self.seconds_before
         self.manifest = self.manifest.model_copy(update=changes)
-        text = json_text(self.manifest.model_dump(mode="json"))
-        write_files({**files, self.directory / CACHE_NAME: text.encode()})
+        path = self.directory / CACHE_NAME
+        write_files({**files, path: json_bytes(self.manifest.model_dump(mode="json"), path)})
         self.saved = time.monotonic()
 
     def _load_unfinished_view(self) -> int:

@@ -165,7 +165,7 @@ class Teacher:
     def for_evaluation(self) -> LoadedClassifier:
         """Returns a classifier that takes the teacher's own input and predicts the data set's classes."""
         model = _SelectClasses(self._model, self._class_indices)
-        return LoadedClassifier(model, self.classifier.processor, self.classes)
+        return LoadedClassifier(model, self.classifier.processor, self.classes, self.classifier.path)
 
     def _preprocess(self, pixel_values: Tensor) -> Tensor:
         """Converts a student's batch to the teacher's normalization and input size."""

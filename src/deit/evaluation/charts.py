@@ -141,6 +141,26 @@ def calibration_chart(bins: np.ndarray) -> str:
     return to_svg(figure, "Accuracy against confidence, and the number of images by confidence")
 
 
+def accuracy_histogram(accuracies: np.ndarray) -> str:
+    """Draws how many classes have which accuracy, in ten bins.
+
+    Args:
+        accuracies: (n,), in 0..1.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(400 / 72, 170 / 72))
+    axes = figure.add_axes((0.13, 0.24, 0.84, 0.72))
+    counts, edges = np.histogram(accuracies, bins=10, range=(0, 1))
+    centers = (edges[1:] + edges[:-1]) / 2
+    axes.bar(centers, counts, width=0.08, color=MODEL)
+    for center, count in zip(centers, counts, strict=True):
+        axes.text(center, count, f"{count:,}", ha="center", va="bottom", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(0, 1.15 * counts.max()), xlabel="accuracy", ylabel="classes", yticks=[])
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    return to_svg(figure, "Number of classes by accuracy")
+
+
 def to_svg(figure: Figure, label: str) -> str:
     """Returns a figure as an ``svg`` element to embed in a page.
 

@@ -14,15 +14,17 @@ from torch import nn
 
 from deit.data.class_names import Matching, class_indices
 from deit.data.datasets.named import named_reference
+from deit.data.image_hashes import content_hashes, leave_out_seen, read_image_hashes
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.opening import read_splits
-from deit.data.sources import ImageSource, MultiLabelSource, fingerprint, relabeled
+from deit.data.sources import ImageSource, MultiLabelSource, relabeled
 from deit.data.splits import VALIDATION_FRACTION, DataRecord, make_splits, read_record
-from deit.errors import DataError, UserError
-from deit.evaluation.metrics import Evaluation, head_metrics
+from deit.errors import DataError, NonFiniteOutputError, UserError
+from deit.evaluation.metrics import Evaluation, Scores
 from deit.images.crops import Crop
 from deit.inference.bundle import is_bundle
 from deit.inference.bundle_classifier import load_bundle_classifier
+from deit.inference.logits import DIVERGED, check_logits
 from deit.models.auto import load_classifier
 from deit.system.devices import Precision, autocast, choose_device
 from deit.system.progress import Progress
@@ -61,36 +63,40 @@ def evaluate_source(
 
     Raises:
         DataError: no image of the source is readable.
+        NonFiniteOutputError: the model predicts NaN or infinite values.
     """
     device = next(model.parameters(), torch.empty(0)).device  # an exported model has no parameters and places its own input
     was_training = model.training
     model.eval()
     start = time.perf_counter()
     loader = loader or Loader(samples, workers, pin=device.type == "cuda")
-    batches: dict[str, list[torch.Tensor]] = {}
-    labels, indices, skipped = [], [], 0
+    batches: dict[str, list[Scores]] = {}
+    indices, skipped = [], 0
     with Progress("Evaluating", len(samples.source.labels), quiet=quiet) as progress:
         for batch in loader.run(samples.plans(batch_size)):
+            skipped += batch.skipped
+            if not len(batch.labels):
+                continue
             with torch.inference_mode(), autocast(device, precision):
                 heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
+            rows = batch.samples[:, 0].numpy()
             for name, logits in _combine_heads(_restrict_classes(heads, candidates), combine).items():
-                batches.setdefault(name, []).append(logits.float().cpu())
-            labels.append(batch.labels)
-            indices.append(batch.samples[:, 0])
-            skipped += batch.skipped
+                scores = _score(samples.source, logits.float().cpu(), batch.labels, rows)
+                batches.setdefault(name, []).append(scores)
+            indices.append(rows)
             progress.advance(len(batch.labels))
     model.train(was_training)
-    seconds = time.perf_counter() - start
-    if not sum(map(len, labels)):
+    if not indices:
         raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
-    return _summarize(
-        samples.source,
-        {name: torch.cat(logits) for name, logits in batches.items()},
-        torch.cat(labels),
-        torch.cat(indices).numpy(),
-        skipped,
-        seconds,
-        None if candidates is None else len(candidates),
+    heads_scores = {name: Scores.join(parts) for name, parts in batches.items()}
+    return Evaluation(
+        classes=samples.source.classes,
+        heads={name: scores.metrics() for name, scores in heads_scores.items()},
+        scores=list(heads_scores.values())[-1],
+        indices=np.concatenate(indices),
+        skipped=skipped,
+        seconds=time.perf_counter() - start,
+        num_classes_evaluated=None if candidates is None else len(candidates),
     )
 
 
@@ -113,8 +119,9 @@ def evaluate(
     """Evaluates a saved model on a data set.
 
     By default, a data set with splits is evaluated on its test split, or on its validation split if it has no test split. A
-    data set without splits is evaluated whole, unless the model was trained on it: then on the images that were held out from
-    training.
+    data set without splits is evaluated whole. Images that the model was trained on are left out, and counted in ``seen`` of
+    the result: a model that was trained here keeps hashes of them (:mod:`deit.data.image_hashes`). With the splits ``train``
+    and ``all`` they are evaluated, too.
 
     Args:
         model: a bundle, a model of any format, a run, a teacher, a name on the hub (with ``revision``), or a variant's name.
@@ -137,7 +144,9 @@ def evaluate(
     Raises:
         CheckpointError: the model is not readable.
         ConfigError: unknown crop.
-        DataError: the data set is unusable, or has classes that the model does not know.
+        DataError: the data set is unusable, has classes that the model does not know, or has only images that the model was
+            trained on.
+        NonFiniteOutputError: the model predicts NaN or infinite values.
         UserError: ``ema`` or ``revision`` of a bundle.
     """
     if is_bundle(model):
@@ -148,26 +157,33 @@ def evaluate(
         classifier = load_classifier(model, ema=ema, revision=revision)
         classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
+    hashes = read_image_hashes(classifier.path) if classifier.path else None
     images = evaluation_split(data, split, record)
     if match_classes == "order":
         class_indices(images.classes, classifier.classes, match_classes)  # raises if they cannot be
         classifier = replace(classifier, classes=images.classes)
+    seen = None
+    if hashes is not None:
+        images, seen = leave_out_seen(images, content_hashes(images), hashes, keep=split in ("train", "all"))
+        if not len(images.labels):
+            raise _all_seen(data, seen.left_out)
     source = relabeled(images, classifier.classes)
     candidates = np.unique(class_indices(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
-    return evaluate_source(
+    result = evaluate_source(
         classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, candidates=candidates
     )
+    return replace(result, seen=seen)
 
 
 def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRecord | None = None) -> ImageSource:
-    """Returns the images of a data set that :func:`evaluate` evaluates a model on.
+    """Returns the images of a data set that :func:`evaluate` evaluates a model on, apart from those that it leaves out.
 
     Args:
         data: a data set, as :func:`evaluate` takes it.
         split: as :func:`evaluate` takes it.
-        record: of the data that the model was trained on; None if unknown.
+        record: of the data that the model was trained on; a missing split is set aside as it was for training. None if unknown.
 
     Raises:
         DataError: the data set is unusable or has no such split.
@@ -182,10 +198,11 @@ def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRe
     dataset = read_splits(data)
     if split == "all" and not dataset.unsplit:
         raise DataError(f"{data} has separate splits", "evaluate one of them: --split train, validation or test")
-    if split == "all":
+    if split == "all" or (split == "auto" and dataset.unsplit):
         return dataset.train
-    if split == "auto" and dataset.unsplit and (record is None or record.fingerprint != fingerprint(dataset.train)):
-        return dataset.train
+    existing = {"auto": dataset.test or dataset.validation, "validation": dataset.validation, "test": dataset.test}
+    if (images := existing.get(split)) is not None:
+        return images
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
     splits = make_splits(dataset, seed, fraction)
     if split == "train":
@@ -195,6 +212,13 @@ def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRe
     if split == "test" and splits.test is None:
         raise DataError(f"{data} has no test split", "evaluate on --split validation, or add a folder `test`")
     return splits.held_out[1]
+
+
+def _all_seen(data: str | Path, count: int) -> DataError:
+    return DataError(
+        f"The model was trained on all {count:,} images of {data}",
+        "evaluate it on other images; --split all or train measures how well it fits its training images",
+    )
 
 
 def _only_data_classes(data: str | Path, classes: CandidateClasses) -> bool:
@@ -220,27 +244,18 @@ def _combine_heads(heads: dict[str, torch.Tensor], combine: Combine) -> dict[str
     return heads
 
 
-def _summarize(
-    source: ImageSource,
-    heads: dict[str, torch.Tensor],
-    labels: torch.Tensor,
-    indices: np.ndarray,
-    skipped: int,
-    seconds: float,
-    num_classes_evaluated: int | None,
-) -> Evaluation:
-    correct = torch.from_numpy(source.correct_classes(indices)) if isinstance(source, MultiLabelSource) else None
-    metrics = {name: head_metrics(logits, _true_classes(logits, correct, labels)) for name, logits in heads.items()}
-    main_logits = list(heads.values())[-1]
-    true_classes = _true_classes(main_logits, correct, labels).numpy()
-    probabilities = main_logits.softmax(dim=-1).numpy()
-    confusion = np.zeros((len(source.classes), len(source.classes)), np.int64)
-    np.add.at(confusion, (true_classes, probabilities.argmax(axis=1)), 1)
-    return Evaluation(
-        source.classes, metrics, confusion, probabilities, true_classes, indices, skipped, seconds, num_classes_evaluated
-    )
+def _score(source: ImageSource, logits: torch.Tensor, labels: torch.Tensor, indices: np.ndarray) -> Scores:
+    """Scores the logits (B, K) of a batch; of several correct classes, the one with the highest logit is the label.
 
-
-def _true_classes(logits: torch.Tensor, correct: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the labels (n,); with several ``correct`` classes per image, bool (n, K), the one with the highest logit."""
-    return labels if correct is None else logits.masked_fill(~correct, -torch.inf).argmax(dim=-1)
+    Raises:
+        NonFiniteOutputError: the logits or the losses are not finite.
+    """
+    check_logits(logits.numpy())
+    if isinstance(source, MultiLabelSource):
+        correct = torch.from_numpy(source.correct_classes(indices))
+        labels = logits.masked_fill(~correct, -torch.inf).argmax(dim=-1)
+    scores = Scores.of(logits, labels)
+    of_labels = logits.gather(1, labels[:, None]).squeeze(1).numpy()
+    if (np.isinf(scores.losses) & np.isfinite(of_labels)).any():  # the loss of a class that is left out is infinite
+        raise NonFiniteOutputError("The loss of the model is infinite", DIVERGED)
+    return scores

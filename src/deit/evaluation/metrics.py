@@ -5,12 +5,18 @@ Shapes: n images, K classes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from deit.data.image_hashes import SeenImages
+from deit.evaluation.confusion import Confusion
 
 NUM_BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
 Z_95 = 1.96  # standard normal quantile of a two-sided 95% interval
@@ -34,6 +40,53 @@ class HeadMetrics:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What the metrics of one head are computed from: four numbers per image instead of K logits.
+
+    Attributes:
+        labels: (n,), true classes.
+        predictions: (n,), most likely classes.
+        confidence: (n,), their probabilities, in 0..1.
+        losses: (n,), cross-entropies with the labels, in nats.
+        in_top5: (n,), bool, whether the label is among the five most likely classes.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidence: np.ndarray
+    losses: np.ndarray
+    in_top5: np.ndarray
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, labels: torch.Tensor) -> Scores:
+        """Computes the scores of logits (n, K), float32, and class indices (n,)."""
+        confidence, predictions = logits.softmax(dim=-1).max(dim=-1)
+        top5 = (logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]).any(dim=-1)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        tensors = (labels, predictions, confidence, losses, top5 | (predictions == labels))
+        return cls(*(tensor.numpy() for tensor in tensors))
+
+    @classmethod
+    def join(cls, batches: Sequence[Scores]) -> Scores:
+        """Concatenates the scores of several batches."""
+        return cls(*(np.concatenate([getattr(batch, field.name) for batch in batches]) for field in fields(cls)))
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,), bool, whether the prediction is the label."""
+        return np.asarray(self.predictions == self.labels)
+
+    def metrics(self) -> HeadMetrics:
+        """Computes the metrics of at least one image."""
+        return HeadMetrics(
+            top1=float(self.correct.mean()),
+            top5=float(self.in_top5.mean()),
+            loss=float(self.losses.mean(dtype=np.float64)),
+            calibration_error=calibration_error(self.confidence, self.correct),
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics and predictions of a model on a data set.
 
@@ -43,29 +96,47 @@ class Evaluation:
     Attributes:
         classes: class names, in the order of the labels.
         heads: metrics by the name of the head; the last head is the model's prediction.
-        confusion: (K, K), int64; row: true class, column: predicted class.
-        probabilities: (n, K), float32, of the model's prediction.
-        labels: (n,), true classes.
+        scores: labels, predictions and confidence of the model's prediction.
         indices: (n,), index of each image in the source.
         skipped: number of unreadable images that were left out.
         seconds: duration of the whole evaluation, loading included.
         num_classes_evaluated: number of classes that predictions were restricted to; None if they were not.
+        seen: how many images training saw; None if the model has no record of its training images.
     """
 
     classes: tuple[str, ...]
     heads: dict[str, HeadMetrics]
-    confusion: np.ndarray
-    probabilities: np.ndarray
-    labels: np.ndarray
+    scores: Scores
     indices: np.ndarray
     skipped: int
     seconds: float
     num_classes_evaluated: int | None = None
+    seen: SeenImages | None = None
 
     @property
     def main(self) -> HeadMetrics:
         """Metrics of the model's prediction: of both heads together, or of the only head."""
         return list(self.heads.values())[-1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """True classes, (n,)."""
+        return self.scores.labels
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Predicted classes, (n,)."""
+        return self.scores.predictions
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of each predicted class, (n,), in 0..1."""
+        return self.scores.confidence
+
+    @cached_property
+    def confusion(self) -> Confusion:
+        """Number of images by true and predicted class."""
+        return Confusion.of(self.labels, self.predictions, len(self.classes))
 
     @property
     def images(self) -> int:
@@ -75,7 +146,7 @@ class Evaluation:
     @property
     def correct(self) -> int:
         """Number of images classified correctly."""
-        return int(np.trace(self.confusion))
+        return int(self.scores.correct.sum())
 
     @property
     def top1_interval(self) -> tuple[float, float]:
@@ -87,38 +158,48 @@ class Evaluation:
         """Throughput from file to logits, start of the worker processes included."""
         return self.images / self.seconds
 
-    @property
+    @cached_property
     def per_class(self) -> dict[str, float]:
-        """Accuracy by class, in 0..1; classes without images are left out."""
-        totals = self.confusion.sum(axis=1)
-        return {name: float(self.confusion[i, i] / totals[i]) for i, name in enumerate(self.classes) if totals[i]}
+        """Accuracy by class, in 0..1; classes without images are left out.
+
+        Of several classes with one name, each is followed by its index, as in ``crane [134]``.
+        """
+        totals, correct = self.confusion.totals, self.confusion.correct
+        names, counts = self.classes, Counter(self.classes)
+        return {
+            names[i] if counts[names[i]] == 1 else f"{names[i]} [{i}]": float(correct[i] / totals[i])
+            for i in np.flatnonzero(totals).tolist()
+        }
 
     def most_confused(self, count: int) -> list[tuple[str, str, int]]:
         """Returns the most frequent mistakes: true class, predicted class, number of images."""
-        mistakes = self.confusion.copy()
-        np.fill_diagonal(mistakes, 0)
-        cells = np.argsort(-mistakes, axis=None, kind="stable")[:count]
-        pairs = [np.unravel_index(cell, mistakes.shape) for cell in cells]
+        confusion, names = self.confusion, self.classes
         return [
-            (self.classes[row], self.classes[column], int(mistakes[row, column]))
-            for row, column in pairs
-            if mistakes[row, column]
+            (names[confusion.truth[cell]], names[confusion.predicted[cell]], int(confusion.counts[cell]))
+            for cell in confusion.mistakes(count)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the metrics as JSON values, without the probabilities of each image."""
+    def summary(self) -> dict[str, Any]:
+        """Returns the metrics as JSON values, without those of each class."""
         low, high = self.top1_interval
         return {
             "images": self.images,
             "skipped": self.skipped,
+            "seen": None if self.seen is None else asdict(self.seen),
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
             "heads": {name: asdict(head) for name, head in self.heads.items()},
             "top1_interval": {"low": low, "high": high},
-            "per_class": self.per_class,
             "num_classes_evaluated": len(self.classes) if self.num_classes_evaluated is None else self.num_classes_evaluated,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the metrics as JSON values, without the prediction for each image. See :meth:`Confusion.to_dict`."""
+        return {
+            **self.summary(),
+            "per_class": self.per_class,
             "classes": list(self.classes),
-            "confusion": self.confusion.tolist(),
+            "confusion": self.confusion.to_dict(),
         }
 
 
@@ -129,26 +210,19 @@ def head_metrics(logits: torch.Tensor, labels: torch.Tensor) -> HeadMetrics:
         logits: (n, K), float32.
         labels: (n,), class indices.
     """
-    hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    return HeadMetrics(
-        top1=hits[:, 0].float().mean().item(),
-        top5=hits.any(dim=-1).float().mean().item(),
-        loss=F.cross_entropy(logits, labels).item(),
-        calibration_error=calibration_error(logits.softmax(dim=-1).numpy(), labels.numpy()),
-    )
+    return Scores.of(logits, labels).metrics()
 
 
-def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """Computes accuracy as a function of confidence.
 
     Args:
-        probabilities: (n, K).
-        labels: (n,).
+        confidence: (n,), probability of each prediction, in 0..1.
+        correct: (n,), bool, whether it is correct.
 
     Returns:
         (15, 3): number of images, mean confidence and accuracy of each confidence bin; zeros where a bin is empty.
     """
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     divisors = np.maximum(counts, 1)
@@ -157,10 +231,15 @@ def calibration_bins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     return np.stack([counts, mean_confidence, accuracy], axis=1)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Computes the expected calibration error: the mean gap between confidence and accuracy, weighted by images per bin."""
-    counts, confidence, accuracy = calibration_bins(probabilities, labels).T
-    return float((counts * np.abs(confidence - accuracy)).sum() / max(counts.sum(), 1))
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Computes the expected calibration error: the mean gap between confidence and accuracy, weighted by images per bin.
+
+    Args:
+        confidence: (n,), as :func:`calibration_bins` takes it.
+        correct: (n,), bool.
+    """
+    counts, means, accuracy = calibration_bins(confidence, correct).T
+    return float((counts * np.abs(means - accuracy)).sum() / max(counts.sum(), 1))
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:

@@ -19,11 +19,21 @@ from PIL import Image
 from deit.checkpoints.selection import best_epoch
 from deit.data.sources import ImageSource
 from deit.errors import ImageError, MissingExtraError
-from deit.evaluation.charts import MODEL, STYLE, TRAIN, accuracy_chart, calibration_chart, curve_chart, stacked_chart
+from deit.evaluation.charts import (
+    MODEL,
+    STYLE,
+    TRAIN,
+    accuracy_chart,
+    accuracy_histogram,
+    calibration_chart,
+    curve_chart,
+    stacked_chart,
+)
+from deit.evaluation.confusion import Confusion
 from deit.evaluation.metrics import Evaluation, calibration_bins
 from deit.models.losses import Distillation
 from deit.system.files import write_text
-from deit.system.progress import duration
+from deit.system.progress import duration, plural
 
 MAX_TABLE_CLASSES = 40  # up to this number of classes the confusion matrix is a table; beyond, an image
 MAX_NUMBERED_CLASSES = 20  # up to this number, the cells of that table have room for counts
@@ -123,6 +133,7 @@ def _context(data: ReportData) -> dict[str, Any]:
     return {
         "data": data,
         "split_note": SPLIT_NOTES[data.split],
+        "seen_note": _seen_note(data),
         "correct": evaluation.correct,
         "interval": evaluation.top1_interval,
         "heads": _head_rows(data),
@@ -132,6 +143,18 @@ def _context(data: ReportData) -> dict[str, Any]:
         "per_class": _class_rows(evaluation),
         "samples": _samples(data),
     }
+
+
+def _seen_note(data: ReportData) -> str:
+    """Returns sentences on images that training saw; empty if there are none."""
+    seen, teacher, sentences = data.evaluation.seen, None if data.teacher is None else data.teacher.seen, []
+    if seen is not None and seen.left_out:
+        sentences.append(f"{plural(seen.left_out, f'{data.split} image')} left out: the model was trained on the same files.")
+    if seen is not None and seen.measured:
+        sentences.append(f"The model was trained on {seen.measured:,} of these images.")
+    if teacher is not None and teacher.measured:
+        sentences.append(f"The teacher was trained on {teacher.measured:,} of these images: its accuracy is optimistic.")
+    return " ".join(sentences)
 
 
 def _head_rows(data: ReportData) -> list[dict[str, Any]]:
@@ -207,9 +230,9 @@ def _series(history: list[dict[str, Any]], *keys: str) -> np.ndarray:
 
 
 def _calibration(evaluation: Evaluation) -> dict[str, Any]:
-    confidence = float(evaluation.probabilities.max(axis=1).mean(dtype=np.float64))
+    confidence = float(evaluation.confidence.mean(dtype=np.float64))
     return {
-        "chart": calibration_chart(calibration_bins(evaluation.probabilities, evaluation.labels)),
+        "chart": calibration_chart(calibration_bins(evaluation.confidence, evaluation.scores.correct)),
         "error": evaluation.main.calibration_error,
         "confidence": confidence,
         "gap": confidence - evaluation.main.top1,
@@ -217,7 +240,7 @@ def _calibration(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _confusion(evaluation: Evaluation) -> dict[str, Any]:
-    names, confusion = evaluation.classes, evaluation.confusion
+    names = evaluation.classes
     is_table = len(names) <= MAX_TABLE_CLASSES
     named = len(names) <= MAX_NAMED_COLUMNS or all(len(name) <= 3 for name in names)
     block = -(-len(names) // MAX_CONFUSION_CELLS)  # classes per cell of the image, in each direction
@@ -227,42 +250,40 @@ def _confusion(evaluation: Evaluation) -> dict[str, Any]:
         "numbered": len(names) <= MAX_NUMBERED_CLASSES,
         "columns": list(names) if named else [str(i + 1) for i in range(len(names))],
         "rows": _confusion_rows(evaluation) if is_table else [],
-        "image": "" if is_table else _confusion_image(_row_shares(confusion), block),
+        "image": "" if is_table else _confusion_image(evaluation.confusion, block),
         "block": block,
         "pairs": _confused_pairs(evaluation, 8 if is_table else 12),
     }
 
 
-def _row_shares(confusion: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    return shares
-
-
 def _confusion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    shades = np.sqrt(_row_shares(evaluation.confusion))  # the square root makes a share of 1% visible
+    confusion = evaluation.confusion.to_array()
+    shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))  # a share of 1% is visible
     return [
         {
             "name": name,
             "cells": [
                 {"count": int(count), "shade": f"{shade:.3f}", "dark": shade > 0.6, "correct": row == column}
-                for column, (count, shade) in enumerate(zip(evaluation.confusion[row], shades[row], strict=True))
+                for column, (count, shade) in enumerate(zip(confusion[row], shades[row], strict=True))
             ],
         }
         for row, name in enumerate(evaluation.classes)
     ]
 
 
-def _confusion_image(shares: np.ndarray, block: int) -> str:
-    """Renders the row shares (K, K) as an image, transparent at zero; a pixel is the maximum of block x block cells."""
-    side = -(-len(shares) // block)
-    correct = np.diag(np.diag(shares))
-    padded = np.zeros((2, side * block, side * block))
-    padded[:, : len(shares), : len(shares)] = shares - correct, correct
-    wrong_blocks, correct_blocks = padded.reshape(2, side, block, side, block).max(axis=(2, 4))
-    diagonal = np.eye(side, dtype=bool)
+def _confusion_image(confusion: Confusion, block: int) -> str:
+    """Renders the shares of the rows as an image, transparent at zero; a pixel is the maximum of block x block cells.
+
+    Pixels on the diagonal show correct predictions only, the others mistakes.
+    """
+    side = -(-confusion.num_classes // block)
+    rows, columns, shares = confusion.truth // block, confusion.predicted // block, confusion.shares
+    shown = (rows != columns) | (confusion.truth == confusion.predicted)
+    largest = np.zeros((side, side))
+    np.maximum.at(largest, (rows[shown], columns[shown]), shares[shown])
     pixels = np.empty((side, side, 4), np.uint8)
-    pixels[..., :3] = np.where(diagonal[..., None], MODEL_RGB, WRONG_RGB)
-    pixels[..., 3] = np.rint(255 * np.sqrt(np.where(diagonal, correct_blocks, wrong_blocks)))
+    pixels[..., :3] = np.where(np.eye(side, dtype=bool)[..., None], MODEL_RGB, WRONG_RGB)
+    pixels[..., 3] = np.rint(255 * np.sqrt(largest))
     scale = max(CONFUSION_IMAGE_SIDE // side, 1)
     return _data_uri(Image.fromarray(pixels).resize((side * scale, side * scale), Image.Resampling.NEAREST), "PNG")
 
@@ -270,37 +291,46 @@ def _confusion_image(shares: np.ndarray, block: int) -> str:
 def _confused_pairs(evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
     """Returns the most frequent mistakes, by number of images, then by share of the class."""
     confusion, names = evaluation.confusion, evaluation.classes
-    mistakes = confusion - np.diag(np.diag(confusion))
-    pairs = []
-    order = np.lexsort((-_row_shares(confusion).ravel(), -mistakes.ravel()))
-    for cell in order[:count]:
-        row, column = divmod(int(cell), len(names))
-        if images := int(mistakes[row, column]):
-            total = int(confusion[row].sum())
-            pairs.append({"truth": names[row], "predicted": names[column], "count": images, "total": total})
-    return pairs
+    return [
+        {
+            "truth": names[confusion.truth[cell]],
+            "predicted": names[confusion.predicted[cell]],
+            "count": int(confusion.counts[cell]),
+            "total": int(confusion.totals[confusion.truth[cell]]),
+        }
+        for cell in confusion.mistakes(count)
+    ]
 
 
 def _class_rows(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the classes that have images, worst first; if there are many, only the worst."""
-    totals = evaluation.confusion.sum(axis=1)
-    correct = np.diag(evaluation.confusion)
+    """Returns the classes that have images, worst first. If there are many, ``rows`` are only the worst."""
+    confusion, names = evaluation.confusion, evaluation.classes
+    totals, correct = confusion.totals, confusion.correct
     with_images = np.flatnonzero(totals)
-    order = with_images[np.argsort(correct[with_images] / totals[with_images], kind="stable")]
-    listed = order if len(evaluation.classes) <= MAX_TABLE_CLASSES else order[:WORST_CLASSES]
-    rows = [{"name": evaluation.classes[i], "correct": int(correct[i]), "total": int(totals[i])} for i in listed]
+    order = with_images[np.argsort(correct[with_images] / totals[with_images], kind="stable")].tolist()
+    mistaken_for: dict[int, str] = {}
+    for cell in confusion.mistakes():  # the most frequent one of a class comes first
+        mistaken_for.setdefault(int(confusion.truth[cell]), names[confusion.predicted[cell]])
+    rows = [
+        {"name": names[i], "correct": int(correct[i]), "total": int(totals[i]), "mistaken_for": mistaken_for.get(i, "")}
+        for i in order
+    ]
+    is_complete = len(names) <= MAX_TABLE_CLASSES
+    listed = rows if is_complete else rows[:WORST_CLASSES]
     return {
-        "rows": rows,
-        "longest": max(len(row["name"]) for row in rows),
-        "complete": len(listed) == len(order),
+        "rows": listed,
+        "longest": max(len(row["name"]) for row in listed),
+        "complete": is_complete,
+        "all": [] if is_complete else rows,
+        "accuracies": "" if is_complete else accuracy_histogram(correct[with_images] / totals[with_images]),
         "empty": len(totals) - len(with_images),
     }
 
 
 def _samples(data: ReportData) -> dict[str, Any]:
-    probabilities = data.evaluation.probabilities
-    order = np.argsort(-probabilities.max(axis=1), kind="stable")
-    is_correct = (probabilities.argmax(axis=1) == data.evaluation.labels)[order]
+    evaluation = data.evaluation
+    order = np.argsort(-evaluation.confidence, kind="stable")
+    is_correct = evaluation.scores.correct[order]
     wrong, correct = order[~is_correct], order[is_correct]
     spread = np.linspace(0, len(correct) - 1, min(SAMPLES, len(correct)))
     return {
@@ -313,7 +343,7 @@ def _samples(data: ReportData) -> dict[str, Any]:
 def _cards(data: ReportData, rows: np.ndarray) -> list[dict[str, Any]]:
     evaluation, cards = data.evaluation, []
     for row in rows:
-        index, probabilities = int(evaluation.indices[row]), evaluation.probabilities[row]
+        index = int(evaluation.indices[row])
         try:
             image = data.source.load(index)
         except ImageError:
@@ -323,8 +353,8 @@ def _cards(data: ReportData, rows: np.ndarray) -> list[dict[str, Any]]:
                 "image": _thumbnail(image),
                 "file": data.source.name(index),
                 "truth": evaluation.classes[int(evaluation.labels[row])],
-                "predicted": evaluation.classes[int(probabilities.argmax())],
-                "confidence": float(probabilities.max()),
+                "predicted": evaluation.classes[int(evaluation.predictions[row])],
+                "confidence": float(evaluation.confidence[row]),
             }
         )
     return cards

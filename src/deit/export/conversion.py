@@ -20,23 +20,24 @@ from torch import Tensor, nn
 from deit.checkpoints.adapting import DistillationChange, LoadReport
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm
+from deit.data.image_hashes import copy_data_record
 from deit.errors import UserError, WorkError
 from deit.hub import fetch, hub_arguments
 from deit.images.processor import DeiTImageProcessor
+from deit.inference.logits import check_logits
 from deit.models.auto import load_processor
 from deit.models.modeling import TransformerClassifier, classifier_from_checkpoint, load_model
 from deit.models.timm_classifier import timm_preprocessing
 from deit.system.files import (
     CARD_NAME,
     CONFIG_NAME,
+    IMAGE_HASHES_NAME,
     INDEX_NAME,
     NESTED_PROCESSOR_NAME,
     PROCESSOR_NAME,
     RECORD_NAME,
     WEIGHTS_NAME,
     new_directory,
-    read_json,
-    write_json,
 )
 from deit.variants import LAYER_NORM_EPS
 
@@ -44,7 +45,10 @@ Format = Literal["transformers", "timm", "authors"]
 TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; libraries differ in the order of their sums
 # A directory with any other file is not replaced.
 MODEL_FILES = frozenset(
-    {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME, NESTED_PROCESSOR_NAME, RECORD_NAME, CARD_NAME, ".gitattributes"}
+    {
+        *(CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME, NESTED_PROCESSOR_NAME),
+        *(RECORD_NAME, IMAGE_HASHES_NAME, CARD_NAME, ".gitattributes"),
+    }
 )
 NUM_IMAGES = 2
 HUGGING_FACE_EPS = 1e-12
@@ -119,7 +123,7 @@ def convert(
 
     Raises:
         UserError: unknown format, existing destination, or a source that is not readable or not expressible in the format.
-        WorkError: the result gives other logits; then nothing is written to the destination.
+        WorkError: the result gives other logits, or those of the source are not finite; nothing is written to the destination.
     """
     path = Path(destination)
     path = path.resolve() if path.is_symlink() else path  # replace the target of a symbolic link, not the link
@@ -132,12 +136,14 @@ def convert(
     processor = load_processor(checkpoint, model.config)
     shift = _set_timm_epsilon(model) if output_format != "transformers" else 0.0
     expected = logits_on_fixed_input(model, model)
+    check_logits(expected.numpy(), f"The model {source}")
     largest = expected.abs().max().item()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         _write(draft, output_format, model, processor)
-        _copy_record(checkpoint.path, draft)
+        if draft.is_dir():
+            copy_data_record(checkpoint.path, draft)
         differences = {}
         for name, read in _readers(output_format, model).items():
             differences[name] = (read(draft, model) - expected).abs().max().item()
@@ -216,13 +222,6 @@ def _check_separate(source: Path, destination: Path) -> None:
     first, second = source.resolve(), destination.resolve()
     if first == second or first in second.parents or second in first.parents:
         raise UserError(f"{destination} and the source {source} contain each other", "choose another destination")
-
-
-def _copy_record(source: Path, draft: Path) -> None:
-    """Copies the record of the training data, so that an evaluation can still leave out the training images."""
-    record = (source if source.is_dir() else source.parent) / RECORD_NAME
-    if draft.is_dir() and record.is_file():
-        write_json(draft / RECORD_NAME, read_json(record))
 
 
 def _write(draft: Path, output_format: str, model: TransformerClassifier, processor: DeiTImageProcessor) -> None:

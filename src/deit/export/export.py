@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from deit.data.image_hashes import copy_data_record
 from deit.data.splits import read_record
 from deit.errors import MissingExtraError, UserError
 from deit.export import formats, quantization
@@ -22,20 +23,31 @@ from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
 from deit.inference.inference_model import InferenceModel, count_flops
 from deit.inference.loading import load_runtime
+from deit.inference.logits import check_logits
 from deit.inference.predictor import preprocess_image
 from deit.inference.runtime_selection import measure_speed, save_speeds
 from deit.inference.runtimes import RuntimeName, available_runtimes
 from deit.inference.torch_runtime import TorchRuntime
 from deit.models.auto import LoadedClassifier, load_classifier
 from deit.models.modeling import TransformerClassifier
-from deit.system.files import BEST_NAME, BUNDLE_NAME, LAST_NAME, PROCESSOR_NAME, new_directory
+from deit.system.files import (
+    BEST_NAME,
+    BUNDLE_NAME,
+    IMAGE_HASHES_NAME,
+    LAST_NAME,
+    PROCESSOR_NAME,
+    RECORD_NAME,
+    new_directory,
+)
 from deit.system.hardware import cores, cpu_name
 from deit.system.progress import Progress, print_status
 
 COMPARED_IMAGES = 500
 CALIBRATION_IMAGES = 300
 REFERENCE_BATCH_SIZE = 16
-BUNDLE_FILES = frozenset({BUNDLE_NAME, PROCESSOR_NAME, *(name for names in GRAPH_FILES.values() for name in names)})
+BUNDLE_FILES = frozenset(
+    {BUNDLE_NAME, PROCESSOR_NAME, RECORD_NAME, IMAGE_HASHES_NAME, *(name for names in GRAPH_FILES.values() for name in names)}
+)
 # The libraries that each format needs, in the order of preference of the formats.
 REQUIRED_LIBRARIES: dict[Format, tuple[str, ...]] = {
     "openvino": ("openvino", "onnx", "onnxscript"),
@@ -149,6 +161,8 @@ def export_model(
             **_measurement_context(graph_format),
         }
         write_bundle(draft, classifier.processor, {**fields, "report": report})
+        if classifier.path is not None:
+            copy_data_record(classifier.path, draft)
     bundle = open_bundle(path)
     if "openvino" in parities:
         load_runtime(bundle, "openvino")  # caches the compiled graph, so that the first prediction does not wait for it
@@ -227,7 +241,11 @@ def _write_graph(
 
 
 def _reference_logits(classifier: LoadedClassifier, inference_model: InferenceModel, pixels: np.ndarray) -> np.ndarray:
-    """Returns the logits (n, K) of the original model in fp32, with the normalization of its own image processor."""
+    """Returns the logits (n, K) of the original model in fp32, with the normalization of its own image processor.
+
+    Raises:
+        NonFiniteOutputError: they are NaN or infinite.
+    """
     logits = []
     with Progress("Running the fp32 model", len(pixels)) as progress, torch.inference_mode():
         for batch in batches(pixels, REFERENCE_BATCH_SIZE):
@@ -235,6 +253,7 @@ def _reference_logits(classifier: LoadedClassifier, inference_model: InferenceMo
             if inference_model.input_dtype == "uint8":
                 values = classifier.processor.normalize([np.moveaxis(image, 0, -1) for image in batch])
             logits.append(list(classifier.model(torch.from_numpy(values)).heads.values())[-1].numpy())
+            check_logits(logits[-1])
             progress.advance(len(batch))
     return np.concatenate(logits)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deit.errors import WorkError
 from deit.inference.bundle import Precision
+from deit.inference.logits import check_logits
 from deit.inference.runtimes import Runtime
 
 
@@ -65,7 +66,12 @@ class Parity:
 
 
 def compare_logits(expected: np.ndarray, actual: np.ndarray) -> Parity:
-    """Compares logits (n, K) of the fp32 model with those of another for the same images."""
+    """Compares logits (n, K) of the fp32 model with those of another for the same images.
+
+    Raises:
+        NonFiniteOutputError: logits are NaN or infinite.
+    """
+    check_logits(actual, "The exported model", "nothing was written; choose a higher precision")
     expected, difference = expected.astype(np.float64), actual.astype(np.float64) - expected
     centered = expected - expected.mean(axis=1, keepdims=True)
     scale = float(np.sqrt((centered**2).mean())) or 1.0

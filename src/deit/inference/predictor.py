@@ -22,6 +22,7 @@ from deit.images.processor import DeiTImageProcessor
 from deit.inference.bundle import Bundle, InputDtype, Precision, is_bundle, open_bundle
 from deit.inference.decoding import fast_pixels
 from deit.inference.loading import load_runtime
+from deit.inference.logits import softmax
 from deit.inference.runtime_selection import select_runtime
 from deit.inference.runtimes import PerformanceHint, Runtime, RuntimeName
 from deit.system.hardware import cores
@@ -234,9 +235,7 @@ class Predictor:
 
     def _top_classes(self, pixels: np.ndarray, top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
         """Yields the names and probabilities of the most likely classes of each image."""
-        logits = self.runtime(pixels)[self.runtime.heads[-1]].astype(np.float64)  # (B, K)
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        probabilities = softmax(self.runtime(pixels)[self.runtime.heads[-1]])  # (B, K)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(top, len(self.classes))]
         for row, labels in zip(probabilities, order, strict=True):
             yield tuple(self.classes[label] for label in labels), tuple(row[labels].tolist())

@@ -79,12 +79,16 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def hard_distillation(logits: Tensor, teacher_targets: Tensor) -> Tensor:
     """Computes cross-entropy with the teacher's most likely class, without temperature or smoothing.
 
+    The loss is NaN if the teacher has no most likely class, because its logits are NaN or infinite.
+
     Args:
         logits: (B, K), of the distillation head.
         teacher_targets: teacher logits (B, K), or class indices (B,).
     """
-    labels = teacher_targets if teacher_targets.ndim == 1 else teacher_targets.argmax(dim=-1)
-    return F.cross_entropy(logits.float(), labels)
+    if teacher_targets.ndim == 1:
+        return F.cross_entropy(logits.float(), teacher_targets)
+    loss = F.cross_entropy(logits.float(), teacher_targets.argmax(dim=-1))
+    return loss + (0 * teacher_targets.amax(dim=-1)).sum().float()  # plus 0, or NaN
 
 
 def soft_distillation(logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: Reduction = "batchmean") -> Tensor:

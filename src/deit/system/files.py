@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deit.errors import CheckpointError
+from deit.errors import CheckpointError, WorkError
 
 # Files of a model directory.
 CONFIG_NAME = "config.json"
@@ -23,6 +24,7 @@ EMA_NAME = "ema.safetensors"  # in a training checkpoint, beside the weights
 PROCESSOR_NAME = "preprocessor_config.json"
 NESTED_PROCESSOR_NAME = "processor_config.json"  # transformers 5.x: {"image_processor": {...}}
 RECORD_NAME = "training.json"
+IMAGE_HASHES_NAME = "training_images.bin"
 CARD_NAME = "README.md"
 
 # Files of an exported model.
@@ -41,6 +43,7 @@ LAST_NAME = "last"
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
+_NUMBERS = re.compile(r"\[\n[-+\w.,\s]*\]")  # a raw line break cannot be inside a string
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a lone surrogate can be escaped in JSON and cannot be encoded in UTF-8
 
 
@@ -76,14 +79,54 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically, formatted by :func:`json_text`."""
-    write_text(path, json_text(content))
+    """Writes a JSON file atomically, formatted by :func:`json_text`.
+
+    Raises:
+        WorkError: the file would be too large for :func:`read_json`.
+    """
+    write_bytes(path, json_bytes(content, path))
+
+
+def json_bytes(content: Any, path: Path) -> bytes:
+    """Returns the content of a JSON file that :func:`read_json` can read.
+
+    Raises:
+        WorkError: it would be too large.
+    """
+    raw = json_text(content).encode()
+    if len(raw) > MAX_JSON_BYTES:
+        raise WorkError(f"{path} would be larger than {MAX_JSON_BYTES >> 20} MiB", "use fewer classes or shorter class names")
+    return raw
 
 
 def json_text(content: Any) -> str:
-    """Returns indented JSON with a final newline. Non-ASCII characters are not escaped."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """Returns indented JSON with a final newline; a list of numbers is on one line.
+
+    Non-ASCII characters are not escaped. JSON has no NaN and no infinity: both become ``null``.
+    """
+    return _NUMBERS.sub(lambda match: f"[{' '.join(match[0][1:-1].split())}]", _dumps(content, 2)) + "\n"
+
+
+def json_line(content: Any) -> str:
+    """Returns the same as :func:`json_text`, on one line: a row of a JSON Lines file."""
+    return _dumps(content, None) + "\n"
+
+
+def _dumps(content: Any, indent: int | None) -> str:
+    try:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a number is not finite
+        text = json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _finite(content: Any) -> Any:
+    """Replaces numbers that are not finite by None."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deit.checkpoints.model_card import model_card
+from deit.data.image_hashes import SeenImages, content_hashes, leave_out_seen, read_image_hashes
 from deit.data.loader import EvaluationSamples
 from deit.data.opening import short_name
+from deit.data.sources import ImageSource
 from deit.data.splits import Splits
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import MissingExtraError
@@ -62,22 +66,26 @@ def finish_training(
 ) -> TrainResult:
     """Evaluates the best model and the teacher on the held-out split; writes ``evaluation.json``, model cards and the report.
 
-    The evaluation runs in fp32, whatever the precision of training, so that ``deit evaluate`` gives the same metrics.
+    The evaluation runs in fp32, whatever the precision of training, so that ``deit evaluate`` gives the same metrics. Copies of
+    training images are left out, unless there are no others.
     """
     directory, recipe = trainer.directory, trainer.context.recipe
-    split, source = splits.held_out
-
-    def evaluate(classifier: LoadedClassifier) -> Evaluation:
-        samples = EvaluationSamples(source, classifier.processor, settings.skip_unreadable)
-        return evaluate_source(classifier.model.to(trainer.device), samples, workers=trainer.workers)
-
-    evaluation = evaluate(load_classifier(directory / BEST_NAME))
+    best = load_classifier(directory / BEST_NAME)
     classifier = None if teacher is None else teacher.for_evaluation()
-    teacher_evaluation = None if classifier is None else evaluate(classifier)
+    split, held_out = splits.held_out
+    source, seen, teacher_seen = _leave_out_copies(held_out, best, classifier)
+
+    def evaluate(classifier: LoadedClassifier, seen: SeenImages | None) -> Evaluation:
+        samples = EvaluationSamples(source, classifier.processor, settings.skip_unreadable)
+        evaluation = evaluate_source(classifier.model.to(trainer.device), samples, workers=trainer.workers)
+        return replace(evaluation, seen=seen)
+
+    evaluation = evaluate(best, seen)
+    teacher_evaluation = None if classifier is None else evaluate(classifier, teacher_seen)
     content: dict[str, Any] = {"split": split, "best_epoch": trainer.state.best["epoch"], **evaluation.to_dict()}
     content["data"] = {"images": image_counts(splits), "origin": splits.origin}
     if teacher_evaluation is not None:
-        content["teacher"] = teacher_evaluation.to_dict()
+        content["teacher"] = teacher_evaluation.summary()
     write_json(directory / EVALUATION_NAME, content)
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
@@ -97,6 +105,30 @@ def finish_training(
     except MissingExtraError as error:
         print_status(str(error))
     return TrainResult(directory, split, evaluation, teacher_evaluation)
+
+
+def _leave_out_copies(
+    source: ImageSource, model: LoadedClassifier, teacher: LoadedClassifier | None
+) -> tuple[ImageSource, SeenImages | None, SeenImages | None]:
+    """Leaves out the images that the model was trained on, unless there are no others.
+
+    Returns:
+        The images to evaluate on, and how many the model and the teacher saw; None if unknown.
+    """
+    hashes, teacher_hashes = (
+        read_image_hashes(classifier.path) if classifier is not None and classifier.path is not None else None
+        for classifier in (model, teacher)
+    )
+    if hashes is None:
+        return source, None, None
+    found = content_hashes(source)
+    images, seen = leave_out_seen(source, found, hashes)
+    if not len(images.labels):
+        images, seen = leave_out_seen(source, found, hashes, keep=True)
+    if teacher_hashes is None:
+        return images, seen, None
+    kept = found if seen.measured else found[~np.isin(found, hashes.train)]
+    return images, seen, leave_out_seen(images, kept, teacher_hashes, keep=True)[1]
 
 
 def finish_pretraining(trainer: Trainer) -> PretrainResult:

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,26 @@ import torch
 from torch import Tensor
 
 from deit.checkpoints.selection import rank
-from deit.data.loader import EvaluationSamples, Loader, TrainSamples
+from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import InterruptedWorkError, NonFiniteLossError
+from deit.errors import InterruptedWorkError, NonFiniteLossError, NonFiniteOutputError
 from deit.evaluation.evaluate import evaluate_source
+from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import Transformer
-from deit.system.files import BEST_NAME, LAST_NAME, LOG_NAME, PROCESSOR_NAME, new_directory, write_json, write_text
+from deit.system.devices import autocast
+from deit.system.files import (
+    BEST_NAME,
+    LAST_NAME,
+    LOG_NAME,
+    PROCESSOR_NAME,
+    json_line,
+    json_text,
+    new_directory,
+    write_bytes,
+    write_text,
+)
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress
 from deit.system.signals import stop_on_signals
@@ -49,7 +61,7 @@ class Trainer:
         context: recipe, precision and teacher.
         samples: makes training batches.
         validation: makes the batches that checkpoints are selected on.
-        json_files: further files of ``best``, ``last`` and every checkpoint, name -> content.
+        files: further files of ``best``, ``last`` and every checkpoint, name -> content.
         workers: worker processes of the data loader; None chooses by the number of cores.
     """
 
@@ -61,7 +73,7 @@ class Trainer:
     context: StepContext
     samples: TrainSamples
     validation: EvaluationSamples
-    json_files: dict[str, dict[str, Any]]
+    files: dict[str, bytes]
     workers: int | None = None
 
     @property
@@ -113,7 +125,9 @@ class Trainer:
             lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
             losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr))
             if not math.isfinite(losses[TOTAL]):
-                raise _diverged(epoch, step, lr, recipe.optimizer.clip_norm)
+                self._check_teacher(micro_batches)
+                problem = f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"
+                raise _diverged(problem, recipe.optimizer.clip_norm)
             if self.ema is not None:
                 self.ema.update(self.model, state.steps_taken)
             images = sum(len(batch.labels) for batch in micro_batches)
@@ -133,7 +147,7 @@ class Trainer:
         """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""
         recipe, state = self.context.recipe, self.state
         model = self.ema.model if self.ema is not None and recipe.ema.evaluate else self.model
-        validation = self._validate(model, validation_loader)
+        validation = self._validate(model, validation_loader, epoch)
         last_step = epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -153,8 +167,22 @@ class Trainer:
         self._save_checkpoint()
         return row
 
-    def _validate(self, model: TrainableModel, loader: Loader) -> dict[str, float]:
-        """Returns the validation loss, and the accuracy of a classifier."""
+    def _validate(self, model: TrainableModel, loader: Loader, epoch: int) -> dict[str, float]:
+        """Returns the validation loss, and the accuracy of a classifier.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite.
+        """
+        try:
+            validation = self._validation_metrics(model, loader)
+        except NonFiniteOutputError:
+            validation = {"loss": math.nan}
+        if not math.isfinite(validation["loss"]):
+            problem = f"The validation loss is not finite after epoch {epoch + 1}"
+            raise _diverged(problem, self.context.recipe.optimizer.clip_norm)
+        return validation
+
+    def _validation_metrics(self, model: TrainableModel, loader: Loader) -> dict[str, float]:
         recipe, precision = self.context.recipe, self.context.precision
         if isinstance(model, DeiTForMaskedImageModeling):
             loss = masked_loss(
@@ -170,17 +198,35 @@ class Trainer:
         metrics = evaluate_source(model, self.validation, loader=loader, precision=precision, quiet=True).main
         return {"top1": metrics.top1, "loss": metrics.loss}
 
+    @torch.no_grad()
+    def _check_teacher(self, batches: Sequence[Batch]) -> None:
+        """Checks whether the teacher is why a loss is not finite.
+
+        Raises:
+            NonFiniteOutputError: it is.
+        """
+        teacher = self.context.teacher
+        if teacher is None:
+            return
+        for batch in batches:
+            if not len(batch.labels):
+                continue
+            with autocast(self.device, self.context.precision):
+                targets = teacher.targets(batch.to(self.device)).targets
+            if targets.is_floating_point():
+                check_logits(targets.float().cpu().numpy(), f"The teacher {teacher.name}", "pass another teacher")
+
     def _save_checkpoint(self) -> Path:
-        json_files = {**self.json_files, PROCESSOR_NAME: self.validation.processor.to_dict()}
+        files = {**self.files, PROCESSOR_NAME: json_text(self.validation.processor.to_dict()).encode()}
         directory = self.directory / CHECKPOINTS_NAME
-        return save_checkpoint(directory, self.state, self.model, self.ema, self.optimizer, json_files, self.context.features)
+        return save_checkpoint(directory, self.state, self.model, self.ema, self.optimizer, files, self.context.features)
 
     def _save_model(self, name: str, model: TrainableModel) -> None:
         with new_directory(self.directory / name) as draft:
             model.save_pretrained(draft)
             self.validation.processor.save_pretrained(draft)
-            for file, content in self.json_files.items():
-                write_json(draft / file, content)
+            for file, content in self.files.items():
+                write_bytes(draft / file, content)
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
@@ -191,7 +237,7 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 
 def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
     """Writes ``log.jsonl``."""
-    write_text(directory / LOG_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(directory / LOG_NAME, "".join(map(json_line, rows)))
 
 
 def format_losses(losses: Mapping[str, float]) -> str:
@@ -220,11 +266,8 @@ def _format_validation(validation: dict[str, float]) -> str:
     return f"validation loss {validation['loss']:.4f}"
 
 
-def _diverged(epoch: int, step: int, lr: float, clip_norm: float | None) -> NonFiniteLossError:
+def _diverged(problem: str, clip_norm: float | None) -> NonFiniteLossError:
     remedies = ["a lower optimizer.lr", "more optimizer.warmup_epochs", "precision=fp32"]
     if clip_norm is None:
         remedies.append("optimizer.clip_norm=1")
-    return NonFiniteLossError(
-        f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}",
-        f"try {', '.join(remedies)} (each by --set); earlier checkpoints are kept",
-    )
+    return NonFiniteLossError(problem, f"try {', '.join(remedies)} (each by --set); earlier checkpoints are kept")

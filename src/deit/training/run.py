@@ -24,7 +24,7 @@ from deit.training.model_building import build_model
 from deit.training.run_directory import new_run_directory, read_run, write_run
 from deit.training.state import latest_checkpoint
 from deit.training.summary import print_summary
-from deit.training.trainer_building import build_trainer, fit_recipe_to_time, restore
+from deit.training.trainer_building import add_image_hashes, build_trainer, fit_recipe_to_time, restore
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ def _fit(
     if checkpoint is not None:
         restore(trainer, checkpoint, settings.data)
 
-    notes = [*data_notes, *time_notes, *built.notes, *view_notes, *_teacher_notes(trainer, teacher, settings)]
+    hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
+    notes = [*data_notes, *time_notes, *built.notes, *view_notes, *hash_notes, *_teacher_notes(trainer, teacher, settings)]
     if checkpoint is not None:
         notes.append(f"Resumed from {checkpoint}")
     if unreadable:

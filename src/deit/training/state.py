@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deit.checkpoints.weights import load_into, read_tensors, write_tensors
 from deit.config import ViTConfig
 from deit.errors import CheckpointError
-from deit.system.files import CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_json
+from deit.system.files import CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_bytes, write_json
 from deit.training.optimization import ModelEma, trainable_modules
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def save_checkpoint(
     model: nn.Module,
     ema: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
-    json_files: Mapping[str, dict[str, Any]] | None = None,
+    files: Mapping[str, bytes] | None = None,
     features: nn.Module | None = None,
 ) -> Path:
     """Writes a checkpoint below ``directory`` and removes all but the last two.
@@ -93,7 +93,7 @@ def save_checkpoint(
         model: the model.
         ema: the EMA of its weights, if any.
         optimizer: the optimizer.
-        json_files: further files of a model directory, name -> content.
+        files: further files of a model directory, name -> content.
         features: feature distillation heads, if any.
 
     Returns:
@@ -106,8 +106,8 @@ def save_checkpoint(
             write_tensors(draft / EMA_NAME, ema.model.state_dict())
         if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that the checkpoint loads as a model
             write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
-        for name, content in (json_files or {}).items():
-            write_json(draft / name, content)
+        for name, content in (files or {}).items():
+            write_bytes(draft / name, content)
         if features is not None:
             write_tensors(draft / FEATURES_NAME, features.state_dict())
         write_tensors(draft / OPTIMIZER_NAME, _optimizer_state(trainable_modules(model, features), optimizer))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from deit.data.image_hashes import MAX_IMAGES, ImageHashes, read_image_hashes
 from deit.data.loader import EvaluationSamples
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.loading import load_teacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import CheckpointError
+from deit.hub import fetch, model_path
 from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.planning import dataset_stats, needs_planning, plan_from_time
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_precision
-from deit.system.files import RECORD_NAME
-from deit.system.progress import print_status
+from deit.system.files import IMAGE_HASHES_NAME, RECORD_NAME, json_text
+from deit.system.progress import plural, print_status
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
 from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
@@ -63,7 +66,7 @@ def build_trainer(
         context=StepContext(recipe, choose_precision(recipe.precision, device), teacher, features),
         samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets),
         validation=EvaluationSamples(splits.validation, recipe.processor(), settings.skip_unreadable),
-        json_files={RECORD_NAME: asdict(record)},
+        files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
     )
 
@@ -80,6 +83,29 @@ def restore(trainer: Trainer, checkpoint: Path, data: str) -> None:
     trainer.state = state
     features = trainer.context.features
     load_checkpoint(checkpoint, trainer.model, trainer.ema, trainer.optimizer, state.steps_taken, features)
+
+
+def add_image_hashes(trainer: Trainer, splits: Splits, settings: RunSettings, checkpoint: Path | None) -> list[str]:
+    """Adds the hashes of the images, and of those that the initial checkpoint was trained on, to the files of the models.
+
+    Pretraining without labels keeps no hashes, so that its images do not count as training images.
+
+    Returns:
+        What the user should know about them.
+    """
+    hashes = None if checkpoint is None else read_image_hashes(checkpoint)
+    if hashes is None:
+        hashes = ImageHashes.of(splits.train, splits.validation)
+        if settings.init is not None:
+            with suppress(CheckpointError) if checkpoint else nullcontext():  # a resumed run does not need it any more
+                hashes = hashes.with_training_images(read_image_hashes(model_path(fetch(settings.init))))
+        if len(hashes) > MAX_IMAGES:
+            return ["There are too many images to record which ones were used for training"]
+    trainer.files[IMAGE_HASHES_NAME] = hashes.to_bytes()
+    if not hashes.copies:
+        return []
+    images = plural(hashes.copies, "validation image")
+    return [f"{images} of {len(hashes.validation):,} are also training images; the final evaluation leaves them out"]
 
 
 def fit_recipe_to_time(

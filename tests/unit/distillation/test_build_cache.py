@@ -260,7 +260,7 @@ def test_foreign_directory_and_cache_as_teacher_are_rejected(tmp_path: Path, fin
 
 def test_non_finite_logits_are_not_cached(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Teacher, "__call__", lambda _self, pixels: torch.full((len(pixels), 3), float("nan")))
-    with pytest.raises(WorkError, match="not finite"):
+    with pytest.raises(WorkError, match="predicts NaN or infinite values"):
         build(tmp_path / "cache", teacher, views=1)
 
 

@@ -19,7 +19,7 @@ from deit.data.loader import EvaluationSamples
 from deit.data.opening import open_data
 from deit.data.sources import ImageSource, MultiLabelSource
 from deit.data.splits import DataRecord, read_record
-from deit.errors import CheckpointError, DataError, ImageError
+from deit.errors import CheckpointError, DataError, ImageError, NonFiniteOutputError
 from deit.evaluation.evaluate import evaluate, evaluate_source, evaluation_split
 from deit.evaluation.metrics import Evaluation
 from deit.images.processor import DeiTImageProcessor
@@ -69,9 +69,10 @@ def test_metrics_match_a_computation_by_hand() -> None:
     assert result.main.top5 == 1.0  # of three classes
     assert result.main.loss == pytest.approx((2 * math.log(8) + 3 * math.log(8 / 5)) / 5)
     assert result.main.calibration_error == pytest.approx(5 / 8 - 3 / 5, abs=1e-6)  # all in one bin
-    assert result.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
+    assert result.confusion.to_array().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
     assert result.per_class == {"a": 0.5, "b": 0.5, "c": 1.0}
-    assert result.probabilities[0].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8])
+    assert result.predictions.tolist() == [2, 1, 2, 0, 0]
+    assert result.confidence.tolist() == pytest.approx([5 / 8] * 5)
     assert (result.labels.tolist(), result.indices.tolist()) == ([0, 1, 2, 0, 1], [0, 1, 2, 3, 4])
     assert result.most_confused(5) == [("a", "c", 1), ("b", "a", 1)]
     assert (result.images, result.skipped) == (5, 0)
@@ -94,7 +95,7 @@ def test_each_head_is_evaluated_and_the_last_is_the_prediction() -> None:
     result = run(model, MemorySource(3, classes=("a", "b", "c")))
     assert [head.top1 for head in result.heads.values()] == pytest.approx([1 / 3] * 3)
     assert result.main == result.heads["both"] == result.heads["distillation"]
-    assert result.confusion[:, 1].tolist() == [1, 1, 1]
+    assert result.confusion.to_array()[:, 1].tolist() == [1, 1, 1]
 
 
 def test_heads_can_be_combined_by_the_sum_of_softmaxes() -> None:
@@ -106,8 +107,8 @@ def test_heads_can_be_combined_by_the_sum_of_softmaxes() -> None:
     source = MemorySource(1)
     mean = run(Scripted(**heads), source)
     softmax = run(Scripted(**heads), source, combine="softmax")
-    assert mean.probabilities[0, 1] == pytest.approx(0.6241, abs=1e-4)
-    assert softmax.probabilities[0].tolist() == pytest.approx([0.365, 0.28, 0.355], abs=1e-6)
+    assert (mean.predictions[0], mean.confidence[0]) == (1, pytest.approx(0.6241, abs=1e-4))
+    assert (softmax.predictions[0], softmax.confidence[0]) == (0, pytest.approx(0.365, abs=1e-6))
     assert (mean.main.top1, softmax.main.top1) == (0.0, 1.0)
     assert softmax.heads["class"] == mean.heads["class"]
 
@@ -172,7 +173,7 @@ def test_data_may_have_fewer_classes_in_another_order(tmp_path: Path, photo_fold
     names = ("zebra", *reversed(CLASSES))
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names)), std=0.05).save_pretrained(tmp_path)
     result = evaluate(tmp_path, photo_folder, workers=0, device="cpu")
-    assert result.confusion.sum(axis=1).tolist() == [0, 8, 8, 8]
+    assert result.confusion.totals.tolist() == [0, 8, 8, 8]
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names[:2]))).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="2 classes that the model does not have"):
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
@@ -203,17 +204,6 @@ def test_class_name_that_is_not_unique_is_an_error(tmp_path: Path, photo_folder:
     randomized(DeiTForImageClassificationWithTeacher(tiny_deit().with_classes(names))).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=f"several classes named '{CLASSES[1]}'"):
         evaluate(tmp_path, photo_folder, workers=0, device="cpu")
-
-
-def test_training_images_are_left_out_by_default(model_folder: Path, photo_folder: Path) -> None:
-    splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
-    record = {"fingerprint": splits.fingerprint, "split_seed": 7, "validation_fraction": 0.25}
-    (model_folder / "training.json").write_text(json.dumps(record))
-    assert read_record(model_folder) == DataRecord(splits.fingerprint, 7, 0.25)
-    assert evaluate(model_folder, photo_folder, workers=0, device="cpu").images == 6
-    held_out = evaluation_split(photo_folder, record=read_record(model_folder))
-    assert [held_out.name(i) for i in range(6)] == [splits.validation.name(i) for i in range(6)]
-    assert evaluate(model_folder, photo_folder, split="all", workers=0, device="cpu").images == 24
 
 
 def test_malformed_record_is_an_error(model_folder: Path) -> None:
@@ -256,6 +246,30 @@ def test_folder_without_splits_is_evaluated_whole(photo_folder: Path) -> None:
     assert len(evaluation_split(photo_folder).labels) == len(folder_source(photo_folder).labels) == 24
 
 
+def test_missing_split_is_set_aside_as_for_training(photo_folder: Path) -> None:
+    splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
+    held_out = evaluation_split(photo_folder, "validation", DataRecord(splits.fingerprint, 7, 0.25))
+    assert [held_out.name(i) for i in range(6)] == [splits.validation.name(i) for i in range(6)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("head", ["class", "both"])
+def test_diverged_model_is_an_error(value: float, head: str) -> None:
+    rows = {name: [[0.0, 1, 2], [0.0, 1, 2], [0.0, value if name == head else 1, 2]] for name in ("class", "both")}
+    with pytest.raises(NonFiniteOutputError, match="The model predicts NaN or infinite values: it has diverged"):
+        run(Scripted(**rows), MemorySource(3))
+
+
+def test_infinite_loss_is_an_error() -> None:
+    with pytest.raises(NonFiniteOutputError, match="The loss of the model is infinite"):
+        run(Scripted(**{"class": [[-3e38, 3e38, 0]]}), MemorySource(1))
+
+
+def test_equal_logits_are_one_prediction() -> None:
+    result = run(Scripted(**{"class": [[0.0] * 7] * 14}), MemorySource(14, classes=tuple("abcdefg")))
+    assert (result.main.top1, result.correct) == (pytest.approx(1 / 7), 2)  # the metric and the confusion matrix agree
+
+
 def test_any_of_several_correct_classes_counts() -> None:
     source = MultiLabelSource(MemorySource(4), ((0, 2), (0, 2), (0, 1), (1,)), ("a", "b", "c"))
     rows = [[LN[0], LN[1], LN[2]], [LN[0], LN[2], LN[1]], [LN[2], LN[1], LN[0]], [LN[2], LN[1], LN[0]]]
@@ -264,7 +278,7 @@ def test_any_of_several_correct_classes_counts() -> None:
     assert result.labels.tolist() == [2, 2, 0, 1]
     assert result.main.top1 == 0.5
     assert result.main.loss == pytest.approx((2 * math.log(8 / 5) + 2 * math.log(8 / 2)) / 4)
-    assert result.confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+    assert result.confusion.to_array().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
     assert result.main.calibration_error == pytest.approx(5 / 8 - 1 / 2, abs=1e-6)
 
 
@@ -281,8 +295,8 @@ def test_predictions_can_be_restricted_to_some_classes() -> None:
     unrestricted = run(Scripted(**rows), source)
     restricted = run(Scripted(**rows), source, candidates=np.array([0, 1]))
     assert (unrestricted.num_classes_evaluated, restricted.num_classes_evaluated) == (None, 2)
-    assert unrestricted.probabilities[1].tolist() == pytest.approx([5 / 8, 2 / 8, 1 / 8])
-    assert restricted.probabilities[1].tolist() == pytest.approx([5 / 7, 2 / 7, 0])
+    assert (unrestricted.predictions[1], unrestricted.confidence[1]) == (0, pytest.approx(5 / 8))
+    assert (restricted.predictions[1], restricted.confidence[1]) == (0, pytest.approx(5 / 7))
     assert restricted.main.loss == pytest.approx((math.log(6) + math.log(7 / 2)) / 2)
     assert restricted.to_dict()["num_classes_evaluated"] == 2
     assert unrestricted.to_dict()["num_classes_evaluated"] == 3
@@ -295,9 +309,8 @@ def test_both_heads_are_restricted_to_the_same_classes(combine: str) -> None:
     heads = {"class": first.tolist(), "distillation": second.tolist(), "both": ((first + second) / 2).tolist()}
     result = run(Scripted(**heads), MemorySource(1), candidates=np.array([0, 1]), combine=combine)
     weights = {"mean": (0.03**0.5, 0.02**0.5), "softmax": (1 / 3 + 3 / 4, 2 / 3 + 1 / 4)}[combine]
-    assert result.probabilities[0].tolist() == pytest.approx(
-        [weights[0] / sum(weights), weights[1] / sum(weights), 0], abs=1e-6
-    )
+    assert result.predictions[0] == (0 if weights[0] > weights[1] else 1)
+    assert result.confidence[0] == pytest.approx(max(weights) / sum(weights), abs=1e-6)
     assert not np.isnan(result.main.loss)
 
 
@@ -330,7 +343,7 @@ def test_folder_of_wordnet_ids_matches_the_classes_of_a_published_model(publishe
     assert (result.labels.tolist(), result.num_classes_evaluated) == ([0, 134, 517], None)
     restricted = evaluate(published_model, tmp_path, workers=0, device="cpu", classes="data")
     assert restricted.num_classes_evaluated == 3
-    assert set(np.flatnonzero(restricted.probabilities.any(axis=0)).tolist()) == {0, 134, 517}
+    assert set(restricted.predictions.tolist()) <= {0, 134, 517}
     assert restricted.main.top1 >= result.main.top1
     assert restricted.main.top5 == 1.0
 
@@ -342,8 +355,7 @@ def test_imagenet_a_and_r_restrict_predictions_to_their_classes(published_model:
         photo(tmp_path / imagenet_ids()[label] / "a.jpg", label)
     result = evaluate(published_model, f"imagenet-{letter}:{tmp_path}", workers=0, device="cpu")
     assert (result.num_classes_evaluated, result.labels.tolist()) == (200, list(classes[:3]))
-    predicted = np.flatnonzero(result.probabilities.any(axis=0))
-    assert set(predicted.tolist()) <= set(classes)
+    assert set(result.predictions.tolist()) <= set(classes)
     unrestricted = evaluate(published_model, f"imagenet-{letter}:{tmp_path}", workers=0, device="cpu", classes="all")
     assert unrestricted.num_classes_evaluated is None
     assert unrestricted.main.loss > result.main.loss
@@ -360,7 +372,7 @@ def test_imagenet_v2_and_real_allow_all_classes(published_model: Path, tmp_path:
     (tmp_path / "real.json").write_text(json.dumps(correct_classes))
     real = evaluate(published_model, f"imagenet-real:{tmp_path}", workers=0, device="cpu")
     assert real.images == 5
-    assert real.labels[0] == real.probabilities[0].argmax()  # every class is correct for the first image
+    assert real.labels[0] == real.predictions[0]  # every class is correct for the first image
     assert real.labels[1] in (1, 2)
 
 
@@ -378,13 +390,3 @@ def test_every_split_of_a_named_data_set_can_be_selected(tmp_path: Path) -> None
     assert counts == {"auto": 20, "train": 90, "validation": 10, "test": 20}
     with pytest.raises(DataError, match="has separate splits"):
         evaluation_split(data, "all")
-
-
-def test_training_images_of_a_manifest_are_left_out(photo_folder: Path, tmp_path: Path) -> None:
-    source = folder_source(photo_folder)
-    lines = [f'"{source.path(index)}",{source.classes[label]}' for index, label in enumerate(source.labels)]
-    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
-    splits = open_data(tmp_path / "list.csv", seed=7, validation_fraction=0.25)
-    assert len(evaluation_split(tmp_path / "list.csv").labels) == 24
-    held_out = evaluation_split(tmp_path / "list.csv", record=DataRecord(splits.fingerprint, 7, 0.25))
-    assert [held_out.name(i) for i in range(6)] == [splits.validation.name(i) for i in range(6)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from deit.evaluation.metrics import (
     Evaluation,
     HeadMetrics,
+    Scores,
     calibration_bins,
     calibration_error,
     head_metrics,
@@ -24,10 +25,12 @@ from deit.evaluation.metrics import (
 def evaluation(confusion: list[list[int]]) -> Evaluation:
     matrix = np.array(confusion)
     labels = np.repeat(np.arange(len(matrix)), matrix.sum(axis=1))
-    probabilities = np.full((len(labels), len(matrix)), 1 / len(matrix), np.float32)
+    predictions = np.concatenate([np.repeat(np.arange(len(matrix)), row) for row in matrix])
+    confidence = np.full(len(labels), 0.5, np.float32)
+    scores = Scores(labels, predictions, confidence, confidence, np.ones(len(labels), bool))
     metrics = HeadMetrics(float(np.trace(matrix) / len(labels)), 1.0, 0.5, 0.1)
     names = tuple("abcdef"[: len(matrix)])
-    return Evaluation(names, {"class": metrics}, matrix, probabilities, labels, np.arange(len(labels)), 2, 4.0)
+    return Evaluation(names, {"class": metrics}, scores, np.arange(len(labels)), 2, 4.0)
 
 
 def test_per_class_and_most_confused() -> None:
@@ -44,7 +47,7 @@ def test_to_dict_is_valid_json() -> None:
     assert content["heads"] == {"class": {"top1": 0.8, "top5": 1.0, "loss": 0.5, "calibration_error": 0.1}}
     assert content["top1_interval"] == {"low": pytest.approx(0.490, abs=1e-3), "high": pytest.approx(0.943, abs=1e-3)}
     assert (content["images"], content["skipped"], content["num_classes_evaluated"]) == (10, 2, 2)
-    assert content["confusion"] == [[8, 0], [2, 0]]
+    assert content["confusion"] == {"true": [0, 1], "predicted": [0, 0], "images": [8, 2], "omitted": 0}
 
 
 def test_head_metrics_by_hand() -> None:
@@ -58,18 +61,18 @@ def test_head_metrics_by_hand() -> None:
 def test_calibration_by_hand() -> None:
     # Bins of 1/15: 0.95 and 0.97 fall into the last, 0.55 into the ninth. Gaps: |0.96 - 1/2| and |0.55 - 1|.
     probabilities = np.array([[0.95, 0.05], [0.03, 0.97], [0.55, 0.45]])
-    bins = calibration_bins(probabilities, np.array([0, 0, 0]))
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == 0
+    bins = calibration_bins(confidence, correct)
     assert bins.shape == (15, 3)
     assert bins[14].tolist() == pytest.approx([2, 0.96, 0.5])
     assert bins[8].tolist() == pytest.approx([1, 0.55, 1.0])
     assert bins[:, 0].sum() == 3
-    assert calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx((2 * 0.46 + 0.45) / 3)
+    assert calibration_error(confidence, correct) == pytest.approx((2 * 0.46 + 0.45) / 3)
 
 
 def test_fully_confident_model_is_calibrated_if_it_is_always_correct() -> None:
-    probabilities = np.eye(4)
-    assert calibration_error(probabilities, np.array([0, 1, 2, 3])) == 0
-    assert calibration_error(probabilities, np.array([1, 2, 3, 0])) == 1
+    assert calibration_error(np.ones(4), np.ones(4, bool)) == 0
+    assert calibration_error(np.ones(4), np.zeros(4, bool)) == 1
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.floats(0, 50), st.integers(0, 999))
@@ -80,9 +83,10 @@ def test_calibration_error_is_in_range(count: int, classes: int, sharpness: floa
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     labels = rng.integers(classes, size=count)
-    bins = calibration_bins(probabilities.astype(np.float32), labels)
+    confidence, correct = probabilities.max(axis=1).astype(np.float32), probabilities.argmax(axis=1) == labels
+    bins = calibration_bins(confidence, correct)
     assert bins[:, 0].sum() == count
-    assert 0 <= calibration_error(probabilities.astype(np.float32), labels) <= 1
+    assert 0 <= calibration_error(confidence, correct) <= 1
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from deit.data.sources import ArraySource
 from deit.errors import ImageError, MissingExtraError
-from deit.evaluation.metrics import Evaluation, HeadMetrics, calibration_bins, calibration_error
+from deit.evaluation.metrics import Evaluation, HeadMetrics, Scores, calibration_bins, calibration_error
 from deit.evaluation.report import TIMES, ReportData, write_report
 from deit.models.losses import Distillation
 
@@ -96,16 +96,13 @@ def make_evaluation(
     labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str], confidence: Sequence[float] | None = None
 ) -> Evaluation:
     """Returns an evaluation in which image i has the given label, prediction and confidence (0.9)."""
-    count, truth = len(classes), np.asarray(labels)
+    truth = np.asarray(labels)
     highest = np.full(len(truth), 0.9) if confidence is None else np.asarray(confidence)
-    probabilities = np.repeat(((1 - highest) / (count - 1))[:, None], count, axis=1).astype(np.float32)
-    probabilities[np.arange(len(truth)), predictions] = highest
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (truth, np.asarray(predictions)), 1)
-    top1 = float(np.trace(confusion) / len(truth))
-    main = HeadMetrics(top1, 0.98766, 0.43214, calibration_error(probabilities, truth))
+    correct = truth == np.asarray(predictions)
+    scores = Scores(truth, np.asarray(predictions), highest.astype(np.float32), np.zeros(len(truth)), correct)
+    main = HeadMetrics(float(correct.mean()), 0.98766, 0.43214, calibration_error(scores.confidence, correct))
     heads = {"class": HeadMetrics(0.61236, 0.71234, 0.81236, 0.09124), "both": main}
-    return Evaluation(tuple(classes), heads, confusion, probabilities, truth, np.arange(len(truth)), 0, 1.0)
+    return Evaluation(tuple(classes), heads, scores, np.arange(len(truth)), 0, 1.0)
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -345,7 +342,7 @@ def test_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
     section = report_page(tmp_path, data).section("Confusion matrix")
     expected = [
         [name, *(str(count or "") for count in counts)]
-        for name, counts in zip(data.evaluation.classes, data.evaluation.confusion.tolist(), strict=True)
+        for name, counts in zip(data.evaluation.classes, data.evaluation.confusion.to_array().tolist(), strict=True)
     ]
     assert rows(section.find("table", "matrix")[0]) == expected
     assert len(section.find("td", "correct")) == 3
@@ -380,7 +377,8 @@ def test_thousand_classes(tmp_path: Path) -> None:
     page = Page(path.read_text("utf-8"))
     pixels = np.asarray(decoded(page.section("Confusion matrix").find("img")[0]))[::2, ::2]
     assert pixels.shape == (250, 250, 4)
-    shares = data.evaluation.confusion / np.maximum(data.evaluation.confusion.sum(axis=1, keepdims=True), 1)
+    confusion = data.evaluation.confusion.to_array()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     largest = shares.reshape(250, 4, 250, 4).max(axis=(1, 3))
     off_diagonal = ~np.eye(250, dtype=bool)
     np.testing.assert_array_equal(pixels[..., 3][off_diagonal], np.rint(255 * np.sqrt(largest))[off_diagonal])
@@ -402,10 +400,10 @@ def test_calibration_is_that_of_the_evaluation(tmp_path: Path) -> None:
     data = random_predictions(5, 300)
     section = report_page(tmp_path, data).section("Calibration")
     evaluation = data.evaluation
-    confidence = evaluation.probabilities.max(axis=1).mean()
+    confidence = evaluation.confidence.mean()
     expected = [f"{value:.2%}" for value in (evaluation.main.calibration_error, confidence, evaluation.main.top1)]
     assert [fact.text for fact in section.find("dd")] == expected
-    counts = calibration_bins(evaluation.probabilities, evaluation.labels)[:, 0]
+    counts = calibration_bins(evaluation.confidence, evaluation.scores.correct)[:, 0]
     labels = [label.text for label in section.find("text")]
     assert [f"{count:.0f}" for count in counts if count] == [text for text in labels if text.isdigit()]
     assert "overconfident" in section.text

@@ -52,15 +52,15 @@ class TableSource:
     allowed_folders: tuple[Path, ...] = ()
 
     def load(self, index: int) -> Image.Image:
-        return open_image(self._content(index), self.name(index))
+        return open_image(self.content(index), self.name(index))
 
     def check(self, index: int) -> None:
-        check_header(self._content(index), self.name(index))
+        check_header(self.content(index), self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"
 
-    def _content(self, index: int) -> Path | bytes:
+    def content(self, index: int) -> Path | bytes:
         cell = self.table[index][self.column] or {}
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes):
