@@ -22,6 +22,7 @@ from deit.images.crops import IMAGENET_MEAN, IMAGENET_STD
 from deit.images.decoding import open_image
 from deit.images.processor import DeiTImageProcessor
 from deit.images.resizing import _pass_order_is_known
+from deit.inference.decoding import fast_pixels
 from tests.helpers import pattern
 
 # Aspect ratios below 16384 / 438, beyond which the longer side is clamped, unlike in transformers.
@@ -80,42 +81,62 @@ def test_auto_image_processor_loads_our_file(tmp_path: Path) -> None:
     DeiTImageProcessor.for_size(384, 384).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     assert type(processor).__name__ == "CLIPImageProcessor"  # the DeiTImageProcessor of 4.x does not know shortest_edge
-    values = processor(pattern(500, 400), return_tensors="pt")["pixel_values"]
-    ours = DeiTImageProcessor.for_size(384, 384)(pattern(500, 400)).pixel_values
+    image = pattern(500, 375)  # an even difference: transformers rounds the offset of an odd center crop down
+    values = processor(image, return_tensors="pt")["pixel_values"]
+    ours = DeiTImageProcessor.for_size(384, 384)(image).pixel_values
     assert (values - ours).abs().mean() < 0.02  # transformers resizes tensors by default, not images
 
 
-def crops_match(size: tuple[int, int], edge: int, crop: int) -> bool:
-    """Whether center crops match: torchvision rounds half of an odd difference to even, transformers and we round down."""
-    longer = edge * max(size) // min(size)
-    return all((side - crop) % 4 != 3 for side in (edge, longer))
+EVERY_SIZE = [(width, height) for width in range(224, 246, 2) for height in range(200, 240, 2)]  # 220 sizes, all roundings
 
 
-@each_size
-@pytest.mark.parametrize(("edge", "crop"), [(256, 224), (438, 384)])
-def test_evaluation_matches_the_released_code(size: tuple[int, int], edge: int, crop: int) -> None:
-    image = pattern(*size)
-    theirs = transforms.Compose(
+def released_evaluation(edge: int, crop: int) -> transforms.Compose:
+    return transforms.Compose(
         [
             transforms.Resize(edge, interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(crop),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
-    )(image)
+    )
+
+
+@each_size
+@pytest.mark.parametrize(("edge", "crop"), [(256, 224), (438, 384)])
+def test_evaluation_matches_the_released_code(size: tuple[int, int], edge: int, crop: int) -> None:
+    image = pattern(*size)
     ours = DeiTImageProcessor.for_size(crop, crop)(image).pixel_values[0]
-    if crops_match(size, edge, crop):
-        assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
-    else:  # the crops differ by one pixel
-        offset = (1, 0) if size[0] < size[1] else (0, 1)
-        assert torch.allclose(
-            ours[:, offset[0] :, offset[1] :], theirs[:, : crop - offset[0], : crop - offset[1]], atol=1e-6, rtol=0
-        )
+    assert torch.allclose(ours, released_evaluation(edge, crop)(image), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["Pillow", "array", "file"])
+def test_crop_of_every_size_is_that_of_torchvision(kind: str, tmp_path: Path) -> None:
+    ours = DeiTImageProcessor.for_size(28, 28)
+    for width, height in EVERY_SIZE:
+        image = pattern(width // 4, height // 4)
+        theirs = released_evaluation(32, 28)(image)
+        if kind == "file":
+            image.save(tmp_path / "image.png")
+            pixels = fast_pixels(ours, tmp_path / "image.png")
+            difference = np.abs(pixels.astype(int) - ours.pixels(image))
+            assert difference.max() <= 1, (width, height)
+            continue
+        values = ours(image if kind == "Pillow" else np.asarray(image)).pixel_values[0]
+        assert torch.allclose(values, theirs, atol=1e-6, rtol=0), (width, height)
+
+
+def test_crop_of_every_size_is_that_of_transformers_where_their_file_is_read(tmp_path: Path) -> None:
+    setting: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    DeiTImageProcessorPil(**setting).save_pretrained(tmp_path)
+    ours, theirs = DeiTImageProcessor.from_pretrained(tmp_path), DeiTImageProcessorPil(**setting)
+    for width, height in EVERY_SIZE:
+        image = pattern(width // 4, height // 4)
+        assert torch.equal(ours(image).pixel_values, theirs(image, return_tensors="pt")["pixel_values"]), (width, height)
 
 
 def test_sizes_include_both_roundings_of_the_center() -> None:
-    matching = [crops_match(size, edge, crop) for size in SIZES for edge, crop in ((256, 224), (438, 384))]
-    assert 0 < matching.count(False) < matching.count(True)
+    offsets = [int(28 * max(size) / min(size)) - 28 for size in EVERY_SIZE]
+    assert {offset % 4 for offset in offsets} == {0, 1, 2, 3}
 
 
 def test_evaluation_matches_timm() -> None:
@@ -123,9 +144,9 @@ def test_evaluation_matches_timm() -> None:
     theirs = data.create_transform(
         224, is_training=False, interpolation="bicubic", crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
-    image = pattern(500, 372)
-    assert crops_match(image.size, 256, 224)
-    assert torch.allclose(DeiTImageProcessor.for_size(224, 224)(image).pixel_values[0], theirs(image), atol=1e-6, rtol=0)
+    for size in [(500, 372), (500, 375), (331, 500)]:
+        image = pattern(*size)
+        assert torch.allclose(DeiTImageProcessor.for_size(224, 224)(image).pixel_values[0], theirs(image), atol=1e-6, rtol=0)
 
 
 def test_files_of_each_format_match_transformers(photo_folder: Path) -> None:

@@ -18,7 +18,7 @@ from deit.data.transforms.augment import TrainTransform
 from deit.data.transforms.crops import reduced_box
 from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
 from deit.errors import DeiTError, ImageError
-from deit.images.decoding import configure_pillow
+from deit.images.decoding import configure_pillow, reduction_of
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
 from deit.system.hardware import cores
@@ -149,10 +149,8 @@ class TrainSamples:
         rngs = {repeat: generator(self.seed, RngStream.AUGMENT, epoch, index, repeat) for repeat in {*all_repeats, *repeats}}
         with open_encoded(self.source, index) as encoded:
             boxes = {repeat: transform.box(encoded.width, encoded.height, rng) for repeat, rng in rngs.items()}
-            reduction = transform.reduction(boxes[repeat] for repeat in all_repeats)
-            image = encoded.decode(reduction)
-            if image.width == encoded.width:  # not a JPEG: decoded at full size
-                reduction = 1
+            image = encoded.decode(transform.reduction(boxes[repeat] for repeat in all_repeats))
+            reduction = reduction_of(encoded, image)
         pixels = np.asarray(image)
         for repeat, output in zip(repeats, outputs, strict=True):
             transform.write(pixels, reduced_box(boxes[repeat], reduction), rngs[repeat], output)

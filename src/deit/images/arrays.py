@@ -17,7 +17,7 @@ from PIL import Image
 from deit.errors import ConfigError, ImageError
 from deit.images.decoding import DECODING_ERRORS, open_image
 from deit.images.processor_settings import Statistic
-from deit.images.resizing import HeightWidth, center_crop, resize_for_center_crop
+from deit.images.resizing import HeightWidth, center_crop, center_offset, resize_for_center_crop
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,11 @@ def to_channels_last(image: ImageInput, rgb: bool, layout: str | None, known: Co
 
 
 def resize_and_crop(
-    source: Image.Image | np.ndarray, target: HeightWidth | None, crop: HeightWidth | None, resample: int
+    source: Image.Image | np.ndarray,
+    target: HeightWidth | None,
+    crop: HeightWidth | None,
+    resample: int,
+    half_even: bool = False,
 ) -> np.ndarray:
     """Resizes an image to ``target``, then takes a center crop of ``crop``.
 
@@ -83,6 +87,7 @@ def resize_and_crop(
         target: height and width; None does not resize.
         crop: height and width; None does not crop.
         resample: Pillow's resampling filter.
+        half_even: rounding of the crop's offset, see :func:`deit.images.resizing.center_offset`.
 
     Returns:
         (H, W, C). Resized arrays are quantized to 8 bits: values in 0..1 are returned as float32 in 0..1, others as uint8.
@@ -96,16 +101,18 @@ def resize_and_crop(
         (224, 224, 3)
     """
     if isinstance(source, Image.Image):
-        return _resize_and_crop_image(source, target, crop, resample)
+        return _resize_and_crop_image(source, target, crop, resample, half_even)
     if target is None:
-        return source if crop is None else _center_crop_array(source, *crop)
+        return source if crop is None else _center_crop_array(source, *crop, half_even)
     pixels, is_fraction = _to_uint8(source)
     if source.shape[-1] > 4:  # more channels than Pillow supports, so one by one
-        channels = [resize_and_crop(pixels[..., [channel]], target, crop, resample) for channel in range(source.shape[-1])]
+        channels = [
+            resize_and_crop(pixels[..., [channel]], target, crop, resample, half_even) for channel in range(source.shape[-1])
+        ]
         resized = np.concatenate(channels, axis=-1)
     else:
         image = Image.fromarray(pixels[..., 0] if source.shape[-1] == 1 else pixels)
-        resized = _resize_and_crop_image(image, target, crop, resample)
+        resized = _resize_and_crop_image(image, target, crop, resample, half_even)
     return rescale_and_normalize(resized, 1 / 255, None) if is_fraction else resized
 
 
@@ -244,12 +251,12 @@ def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _resize_and_crop_image(
-    image: Image.Image, target: HeightWidth | None, crop: HeightWidth | None, resample: int
+    image: Image.Image, target: HeightWidth | None, crop: HeightWidth | None, resample: int, half_even: bool
 ) -> np.ndarray:
     if target is not None:
-        image = resize_for_center_crop(image, target, crop or target, resample)
+        image = resize_for_center_crop(image, target, crop or target, resample, half_even)
     if crop is not None:
-        image = center_crop(image, *crop)
+        image = center_crop(image, *crop, half_even)
     return _to_planar_array(image) if image.mode == "RGB" else _add_channel_axis(np.asarray(image))
 
 
@@ -259,8 +266,8 @@ def _to_planar_array(image: Image.Image) -> np.ndarray:
     return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
 
 
-def _center_crop_array(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+def _center_crop_array(array: np.ndarray, height: int, width: int, half_even: bool) -> np.ndarray:
+    top, left = center_offset(array.shape[0], height, half_even), center_offset(array.shape[1], width, half_even)
     if top >= 0 and left >= 0:
         return array[top : top + height, left : left + width]
     padded = np.zeros((height, width, array.shape[-1]), array.dtype)

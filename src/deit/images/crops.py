@@ -34,9 +34,11 @@ def crop_settings(crop: str, input_size: HeightWidth, resized: HeightWidth) -> d
         raise ConfigError(f"Unknown crop {crop!r}", f"pass one of {', '.join(get_args(Crop))}")
     steps = {"do_resize": True, "do_center_crop": crop != "pad", "do_pad": crop == "pad", "crop_size": input_size}
     if crop == "pad":
-        return {**steps, "size": {"max_height": input_size[0], "max_width": input_size[1]}, "pad_size": input_size}
+        size = {"max_height": input_size[0], "max_width": input_size[1]}
+        return {**steps, "size": size, "pad_size": input_size, "crop_rounding": None}
     keep = crop == "keep" and resized[0] == resized[1] and input_size[0] == input_size[1]
-    return {**steps, "size": {"shortest_edge": resized[0]} if keep else resized, "pad_size": None}
+    rounding = "even" if crop == "keep" else None  # the pixels of the authors, or of transformers
+    return {**steps, "size": {"shortest_edge": resized[0]} if keep else resized, "pad_size": None, "crop_rounding": rounding}
 
 
 def evaluation_settings(

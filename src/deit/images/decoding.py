@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import io
+import math
+import stat
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from deit.errors import ImageError, ImageTooLargeError
-from deit.images.limits import check_pixels
+from deit.errors import DeiTError, ImageError, ImageTooLargeError
+from deit.images.conversion import MIN_16_BIT_MAXIMUM, ValueRange, finite_extrema, is_deep, to_rgb
+from deit.images.cost import UNCHECKED_METADATA, check_cost, count_scans, is_16_bit, may_have_slow_scans
+from deit.images.metadata import is_heif, metadata_is_long, register_heif, unsupported_tiff
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})  # in data folders
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
 MAX_FILE_BYTES = 512 * 2**20
 RETAINED_BLOCKS = 4
-TRANSPOSED_ORIENTATIONS = range(5, 9)  # EXIF orientations that swap height and width
+LARGE_PIXELS = 2**25  # of an image that is reduced after decoding, if its format does not offer reduced decoding
+HEAD_BYTES = 64
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# EXIF orientation -> what turns the image upright.
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDE_SWAPS = [TRANSPOSITIONS[orientation] for orientation in range(5, 9)]
 JPEG_REDUCTIONS = (8, 4, 2)  # scaled decoding that the JPEG format offers, per side
 OVERSAMPLING = 1.5  # a JPEG decoded at a reduced size keeps this many times the pixels per side that are needed
 # Errors of Pillow's readers on damaged files.
 DECODING_ERRORS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
+    BufferError,
     EOFError,
     LookupError,
     MemoryError,
     OSError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 
 
@@ -67,6 +88,7 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
     Args:
         source: path or content of the file.
         name: name of the image in error messages; the path by default.
+        value_range: black and white of images with more than 8 bits, see :func:`deit.images.conversion.to_rgb`.
 
     Attributes:
         height: of the upright image, in pixels.
@@ -83,38 +105,77 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
         (480, 640, (160, 120))
     """
 
-    def __init__(self, source: Path | bytes, name: str = "") -> None:
-        self._name = name or (str(source) if isinstance(source, Path) else "the image")
+    def __init__(self, source: Path | bytes, name: str = "", value_range: ValueRange | None = None) -> None:
+        self._name, self._value_range = _source_name(source, name), value_range
         with _as_image_error(self._name), ExitStack() as stack:
-            self._image = stack.enter_context(_open(source, self._name))
-            self.width, self.height = self._image.size
-            if self._image.getexif().get(ExifTags.Base.Orientation) in TRANSPOSED_ORIENTATIONS:
-                self.width, self.height = self.height, self.width
+            image, self._least_reduction = _open(source, self._name)
+            stack.enter_context(image)
+            self._image: Image.Image | None = image
+            self._mode, self._size, self._is_16_bit = image.mode, image.size, is_16_bit(image)
+            self._stored_bits = _stored_bits(image)
+            self._transposition = _transposition(image)
+            self.width, self.height = self._size[::-1] if self._transposition in SIDE_SWAPS else self._size
             stack.pop_all()  # the image stays open
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._image.close()
+        if self._image is not None:
+            self._image.close()
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the image has one channel of more than 8 bits."""
+        return is_deep(self._mode)
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Decodes the image. May be called once.
 
         Args:
             reduction: 1, 2, 4 or 8: a JPEG is decoded this many times smaller per side, which its format supports and which
-                saves time. Other formats are decoded at full size.
+                saves time, and so are other images of more than ``LARGE_PIXELS``. A JPEG that is too large to be decoded at
+                full size is reduced in any case. See :func:`reduction_of`.
 
         Returns:
             An upright image of mode RGB.
 
         Raises:
+            ImageError: the image is truncated or damaged, or its values are of an unknown range.
+        """
+        with _as_image_error(self._name):
+            stored = self._load(max(reduction, self._least_reduction))
+            image = to_rgb(stored, self._value_range, self._stored_bits, self._name)
+            if stored is not image:
+                stored.close()  # frees its memory before more copies are made
+            if reduction > 1 and image.size == self._size and math.prod(self._size) > LARGE_PIXELS:
+                image = image.reduce(reduction)
+            return image if self._transposition is None else image.transpose(self._transposition)
+
+    def extrema(self) -> tuple[float, float]:
+        """Decodes an image with more than 8 bits, and returns its lowest and highest value. May be called once.
+
+        Raises:
             ImageError: the image is truncated or damaged.
         """
         with _as_image_error(self._name):
-            if reduction > 1 and self._image.format == "JPEG":
-                self._image.draft(None, (self._image.width // reduction, self._image.height // reduction))
-            return to_rgb(ImageOps.exif_transpose(self._image))
+            return finite_extrema(self._load(1))
+
+    def _load(self, reduction: int) -> Image.Image:
+        """Decodes the image as it is stored, and frees the decoder, which may hold several copies of it."""
+        image = self._image
+        assert image is not None, "an image is decoded once"
+        if reduction > 1 and image.format in ("JPEG", "MPO"):
+            image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))  # type: ignore[no-untyped-call]
+        expected = image.size
+        image.load()
+        if image.size != expected or image.mode != self._mode:
+            raise ImageError(f"{self._name} is damaged: its header and its pixels differ in size", "replace or remove it")
+        if self._is_16_bit and not is_deep(image.mode):
+            _check_16_bit_color(image, self._name)
+        self._image, decoded = None, image._new(image.im)
+        image.close()
+        return decoded
 
 
 class DecodedImage:
@@ -133,17 +194,18 @@ class DecodedImage:
         return self._image
 
 
-def open_image(source: Path | bytes, name: str = "") -> Image.Image:
+def open_image(source: Path | bytes, name: str = "", value_range: ValueRange | None = None) -> Image.Image:
     """Decodes an image file at full size; see :class:`EncodedImage`.
+
+    A JPEG that is too large for that, by the limits of :mod:`deit.images.cost`, is decoded at a reduced size.
 
     Returns:
         An upright image of mode RGB.
 
     Raises:
-        ImageError: the file is missing, not an image, truncated, or larger than :func:`max_pixels`; the message
-            names it.
+        ImageError: the file is missing, not an image, truncated, or too large; the message names it.
     """
-    with EncodedImage(source, name) as image:
+    with EncodedImage(source, name, value_range) as image:
         return image.decode()
 
 
@@ -153,9 +215,16 @@ def check_header(source: Path | bytes, name: str = "") -> None:
     Raises:
         ImageError: it does not. Damage after the header is not detected.
     """
-    name = name or (str(source) if isinstance(source, Path) else "the image")
-    with _as_image_error(name), _open(source, name):
-        pass
+    name = _source_name(source, name)
+    with _as_image_error(name):
+        image, _ = _open(source, name)
+        image.close()
+
+
+def reduction_of(encoded: Decodable, image: Image.Image) -> int:
+    """Returns by how many times per side an image was decoded smaller: 1, 2, 4 or 8."""
+    full = encoded.width, encoded.height
+    return next((factor for factor in (1, *JPEG_REDUCTIONS[::-1]) if _divided(full, factor) == image.size), 1)
 
 
 def largest_reduction(scale: float) -> int:
@@ -184,39 +253,110 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow image to mode RGB, with transparency composited onto white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
+def _source_name(source: Path | bytes, name: str) -> str:
+    return name or (str(source) if isinstance(source, Path) else "the image")
 
 
-def _open(source: Path | bytes, name: str) -> Image.Image:
-    """Opens a file and checks its size, without decoding it."""
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ImageTooLargeError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+def _open(source: Path | bytes, name: str) -> tuple[Image.Image, int]:
+    """Opens a file and checks what decoding it takes, without decoding it.
+
+    Returns:
+        The image, and by how many times a JPEG must be decoded smaller.
+    """
+    file_bytes = _file_bytes(source, name)
+    if file_bytes > UNCHECKED_METADATA:
+        _check_metadata(source, name)
+    image = _identify(source, name)
     try:
-        check_pixels(name, *image.size)
-    except ImageTooLargeError:
+        pixels = math.prod(image.size)
+        if not pixels:
+            raise ImageError(f"{name} has {image.width} x {image.height} pixels", "replace or remove it")
+        scans = 1
+        if image.format in ("JPEG", "MPO") and may_have_slow_scans(file_bytes, pixels):
+            scans = count_scans(source if isinstance(source, bytes) else source.read_bytes())
+        return image, check_cost(name, image, file_bytes, scans)
+    except BaseException:
         image.close()
         raise
-    return image
 
 
-def _to_eight_bits(array: np.ndarray) -> np.ndarray:
-    """Converts (H, W) 16-bit integers, or 32-bit values with a 16-bit or 8-bit range, to uint8."""
-    values = np.nan_to_num(array.astype(np.float64))
-    if array.dtype.kind != "f" and (array.dtype.itemsize == 2 or values.max(initial=0) > 255):
-        values /= 257.0  # 65535 -> 255
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _file_bytes(source: Path | bytes, name: str) -> int:
+    """Returns the size of a file, which must be within the limit."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        status = source.stat()
+        size = status.st_size
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # reading a pipe may never return
+            raise ImageError(f"{name} is not a regular file", "save the image, or pipe it into `deit predict MODEL -`")
+    if size > MAX_FILE_BYTES:
+        raise ImageTooLargeError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB", "make it smaller")
+    return size
+
+
+def _identify(source: Path | bytes, name: str) -> Image.Image:
+    """Opens a file with the decoder of its format, which is told by its content."""
+    try:
+        return Image.open(_file(source), formats=FORMATS)
+    except UnidentifiedImageError:
+        head = source[:HEAD_BYTES] if isinstance(source, bytes) else _read_head(source)
+        if is_heif(head):
+            register_heif(name)
+            return Image.open(_file(source), formats=("HEIF",))
+        problem = unsupported_tiff(source) if head[:4] in TIFF_SIGNATURES else ""
+        if problem:
+            raise ImageError(f"{name} {problem}", "convert it to RGB or grayscale") from None
+        raise
+
+
+def _file(source: Path | bytes) -> io.BytesIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _check_metadata(source: Path | bytes, name: str) -> None:
+    """Refuses large files whose metadata would take Pillow long to read."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        if metadata_is_long(file):
+            raise ImageTooLargeError(f"{name} has more than {UNCHECKED_METADATA >> 20} MiB of metadata", "remove the metadata")
+
+
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """Returns what turns an opened image upright after it is decoded; None if nothing does.
+
+    Pillow turns TIFF files upright itself. It finds the orientation of a PNG only when it decodes it.
+    """
+    if image.format == "TIFF":
+        return None
+    return TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _stored_bits(image: Image.Image) -> int:
+    """Returns the bits per value of a grayscale image of more than 8 bits, if its header tells them; otherwise 0."""
+    tile = next(iter(getattr(image, "tile", ())), None)
+    if image.format == "TIFF" and "I;12" in str(getattr(tile, "args", "")):
+        return 12
+    return 16 if image.format == "PPM" and tile is not None and tile.codec_name.startswith("ppm") else 0  # Pillow scales
+
+
+def _check_16_bit_color(image: Image.Image, name: str) -> None:
+    """Checks that 16-bit color, of which Pillow keeps the upper 8 bits, uses the upper bits."""
+    extrema = image.getextrema()
+    colors = extrema[:-1] if "A" in image.getbands() else extrema
+    highest = max(int(high) for _, high in colors)  # type: ignore[misc, arg-type]
+    if highest < MIN_16_BIT_MAXIMUM >> 8:
+        raise ImageError(
+            f"{name} has 16 bits per channel, but no value above {(highest << 8) + 255:,} of 65,535", "convert it to 8 bits"
+        )
+
+
+def _divided(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Returns the size of an image that was decoded ``factor`` times smaller per side."""
+    return -(-size[0] // factor), -(-size[1] // factor)
 
 
 @contextmanager
@@ -224,12 +364,14 @@ def _as_image_error(name: str) -> Iterator[None]:
     """Turns Pillow's errors into an ImageError that names the image."""
     try:
         yield
-    except ImageError:
+    except DeiTError:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist", "check the path") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image of a supported format", f"supported are {', '.join(FORMATS)}") from error
+        raise ImageError(
+            f"{name} is not an image of a supported format", f"supported are {', '.join(FORMATS)} and, with deit[heic], HEIC"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"{name} has more pixels than Pillow decodes", "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"

@@ -24,6 +24,7 @@ from deit.images.arrays import (
     to_channels_last,
 )
 from deit.images.batch_feature import BatchFeature
+from deit.images.conversion import ValueRange
 from deit.images.crops import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD, Crop, crop_settings, evaluation_settings
 from deit.images.decoding import open_image
 from deit.images.pretrained_processor import PreTrainedProcessor, settings_by_name
@@ -35,6 +36,7 @@ from deit.images.processor_settings import (
     SizeField,
     Statistic,
     StatisticField,
+    ValueRangeField,
     enum_value,
     target_size,
 )
@@ -67,8 +69,11 @@ class DeiTImageProcessor(PreTrainedProcessor):
     of ``max_height`` and ``max_width``. A step that is set to None is off, and another setting has its default.
     ``image_processor_type`` names the class of transformers whose defaults apply. If the statistics are not for three
     channels, images are not converted to RGB.
-    Pillow clips 16-bit images at 255 when it converts them; :func:`deit.images.decoding.open_image`, which all commands
-    use to read files, scales them first.
+
+    ``crop_rounding`` is "even" where the pixels are those of the authors and of timm: torchvision rounds the offset of an odd
+    center crop half to even, transformers rounds it down. ``value_range`` is the black and white of files with more than 8
+    bits, as training found it: ``{"integer": [0, 4095]}``. It applies to files only: Pillow clips 16-bit images at 255 when it
+    converts them to RGB, as transformers does.
 
     Arguments of transformers that have no effect here, such as ``use_fast`` and ``backend``, are accepted. ``device`` is the
     device of the torch tensors.
@@ -100,6 +105,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
     resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
     crop_size: HeightWidthField = Field(default={"height": 224, "width": 224})
+    crop_rounding: Literal["even"] | None = None
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
@@ -109,6 +115,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
     pad_size: HeightWidthField | None = None
     data_format: LayoutField = None
     input_data_format: LayoutField = None
+    value_range: ValueRangeField = None
 
     def __init__(self, /, *settings: Any, **fields: Any) -> None:  # explicit, so that type checkers accept size=224
         super().__init__(*settings, **fields)
@@ -227,6 +234,16 @@ class DeiTImageProcessor(PreTrainedProcessor):
         mean, std = (np.broadcast_to(values, 3).tolist() for values in self._statistics or (0.0, 1.0))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
+    @property
+    def file_range(self) -> ValueRange | None:
+        """Black and white of files with more than 8 bits; None if unknown.
+
+        Example:
+            >>> str(DeiTImageProcessor(value_range={"integer": [0, 4095]}).file_range)
+            'integers 0 to 4095'
+        """
+        return None if self.value_range is None else ValueRange.from_dict(self.value_range)
+
     def pixels(self, image: ImageInput) -> np.ndarray:
         """Converts, resizes and crops one image: the part of preprocessing that is done per image.
 
@@ -242,12 +259,15 @@ class DeiTImageProcessor(PreTrainedProcessor):
         """
         channels = self._channels
         known = CHANNELS if channels is None else CHANNELS | {channels}
+        if isinstance(image, str | Path):
+            image = open_image(Path(image), value_range=self.file_range)
         source = to_channels_last(image, self.do_convert_rgb and channels in (None, 3), self.input_data_format, known)
         if self.do_rescale and isinstance(source, np.ndarray) and source.dtype.kind == "f":
             _warn_if_rescaled_twice(source)
         height, width = (source.height, source.width) if isinstance(source, Image.Image) else source.shape[:2]
         target = target_size(self.size, height, width) if self.do_resize else None
-        return resize_and_crop(source, target, _hw(self.crop_size) if self.do_center_crop else None, self.resample)
+        crop = _hw(self.crop_size) if self.do_center_crop else None
+        return resize_and_crop(source, target, crop, self.resample, self.crop_rounding == "even")
 
     def normalize(self, pixels: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Rescales, normalizes and pads the output of :meth:`pixels`: the part of preprocessing that is done per batch.
@@ -346,7 +366,8 @@ class DeiTImageProcessor(PreTrainedProcessor):
         return next((len(values) for values in self._statistics or () if isinstance(values, tuple)), None)
 
     def _with_overrides(self, overrides: dict[str, Any]) -> Self:
-        optional = ("pad_size", "data_format", "input_data_format")  # None is a valid value of these
+        # None is a valid value of these.
+        optional = ("pad_size", "data_format", "input_data_format", "crop_rounding", "value_range")
         changes = {
             name: value
             for name, value in overrides.items()

@@ -113,4 +113,5 @@ def _crop_by_ratio(content: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("A ConvNext image processor without a shortest_edge is not supported", "save it with another class")
     squash = edge >= SQUASH_FROM
     resized = edge if squash else int(edge / float(content.get("crop_pct") or 0.875))
-    return crop_settings("squash" if squash else "keep", (edge, edge), (resized, resized))
+    settings = crop_settings("squash" if squash else "keep", (edge, edge), (resized, resized))
+    return {**settings, "crop_rounding": None}  # transformers rounds down

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 
+from deit.images.conversion import ValueRange
 from deit.images.limits import DEFAULT_MAX_PIXELS
 from deit.images.resizing import HeightWidth
 
@@ -109,8 +110,13 @@ def _parse_statistic(value: Any, info: ValidationInfo) -> Statistic:
     return tuple(float(number) for number in value) if isinstance(value, list | tuple) else float(value)
 
 
+def _parse_value_range(value: Any) -> Any:
+    return None if value is None else ValueRange.from_dict(value).to_dict()
+
+
 _SizeDict = Annotated[dict[str, Annotated[int, Field(ge=1, le=MAX_SIDE)]], BeforeValidator(_parse_size_field)]
 SizeField = Annotated[_SizeDict, AfterValidator(_check_keys)]
 HeightWidthField = Annotated[_SizeDict, AfterValidator(_check_height_and_width)]
 StatisticField = Annotated[Statistic, PlainValidator(_parse_statistic)]
 LayoutField = Annotated[Layout | None, BeforeValidator(enum_value)]
+ValueRangeField = Annotated[dict[str, list[float]] | None, PlainValidator(_parse_value_range)]

@@ -12,7 +12,25 @@ from PIL import Image
 HeightWidth = tuple[int, int]
 
 
-def resize_for_center_crop(image: Image.Image, target: HeightWidth, crop: HeightWidth, resample: int) -> Image.Image:
+def center_offset(length: int, crop: int, half_even: bool = False) -> int:
+    """Returns the first pixel of a center crop along one axis; negative if the crop is longer and is padded.
+
+    An odd difference has no center. transformers rounds the offset down; torchvision, and with it the authors' evaluation and
+    timm, rounds half to even, and pads less at the start.
+
+    Args:
+        length: pixels of the image.
+        crop: pixels of the crop.
+        half_even: round as torchvision does.
+    """
+    if not half_even:
+        return (length - crop) // 2
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
+def resize_for_center_crop(
+    image: Image.Image, target: HeightWidth, crop: HeightWidth, resample: int, half_even: bool = False
+) -> Image.Image:
     """Resizes an image such that its center crop equals the center crop of ``image.resize``, bit for bit.
 
     Pillow resizes one axis after the other and rounds to 8 bits in between. This function makes the same two passes in the
@@ -23,6 +41,7 @@ def resize_for_center_crop(image: Image.Image, target: HeightWidth, crop: Height
         target: height and width to resize to.
         crop: height and width of the center crop that the caller takes.
         resample: Pillow's resampling filter.
+        half_even: rounding of the crop's offset, see :func:`center_offset`.
 
     Returns:
         The resized image, or a centered part of it that contains the crop.
@@ -31,8 +50,8 @@ def resize_for_center_crop(image: Image.Image, target: HeightWidth, crop: Height
     is_cropped = crop[0] < height or crop[1] < width
     if resample == Image.Resampling.NEAREST or image.mode not in ("RGB", "L") or not is_cropped or not _pass_order_is_known():
         return image.resize((width, height), resample)
-    rows = _ResizePass.plan(image.height, height, min(crop[0], height))
-    columns = _ResizePass.plan(image.width, width, min(crop[1], width))
+    rows = _ResizePass.plan(image.height, height, min(crop[0], height), half_even)
+    columns = _ResizePass.plan(image.width, width, min(crop[1], width), half_even)
     if vertical_first(image.height, image.width, height, width):
         first, last = columns.needed
         image = rows.vertical(image.crop((first, 0, last, image.height)), resample)
@@ -51,6 +70,7 @@ class _ResizePass:
         stop: last edge of that interval.
         length: pixels that the interval is resized to.
         crop: pixels in the center of those that are kept.
+        half_even: rounding of the crop's offset.
         needed: first pixel, and last pixel + 1, of the source that the kept pixels depend on, at most.
     """
 
@@ -58,10 +78,11 @@ class _ResizePass:
     stop: float
     length: int
     crop: int
+    half_even: bool
     needed: tuple[int, int]
 
     @classmethod
-    def plan(cls, source: int, target: int, crop: int) -> _ResizePass:
+    def plan(cls, source: int, target: int, crop: int, half_even: bool) -> _ResizePass:
         """Resizes only the interval of the crop if that changes no bit, otherwise the whole axis.
 
         Pillow computes the weights of each pixel from ``start + (i + 0.5) * step`` in float64, with start and stop in
@@ -69,14 +90,14 @@ class _ResizePass:
         of this is exact, and the pixels of an interval equal those of the whole.
         """
         denominator = target // math.gcd(source, target)
-        first = (target - crop) // 2
+        first = center_offset(target, crop, half_even)
         start, stop = first * source / target, (first + crop) * source / target
         is_power_of_two = denominator & (denominator - 1) == 0
         exact = is_power_of_two and all(float(np.float32(edge)) == edge for edge in (start, stop, stop - start))
         if not exact or crop == target or target == source:
-            return cls(0, source, target, crop, (0, source))
+            return cls(0, source, target, crop, half_even, (0, source))
         reach = 3 * max(source / target, 1) + 2  # Pillow's widest filter, Lanczos, has a radius of 3
-        return cls(start, stop, crop, crop, (max(int(start - reach), 0), min(math.ceil(stop + reach), source)))
+        return cls(start, stop, crop, crop, half_even, (max(int(start - reach), 0), min(math.ceil(stop + reach), source)))
 
     def shifted(self, first: int) -> _ResizePass:
         """Returns the same pass for a source whose first ``first`` pixels were cut off."""
@@ -84,11 +105,13 @@ class _ResizePass:
 
     def vertical(self, image: Image.Image, resample: int) -> Image.Image:
         box = (0, self.start, image.width, self.stop)
-        return center_crop(image.resize((image.width, self.length), resample, box=box), self.crop, image.width)
+        return center_crop(image.resize((image.width, self.length), resample, box=box), self.crop, image.width, self.half_even)
 
     def horizontal(self, image: Image.Image, resample: int) -> Image.Image:
         box = (self.start, 0, self.stop, image.height)
-        return center_crop(image.resize((self.length, image.height), resample, box=box), image.height, self.crop)
+        return center_crop(
+            image.resize((self.length, image.height), resample, box=box), image.height, self.crop, self.half_even
+        )
 
 
 def vertical_first(height: int, width: int, to_height: int, to_width: int) -> bool:
@@ -110,9 +133,9 @@ def _pass_order_is_known() -> bool:
     return True
 
 
-def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+def center_crop(image: Image.Image, height: int, width: int, half_even: bool = False) -> Image.Image:
     """Takes a center crop, padded with zeros where the image is smaller."""
     if image.size == (width, height):
         return image
-    top, left = (image.height - height) // 2, (image.width - width) // 2
+    top, left = center_offset(image.height, height, half_even), center_offset(image.width, width, half_even)
     return image.crop((left, top, left + width, top + height))

@@ -44,4 +44,5 @@ def settings_from_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"A value of timm's preprocessing is missing or malformed ({error})", "save the model again"
         ) from error
-    return {**settings, "resample": INTERPOLATIONS[interpolation]}
+    rounding = None if settings["do_pad"] else "even"  # timm crops with torchvision
+    return {**settings, "resample": INTERPOLATIONS[interpolation], "crop_rounding": rounding}

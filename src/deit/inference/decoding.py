@@ -22,13 +22,14 @@ from deit.images.arrays import resize_and_crop
 from deit.images.decoding import EncodedImage, largest_reduction, open_image
 from deit.images.processor import DeiTImageProcessor
 from deit.images.processor_settings import target_size
-from deit.images.resizing import HeightWidth, vertical_first
+from deit.images.resizing import HeightWidth, center_offset, vertical_first
 
 BLOCK_ROWS = 16  # output pixels per matrix; neighbors read mostly the same input pixels
 PILLOW_PRECISION_BITS = 22  # of Pillow's fixed-point weights
 # Multiplications per matrix product. OpenBLAS starts its own threads for larger ones (interface/gemm.c), which would compete
 # with the threads that resize other images.
 MAX_PRODUCT_SIZE = 2**18
+MAX_MATRIX_SIDE = 4096  # pixels; the weights of longer sides would fill the cache
 MAX_MATRIX_PIXELS = 2_000_000  # of an image; for larger ones, the conversion to float32 takes longer than Pillow's loops
 
 
@@ -48,14 +49,16 @@ def fast_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarr
         target = target_size(processor.size, *full_size)
         image = encoded.decode(largest_reduction(min(full_size[0] / target[0], full_size[1] / target[1])))
     crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else target
+    half_even = processor.crop_rounding == "even"
     is_inside = crop[0] <= target[0] and crop[1] <= target[1]
-    if processor.resample not in FILTERS or not is_inside or image.width * image.height > MAX_MATRIX_PIXELS:
-        return resize_and_crop(image, target, crop, processor.resample)
-    return np.moveaxis(_resize_by_products(image, full_size, target, crop, processor.resample), 0, -1)
+    is_small = image.width * image.height <= MAX_MATRIX_PIXELS and max(image.size) <= MAX_MATRIX_SIDE
+    if processor.resample not in FILTERS or not is_inside or not is_small:
+        return resize_and_crop(image, target, crop, processor.resample, half_even)
+    return np.moveaxis(_resize_by_products(image, full_size, target, crop, processor.resample, half_even), 0, -1)
 
 
 def _resize_by_products(
-    image: Image.Image, full_size: HeightWidth, target: HeightWidth, crop: HeightWidth, resample: int
+    image: Image.Image, full_size: HeightWidth, target: HeightWidth, crop: HeightWidth, resample: int, half_even: bool
 ) -> np.ndarray:
     """Resizes an RGB image and takes a center crop. Rounds after each pass, as Pillow does.
 
@@ -65,12 +68,13 @@ def _resize_by_products(
         target: height and width to resize to.
         crop: height and width of the center crop.
         resample: a resampling filter in :data:`FILTERS`.
+        half_even: rounding of the crop's offset.
 
     Returns:
         (3, *crop), uint8.
     """
-    vertical = _plan_axis(image.height, full_size[0], target[0], crop[0], resample)
-    horizontal = _plan_axis(image.width, full_size[1], target[1], crop[1], resample)
+    vertical = _plan_axis(image.height, full_size[0], target[0], crop[0], resample, half_even)
+    horizontal = _plan_axis(image.width, full_size[1], target[1], crop[1], resample, half_even)
     planes = np.frombuffer(b"".join(image.tobytes("raw", band) for band in "RGB"), np.uint8)
     planes = planes.reshape(3, image.height, image.width)
     values = planes[:, vertical.start : vertical.stop, horizontal.start : horizontal.stop].astype(np.float32)
@@ -100,7 +104,7 @@ class _AxisPlan:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_axis(length: int, full_length: int, target: int, crop: int, resample: int) -> _AxisPlan:
+def _plan_axis(length: int, full_length: int, target: int, crop: int, resample: int, half_even: bool = False) -> _AxisPlan:
     """Computes Pillow's weights for the center ``crop`` of an axis of ``length`` pixels that is resized to ``target``.
 
     A JPEG that is decoded smaller may end in a pixel that is partly outside of the image: 2,250 pixels become 562.5, stored as
@@ -109,7 +113,7 @@ def _plan_axis(length: int, full_length: int, target: int, crop: int, resample: 
     kernel, radius = FILTERS[resample]
     step = full_length / round(full_length / length) / target
     scale = max(step, 1.0)
-    centers = (np.arange((target - crop) // 2, (target - crop) // 2 + crop) + 0.5) * step  # (crop,)
+    centers = (np.arange(crop) + center_offset(target, crop, half_even) + 0.5) * step  # (crop,)
     starts = np.maximum((centers - radius * scale + 0.5).astype(np.int64), 0)
     stops = np.minimum((centers + radius * scale + 0.5).astype(np.int64), length)
     indices = starts[:, None] + np.arange((stops - starts).max())  # (crop, taps)

@@ -16,8 +16,9 @@ from PIL import Image
 
 from deit.errors import ImageError, UserError
 from deit.images.arrays import to_channels_last
+from deit.images.conversion import to_rgb
 from deit.images.crops import Crop
-from deit.images.decoding import open_image, to_rgb
+from deit.images.decoding import open_image
 from deit.images.processor import DeiTImageProcessor
 from deit.inference.bundle import Bundle, InputDtype, Precision, is_bundle, open_bundle
 from deit.inference.decoding import fast_pixels

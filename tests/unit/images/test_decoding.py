@@ -18,6 +18,7 @@ from PIL import Image
 
 from deit.errors import ImageError, ImageTooLargeError
 from deit.images import decoding
+from deit.images.conversion import to_rgb
 from deit.images.decoding import (
     DecodedImage,
     EncodedImage,
@@ -25,7 +26,6 @@ from deit.images.decoding import (
     is_image_name,
     largest_reduction,
     open_image,
-    to_rgb,
 )
 from tests.helpers import pattern
 
@@ -173,26 +173,10 @@ def test_16_bits_are_scaled_to_8(format_name: str) -> None:
     assert pixels(encoded(Image.fromarray(values), format_name))[0, :, 0].tolist() == [0, 1, 200, 255, 1]
 
 
-def test_dark_16_bit_image_stays_dark() -> None:
-    assert first_pixel(encoded(Image.fromarray(np.full((2, 2), 250, np.uint16)), "PNG")) == (1, 1, 1)
-
-
 def test_16_bit_color_png() -> None:
     raw = b"\x00" + struct.pack(">3H", 65_535, 32_896, 257)
     content = png(1, 1, raw, depth=16, color=2)
     assert np.abs(np.subtract(first_pixel(content), (255, 128, 1))).max() <= 1
-
-
-def test_32_bit_integers_are_scaled_by_their_range() -> None:
-    small = np.array([[0, 100, 255]], np.int32)
-    large = np.array([[0, 25_700, 65_535]], np.int32)
-    assert pixels(encoded(Image.fromarray(small), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
-    assert pixels(encoded(Image.fromarray(large), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
-
-
-def test_floating_point_values_are_rounded_and_clipped() -> None:
-    values = np.array([[-5.0, 99.6, 300.0, np.nan]], np.float32)
-    assert pixels(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 100, 255, 0]
 
 
 # EXIF orientation -> the pixels that a camera stores for an upright picture.
@@ -206,6 +190,17 @@ STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda upright: np.rot90(upright.transpose(1, 0, 2), 2),
     8: lambda upright: np.rot90(upright, -1),
 }
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "WEBP", "AVIF", "JPEG", "MPO"])
+def test_size_is_that_of_the_upright_image(orientation: int, format_name: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = encoded(pattern(70, 40), format_name, exif=exif)
+    expected = (40, 70) if orientation < 5 else (70, 40)  # height and width
+    assert height_and_width(content) == expected
+    assert pixels(content).shape[:2] == expected
 
 
 @pytest.mark.parametrize("orientation", STORED)
