@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from deit.distillation.teacher import Teacher
     from deit.evaluation.evaluate import evaluate
     from deit.export.export import export_model
-    from deit.images.processor import DeiTFeatureExtractor, DeiTImageProcessor
+    from deit.images.processor import (
+        DeiTFeatureExtractor,
+        DeiTImageProcessor,
+        DeiTImageProcessorFast,
+        ViTFeatureExtractor,
+        ViTImageProcessor,
+        ViTImageProcessorFast,
+    )
     from deit.inference.predictor import Predictor
     from deit.models.modeling import (
         DeiTForImageClassification,
@@ -36,12 +43,16 @@ _MODULES = {  # public name -> module that defines it
     "DeiTForImageClassificationWithTeacher": "deit.models.modeling",
     "DeiTForMaskedImageModeling": "deit.models.modeling",
     "DeiTImageProcessor": "deit.images.processor",
+    "DeiTImageProcessorFast": "deit.images.processor",
     "DeiTModel": "deit.models.modeling",
     "Predictor": "deit.inference.predictor",
     "Recipe": "deit.recipes.schema",
     "Teacher": "deit.distillation.teacher",
     "ViTConfig": "deit.config",
+    "ViTFeatureExtractor": "deit.images.processor",
     "ViTForImageClassification": "deit.models.modeling",
+    "ViTImageProcessor": "deit.images.processor",
+    "ViTImageProcessorFast": "deit.images.processor",
     "ViTModel": "deit.models.modeling",
     "evaluate": "deit.evaluation.evaluate",
     "export_model": "deit.export.export",
@@ -57,12 +68,16 @@ __all__ = [
     "DeiTForImageClassificationWithTeacher",
     "DeiTForMaskedImageModeling",
     "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "DeiTModel",
     "Predictor",
     "Recipe",
     "Teacher",
     "ViTConfig",
+    "ViTFeatureExtractor",
     "ViTForImageClassification",
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
     "ViTModel",
     "evaluate",
     "export_model",
