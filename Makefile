@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 UPGRADE ?= --upgrade
+# A second environment, with transformers 4.x and all other packages of the first.
+TRANSFORMERS4 := .venv-transformers4
 
 .PHONY: quickstart test check docs lock clean
 
@@ -13,7 +15,7 @@ quickstart: $(VENV)/quickstart.done
 	$(BIN)/deit quickstart
 
 # One process per core, with one thread each, so that they do not compete for the cores.
-test: check
+test: check $(TRANSFORMERS4)/test.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 check: $(VENV)/test.done
@@ -40,12 +42,20 @@ $(VENV)/%.done: requirements/%.txt pyproject.toml | $(VENV)/pip.done
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(TRANSFORMERS4)/test.done: requirements/transformers4.txt $(VENV)/test.done
+	$(BIN)/python -m venv --clear --without-pip $(TRANSFORMERS4)
+	$(BIN)/python -m pip --python $(TRANSFORMERS4)/bin/python install --quiet --no-compile --no-deps --require-hashes -r $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	    "$$($(TRANSFORMERS4)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
+	touch $@
+
 # Renews the pins: test.txt holds everything, quickstart.txt the subset that running needs.
 # `make lock UPGRADE=` keeps the present pins and only adds what is missing.
 lock: | $(VENV)/pip.done
 	$(PIP) install --quiet uv
 	$(COMPILE) $(UPGRADE) --extra report --extra test --extra docs --extra dev pyproject.toml -o requirements/test.txt
 	$(COMPILE) --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
+	$(COMPILE) $(UPGRADE) --no-deps requirements/transformers4.in -o requirements/transformers4.txt
 
 clean:
-	rm -rf $(VENV) docs/_build docs/api/generated
+	rm -rf $(VENV) $(TRANSFORMERS4) docs/_build docs/api/generated
