@@ -112,13 +112,17 @@ class PreTrainedProcessor(BaseModel):
         return (processor, unused) if return_unused else processor
 
     def to_json_string(self) -> str:
-        """Returns the JSON that :meth:`save_pretrained` writes.
+        """Returns the JSON that :meth:`save_pretrained` writes: the settings, and the class for the readers of older versions.
 
         Example:
             >>> '"resample": 3' in DeiTImageProcessor().to_json_string()
             True
         """
-        return json_text(dict(sorted(self.to_dict().items())))
+        content = self.to_dict()
+        class_name = content["image_processor_type"]
+        if not class_name.endswith("Fast"):  # AutoFeatureExtractor of 4.x would take the class of the model's family
+            content["feature_extractor_type"] = class_name.replace("ImageProcessor", "FeatureExtractor")
+        return json_text(dict(sorted(content.items())))
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Writes the settings to a JSON file."""
