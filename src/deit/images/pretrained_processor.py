@@ -68,7 +68,7 @@ class PreTrainedProcessor(BaseModel):
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all settings as JSON values, with unknown entries of the file that they were loaded from.
+        """Returns all settings, with unknown entries of the file that they were loaded from.
 
         ``image_processor_type`` is the class of transformers, 4.x and 5.x, that does the same.
 
@@ -79,7 +79,6 @@ class PreTrainedProcessor(BaseModel):
         fields = type(self).model_fields
         settings = self.model_dump()
         content = {name: value for name, value in settings.items() if value is not None or name not in fields}
-        content = {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
         return {**content, "image_processor_type": class_of_settings(settings)}
 
     @classmethod

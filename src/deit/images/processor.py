@@ -31,6 +31,7 @@ from deit.images.pretrained_processor import PreTrainedProcessor, settings_by_na
 from deit.images.processor_classes import IGNORED_ARGUMENTS
 from deit.images.processor_settings import (
     HeightWidthField,
+    ImageProcessorKwargs,
     LayoutField,
     Size,
     SizeField,
@@ -91,6 +92,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
     is_fast: ClassVar[bool] = False  # transformers 4.x; its values are those of the Pillow backend
     backend: ClassVar[str] = "pil"  # the same in 5.x
+    valid_kwargs: ClassVar[type] = ImageProcessorKwargs
     _class_name: ClassVar[str] = "DeiTImageProcessor"
     _init_order: ClassVar[tuple[str, ...]] = (*_DEIT_STEPS, "rescale_factor", "do_rescale", "do_normalize", *_STATISTICS)
     _call_order: ClassVar[tuple[str, ...]] = (
@@ -428,8 +430,10 @@ class ViTImageProcessor(DeiTImageProcessor):
         super().__init__(*settings, **fields)
 
 
+# Other names of transformers.
 DeiTFeatureExtractor = DeiTImageProcessorFast = DeiTImageProcessor
 ViTFeatureExtractor = ViTImageProcessorFast = ViTImageProcessor
+DeiTImageProcessorKwargs = ViTImageProcessorKwargs = ImageProcessorKwargs
 
 
 def _hw(size: Size) -> HeightWidth:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
@@ -120,3 +120,27 @@ HeightWidthField = Annotated[_SizeDict, AfterValidator(_check_height_and_width)]
 StatisticField = Annotated[Statistic, PlainValidator(_parse_statistic)]
 LayoutField = Annotated[Layout | None, BeforeValidator(enum_value)]
 ValueRangeField = Annotated[dict[str, list[float]] | None, PlainValidator(_parse_value_range)]
+
+
+class ImageProcessorKwargs(TypedDict, total=False):
+    """Settings of the image processors, as keyword arguments."""
+
+    do_convert_rgb: bool | None
+    do_resize: bool | None
+    default_to_square: bool | None
+    size: int | Sequence[int] | Mapping[str, int] | None
+    resample: int | None
+    do_center_crop: bool | None
+    crop_size: int | Sequence[int] | Mapping[str, int] | None
+    crop_rounding: Literal["even"] | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    image_mean: float | Sequence[float] | None
+    image_std: float | Sequence[float] | None
+    do_pad: bool | None
+    pad_size: int | Sequence[int] | Mapping[str, int] | None
+    data_format: str | None
+    input_data_format: str | None
+    value_range: Mapping[str, Sequence[float]] | None
+    device: Any

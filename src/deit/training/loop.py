@@ -30,7 +30,6 @@ from deit.system.files import (
     LOG_NAME,
     PROCESSOR_NAME,
     json_line,
-    json_text,
     new_directory,
     write_bytes,
     write_text,
@@ -217,7 +216,7 @@ class Trainer:
                 check_logits(targets.float().cpu().numpy(), f"The teacher {teacher.name}", "pass another teacher")
 
     def _save_checkpoint(self) -> Path:
-        files = {**self.files, PROCESSOR_NAME: json_text(self.validation.processor.to_dict()).encode()}
+        files = {**self.files, PROCESSOR_NAME: self.validation.processor.to_json_string().encode()}
         directory = self.directory / CHECKPOINTS_NAME
         return save_checkpoint(directory, self.state, self.model, self.ema, self.optimizer, files, self.context.features)
 
