@@ -17,12 +17,29 @@ from typing import Literal
 import numpy as np
 
 from deit.errors import DataError
+from deit.system.files import MAX_JSON_BYTES, json_text
 
 IMAGENET_CLASSES = 1000
 BY_ORDER = "--match-classes order of deit evaluate, --teacher-classes order of deit train and deit teacher cache"
 Matching = Literal["name", "order"]
 _PLACEHOLDER = re.compile(r"(?:label|class)?[ _-]?([0-9]{1,7})", re.ASCII | re.IGNORECASE)
+BYTES_PER_CLASS = 40  # in JSON, besides the name
+MAX_JSON_SHARE = 0.75  # of the largest JSON file, for the class names; the rest of evaluation.json takes at most 3 MB
 MIN_MATCHES = 0.9  # of the descriptions, since their spelling differs slightly between publishers
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """Checks that the files of a model and its evaluation, which hold each name twice, are not larger than can be read.
+
+    Raises:
+        DataError: the names are too many or too long.
+    """
+    size = 2 * len(json_text(list(classes)).encode()) + BYTES_PER_CLASS * len(classes)
+    if size > MAX_JSON_SHARE * MAX_JSON_BYTES:
+        raise DataError(
+            f"The names of the {len(classes):,} classes take {size / 2**20:.0f} MiB in the files of a model",
+            f"the limit is {MAX_JSON_SHARE * MAX_JSON_BYTES / 2**20:.0f} MiB; shorten them",
+        )
 
 
 @lru_cache(maxsize=1)

@@ -154,7 +154,7 @@ def accuracy_histogram(accuracies: np.ndarray) -> str:
     counts, edges = np.histogram(accuracies, bins=10, range=(0, 1))
     centers = (edges[1:] + edges[:-1]) / 2
     axes.bar(centers, counts, width=0.08, color=MODEL)
-    for center, count in zip(centers, counts, strict=True):
+    for center, count in zip(centers[counts > 0], counts[counts > 0], strict=True):
         axes.text(center, count, f"{count:,}", ha="center", va="bottom", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, 1.15 * counts.max()), xlabel="accuracy", ylabel="classes", yticks=[])
     axes.xaxis.set_major_formatter("{x:.0%}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deit.data.checking import without_unreadable
-from deit.data.class_names import Matching
+from deit.data.class_names import Matching, check_class_names
 from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.loading import check_teacher, limit_views, load_teacher
@@ -142,6 +142,7 @@ def _fit(
         The trainer, the readable part of the data set, and the teacher.
     """
     device = choose_device(device_name)
+    check_class_names(splits.classes)
     check_teacher(recipe, settings)
     record = DataRecord(splits.fingerprint, settings.split_seed, settings.validation_fraction)
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit.data.image_hashes import SeenImages
 from deit.data.sources import ArraySource
 from deit.errors import ImageError, MissingExtraError
 from deit.evaluation.metrics import Evaluation, HeadMetrics, Scores, calibration_bins, calibration_error
@@ -199,6 +200,24 @@ def test_skipped_images_are_reported(tmp_path: Path) -> None:
     data = three_classes()
     data = replace(data, evaluation=replace(data.evaluation, skipped=3))
     assert "3 unreadable images were left out" in report_page(tmp_path, data).root.text
+
+
+@pytest.mark.parametrize(
+    ("seen", "teacher_seen", "expected"),
+    [
+        (SeenImages(2, 0, 0), SeenImages(0, 0, 0), "2 test images left out: the model was trained on the same files."),
+        (SeenImages(0, 9, 0), None, "The model was trained on 9 of these images."),
+        (SeenImages(0, 0, 3), SeenImages(0, 4, 0), "The teacher was trained on 4 of these images: its accuracy is optimistic."),
+    ],
+)
+def test_images_that_training_saw_are_reported(
+    tmp_path: Path, seen: SeenImages, teacher_seen: SeenImages | None, expected: str
+) -> None:
+    data = three_classes()
+    evaluation, teacher = replace(data.evaluation, seen=seen), replace(data.evaluation, seen=teacher_seen)
+    header = report_page(tmp_path, replace(data, evaluation=evaluation, teacher=teacher)).root.find("header")[0].text
+    assert expected in header
+    assert header.count("trained on") == 1
 
 
 def test_confidence_interval_is_wilsons(tmp_path: Path) -> None:
@@ -383,7 +402,16 @@ def test_thousand_classes(tmp_path: Path) -> None:
     off_diagonal = ~np.eye(250, dtype=bool)
     np.testing.assert_array_equal(pixels[..., 3][off_diagonal], np.rint(255 * np.sqrt(largest))[off_diagonal])
     assert len(np.unique(pixels[off_diagonal][:, :3], axis=0)) == len(np.unique(pixels[~off_diagonal][:, :3], axis=0)) == 1
-    assert "The 20 worst of 1,000 classes." in page.section("Accuracy by class").text
+    section = page.section("Accuracy by class")
+    assert "The 20 worst of 1,000 classes." in section.text
+    listed = rows(section.find("table", "classes")[0])
+    per_class, totals = data.evaluation.per_class, data.evaluation.confusion.totals
+    assert sorted(row[0] for row in listed) == sorted(per_class)
+    assert [row[1] for row in listed] == [f"{share:.1%}" for share in sorted(per_class.values())]
+    truth, predicted, _ = data.evaluation.most_confused(1)[0]
+    index = data.evaluation.classes.index(truth)
+    expected = [truth, f"{per_class[truth]:.1%}", f"{round(per_class[truth] * totals[index])} of {totals[index]}", predicted]
+    assert expected in listed
 
 
 def test_most_confused_classes_come_first(tmp_path: Path) -> None:
