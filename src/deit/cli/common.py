@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -239,21 +238,28 @@ def check_init_shape(init: str | None, shape: str | None, option: str = "--model
 
 
 def image_files(path: Path) -> list[Path]:
-    """Returns a file itself, or the image files below a folder, sorted.
+    """Returns a file itself, or the image files below a folder, sorted, and prints what else is in the folder.
 
     Raises:
-        UserError: the path does not exist, or the folder contains no images.
+        UserError: the path does not exist, or the folder cannot be opened or contains no images.
     """
-    from deit.images.decoding import is_image_name
+    from deit.images.listing import list_folder
+    from deit.system.progress import print_status
 
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"{path} does not exist", "check the path")
         return [path]
-    files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    images = [file for file in files if is_image_name(file)]
+    try:
+        folder = list_folder(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened", error.strerror or "check its permissions") from error
+    left_out = folder.all_left_out().describe()
+    images = [path / name for name in folder.image_paths()]
     if not images:
-        raise UserError(f"{path} contains no images", "pass a folder with image files")
+        raise UserError(f"{path} contains no images", f"it has {left_out}" if left_out else "pass a folder with image files")
+    if left_out:
+        print_status(f"Not read in {path}: {left_out}")
     return images
 
 

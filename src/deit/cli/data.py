@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from deit.cli.common import DataArgument, JsonOption, MaxPixelsOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from deit.data.checking import DataCheck
 
 SPLITS = ("train", "validation", "test")
 
@@ -52,36 +57,32 @@ def list_data(as_json: JsonOption = False) -> None:
 
 @app.command("check")
 def check_data(data: DataArgument, _max_pixels: MaxPixelsOption = None, as_json: JsonOption = False) -> None:
-    """Decode every image and count classes and splits. The exit code is 1 if files are unreadable."""
-    import numpy as np
+    """Decode every image, count classes and splits, and say what is not read. The exit code is 1 if files are unreadable."""
+    from deit.data.checking import check_data as check
 
-    from deit.data.checking import check_images
-    from deit.data.datasets.named import named_reference
-    from deit.data.opening import open_data
-
-    reference = named_reference(data)
-    if reference is not None and reference.data.read is None and reference.data.evaluate is not None:
-        sources = {"test": reference.data.evaluate(reference.root)}
-        origin = f"{reference.name} is for evaluation only"
-    else:
-        splits = open_data(data)
-        sources = {"train": splits.train, "validation": splits.validation}
-        if splits.test is not None:
-            sources["test"] = splits.test
-        origin = splits.origin
-    names = next(iter(sources.values())).classes
-    problems = [str(error) for source in sources.values() for error in check_images(source, decode=True).values()]
-    counts = {split: np.bincount(source.labels, minlength=len(source.classes)) for split, source in sources.items()}
+    found = check(data)
     if as_json:
-        classes = {name: {split: int(count[label]) for split, count in counts.items()} for label, name in enumerate(names)}
-        print_json({"origin": origin, "classes": classes, "unreadable": problems})
+        print_json(found.to_dict())
     else:
-        typer.echo(f"Splits: {origin}.")
-        rows = [[name, *(str(count[label]) for count in counts.values())] for label, name in enumerate(names)]
-        rows.append(["all", *(str(count.sum()) for count in counts.values())])
-        print_table(["class", *counts], rows)
-        for problem in problems:
-            typer.echo(problem)
-        typer.echo(f"{len(problems)} unreadable images.")
-    if problems:
+        _print_check(found)
+    if not found.complete:
         raise typer.Exit(1)
+
+
+def _print_check(found: DataCheck) -> None:
+    from deit.system.progress import plural
+
+    typer.echo(f"Splits: {found.origin}.")
+    splits = list(found.sources)
+    rows = [[name, *(str(counts[split]) for split in splits)] for name, counts in found.class_counts.items()]
+    rows.append(["all", *(str(len(found.sources[split].labels)) for split in splits)])
+    print_table(["class", *splits], rows)
+    for problem in (*found.damaged, *found.too_large):
+        typer.echo(problem)
+    for note in found.notes:
+        typer.echo(f"{note}.")
+    if left_out := found.left_out.describe(hidden=True):
+        typer.echo(f"Not read: {left_out}.")
+    typer.echo(f"{plural(len(found.damaged), 'unreadable image')}, {len(found.too_large)} too large.")
+    if found.obstacle:
+        typer.echo(f"Not for training: {found.obstacle}")

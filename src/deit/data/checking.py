@@ -1,18 +1,116 @@
-"""Finds the unreadable images of a data set, before training starts or on request."""
+"""Checks a data set: finds its unreadable images, before training starts or on request, and counts what it has."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from deit.data.datasets.named import named_reference
+from deit.data.opening import read_splits
 from deit.data.sources import ImageSource, check_image, subset
-from deit.data.splits import Splits
-from deit.errors import DataError, ImageError
+from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits
+from deit.errors import DataError, ImageError, ImageTooLargeError
+from deit.images.listing import LeftOut, OtherKind
 from deit.system.progress import Progress
 
 MAX_HEADER_CHECKS = 50_000  # larger splits are checked only by `deit data check`, not before every training
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What a data set has.
+
+    Attributes:
+        origin: where its splits come from.
+        sources: the images by split.
+        damaged: a message for each image that cannot be decoded.
+        too_large: a message for each image above the limits of pixels, memory or time.
+        notes: remarks on how the data was read.
+        left_out: what is beside the images and not read.
+        obstacle: why it cannot be trained on, if so.
+    """
+
+    origin: str
+    sources: dict[str, ImageSource]
+    damaged: list[str]
+    too_large: list[str]
+    notes: tuple[str, ...]
+    left_out: LeftOut
+    obstacle: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image and folder can be read."""
+        unopened = {OtherKind.DENIED, OtherKind.DENIED_FILE} & set(self.left_out.counts)
+        return not (self.damaged or self.too_large or unopened)
+
+    @property
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Number of images: class -> split -> count."""
+        counts = {split: np.bincount(source.labels, minlength=len(source.classes)) for split, source in self.sources.items()}
+        names = next(iter(self.sources.values())).classes
+        return {name: {split: int(count[label]) for split, count in counts.items()} for label, name in enumerate(names)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON values."""
+        return {
+            "origin": self.origin,
+            "classes": self.class_counts,
+            "unreadable": self.damaged,
+            "too_large": self.too_large,
+            "not_read": [
+                {"kind": kind.value, "count": count, "examples": self.left_out.examples[kind]}
+                for kind, count in self.left_out.counts.items()
+            ],
+            "notes": list(self.notes),
+            "trainable": not self.obstacle,
+            "obstacle": self.obstacle,
+        }
+
+
+def check_data(data: str | Path) -> DataCheck:
+    """Decodes every image of a data set, whether it can be trained on or not.
+
+    Args:
+        data: a data set, as :func:`deit.data.opening.open_data` takes it, or one for evaluation only.
+
+    Raises:
+        DataError: there is no such data set, or it has no images.
+    """
+    reference = named_reference(str(data))
+    if reference is not None and reference.data.read is None and reference.data.evaluate is not None:
+        dataset = DatasetSplits(None, test=reference.data.evaluate(reference.root))
+        origin, obstacle = f"{reference.name} is for evaluation only", "it is for evaluation only"
+        sources = dataset.sources
+    else:
+        dataset = read_splits(data)
+        origin, sources, obstacle = _split(dataset)
+    errors = [error for source in sources.values() for error in check_images(source, decode=True).values()]
+    return DataCheck(
+        origin=origin,
+        sources=sources,
+        damaged=[str(error) for error in errors if not isinstance(error, ImageTooLargeError)],
+        too_large=[str(error) for error in errors if isinstance(error, ImageTooLargeError)],
+        notes=dataset.notes,
+        left_out=dataset.left_out,
+        obstacle=obstacle,
+    )
+
+
+def _split(dataset: DatasetSplits) -> tuple[str, dict[str, ImageSource], str]:
+    """Returns the origin and the splits as training would use them, or as they come, and why they cannot be trained on."""
+    try:
+        if dataset.obstacle is not None:
+            raise dataset.obstacle
+        splits = make_splits(dataset, 0, VALIDATION_FRACTION)
+    except DataError as error:
+        return dataset.origin or "no splits", dataset.sources, str(error)
+    sources = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return splits.origin, {name: source for name, source in sources.items() if source is not None}, ""
 
 
 def check_images(source: ImageSource, decode: bool) -> dict[int, ImageError]:

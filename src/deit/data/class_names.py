@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -105,8 +106,9 @@ def class_indices(names: Sequence[str], model_classes: Sequence[str], match: Mat
     Args:
         names: class names of a data set.
         model_classes: class names of a model.
-        match: ``name`` matches by name; if the model has ImageNet's classes, WordNet IDs and descriptions match as well.
-            ``order`` matches the first class with the first, and so on, for a model without class names.
+        match: ``name`` matches by name, also without regard to case where that is unique; if the model has ImageNet's classes,
+            WordNet IDs and descriptions match as well. ``order`` matches the first class with the first, and so on, for a model
+            without class names.
 
     Returns:
         (len(names),) int64.
@@ -124,8 +126,11 @@ def class_indices(names: Sequence[str], model_classes: Sequence[str], match: Mat
         if all(name in imagenet for name in names):
             return np.asarray([imagenet[name] for name in names], np.int64)
     counts = Counter(model_classes)
-    indices = {name: index for index, name in enumerate(model_classes) if counts[name] == 1}
-    missing = [name for name in names if name not in counts]
+    if ambiguous := [name for name in names if counts[name] > 1]:
+        raise DataError(f"The model has several classes named {ambiguous[0]!r}", "give its classes unique names: id2label")
+    lookup = ClassLookup(model_classes)
+    indices = [lookup.find(name) for name in names]
+    missing = [name for name, index in zip(names, indices, strict=True) if index is None]
     if missing and len(names) == len(model_classes) and are_placeholders(model_classes):
         raise DataError(
             f"The model's classes have no names, only {model_classes[0]!r} to {model_classes[-1]!r}",
@@ -136,9 +141,37 @@ def class_indices(names: Sequence[str], model_classes: Sequence[str], match: Mat
             f"The data has {len(missing)} classes that the model does not have, such as {missing[0]!r}",
             "evaluate it on data with the classes it was trained on",
         )
-    if ambiguous := [name for name in names if name not in indices]:
-        raise DataError(f"The model has several classes named {ambiguous[0]!r}", "give its classes unique names: id2label")
-    return np.asarray([indices[name] for name in names], np.int64)
+    return np.asarray(indices, np.int64)
+
+
+def class_key(name: str) -> str:
+    """Returns a class name without the differences between file systems and people: Unicode form, case, spaces at the ends."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+class ClassLookup:
+    """Finds classes by name, also under another spelling; see :func:`class_key`.
+
+    Args:
+        classes: class names, in the order of the labels.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        keys = [class_key(name) for name in classes]
+        counts = Counter(keys)
+        self._exact = {name: index for index, name in enumerate(classes)}
+        self._loose = {key: index for index, key in enumerate(keys) if counts[key] == 1}
+
+    def find(self, name: str) -> int | None:
+        """Returns the index of the class of that name, or else of the only one that is spelled similarly, if any."""
+        return self._exact.get(name, self._loose.get(class_key(name)))
+
+
+def similar_names_note(classes: Sequence[str]) -> tuple[str, ...]:
+    """Returns a remark if two classes differ only in what :func:`class_key` leaves out."""
+    counts = Counter(map(class_key, classes))
+    same = [name for name in classes if counts[class_key(name)] > 1]
+    return (f"The classes {same[0]} and {same[1]} differ only in upper and lower case",) if same else ()
 
 
 def _indices_by_order(names: Sequence[str], model_classes: Sequence[str]) -> np.ndarray:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deit.data.datasets.folders import folder_splits, has_split_folders, unlabeled_source
+from deit.data.datasets.folders import folder_splits, unlabeled_splits
 from deit.data.datasets.hub_datasets import PREFIX, hub_splits, hub_unlabeled, is_saved, saved_splits, saved_unlabeled
 from deit.data.datasets.manifest import is_manifest, manifest_splits, unlabeled_manifest
 from deit.data.datasets.named import DIGITS, NAMED, digits_splits, named_reference, named_splits
-from deit.data.sources import ImageSource
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
 from deit.errors import DataError, did_you_mean
 
 
-def read_splits(data: str | Path) -> DatasetSplits:
-    """Reads the splits that a data set comes with; see :func:`open_data` for the arguments and errors."""
+def read_splits(data: str | Path, known_classes: Sequence[str] = ()) -> DatasetSplits:
+    """Reads the splits that a data set comes with, whether it can be trained on or not.
+
+    Args:
+        data: as in :func:`open_data`.
+        known_classes: classes of the model that the data is for, if any, which tell a folder of one class from a folder that
+            holds a data set.
+
+    Raises:
+        DataError: as in :func:`open_data`, but for data that cannot be trained on: see :attr:`DatasetSplits.obstacle`.
+        MissingExtraError: as in :func:`open_data`.
+    """
     text, path = str(data), Path(data)
     if text == DIGITS:
         return digits_splits()
@@ -27,7 +37,7 @@ def read_splits(data: str | Path) -> DatasetSplits:
     if is_saved(path):
         return saved_splits(path)
     _check_name(path)
-    return folder_splits(path)
+    return folder_splits(path, known_classes)
 
 
 def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
@@ -45,7 +55,10 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
         DataError: there is no such data set, it has no images, one class or an empty class, or a class is in one split only.
         MissingExtraError: it is a Hugging Face data set and the library is not installed.
     """
-    return make_splits(read_splits(data), seed, validation_fraction)
+    dataset = read_splits(data)
+    if dataset.obstacle is not None:
+        raise dataset.obstacle
+    return make_splits(dataset, seed, validation_fraction)
 
 
 def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
@@ -61,21 +74,18 @@ def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float =
         DataError: as in :func:`open_data`, or there are fewer than two images.
     """
     text, path = str(data), Path(data)
-    source: ImageSource
     if text == DIGITS or named_reference(text):
         return without_labels(open_data(data, seed, validation_fraction))
     if text.startswith(PREFIX):
-        source = hub_unlabeled(text)
+        dataset = DatasetSplits(hub_unlabeled(text), unsplit=True)
     elif is_manifest(path):
-        source = unlabeled_manifest(path)
+        dataset = unlabeled_manifest(path)
     elif is_saved(path):
-        source = saved_unlabeled(path)
-    elif has_split_folders(path):
-        return without_labels(open_data(path, seed, validation_fraction))
+        dataset = DatasetSplits(saved_unlabeled(path), unsplit=True)
     else:
         _check_name(path)
-        source = unlabeled_source(path)
-    return make_splits(DatasetSplits(source, unsplit=True), seed, validation_fraction)
+        dataset = unlabeled_splits(path)
+    return make_splits(dataset, seed, validation_fraction)
 
 
 def absolute_name(data: str | Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -282,8 +281,3 @@ def fingerprint(*sources: ImageSource) -> str:
                 "".join(f"{label}\t{source.name(index)}\n" for index, label in block).encode(errors="surrogateescape")
             )
     return digest.hexdigest()
-
-
-def path_key(path: str) -> str:
-    """Returns the key that sorts paths folder by folder, as ``Path`` objects compare."""
-    return path.replace(os.sep, "\0")

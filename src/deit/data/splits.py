@@ -11,6 +11,7 @@ import numpy as np
 
 from deit.data.sources import ImageSource, Subset, fingerprint, subset, unlabeled
 from deit.errors import CheckpointError, DataError
+from deit.images.listing import LeftOut
 from deit.rng import RngStream, generator
 from deit.system.files import RECORD_NAME, read_json
 
@@ -22,21 +23,49 @@ class DatasetSplits:
     """The splits that a data set comes with.
 
     Attributes:
-        train: the training split, or all images if there are no splits.
+        train_or_none: the training split, or all images if there are no splits; None if there are only other splits.
         validation: the validation split, if any.
         test: the test split, if any.
         unsplit: the data set has no splits and may be evaluated as a whole.
         origin: where the splits come from, for the user; empty if unsplit.
-        holdout: fractions of ``train`` that the data set itself sets aside, by split; if empty and there is no validation
-            split, the user's fraction is set aside.
+        holdout: fractions of the training split that the data set itself sets aside, by split; if empty and there is no
+            validation split, the user's fraction is set aside.
+        notes: remarks on how the data was read, for the user.
+        left_out: what is beside the images and not read.
+        obstacle: the error that training on the data raises; None if it can be trained on.
     """
 
-    train: ImageSource
+    train_or_none: ImageSource | None
     validation: ImageSource | None = None
     test: ImageSource | None = None
     unsplit: bool = False
     origin: str = ""
     holdout: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
+    obstacle: DataError | None = None
+
+    @property
+    def train(self) -> ImageSource:
+        """The training split, or all images if there are no splits.
+
+        Raises:
+            DataError: there are only other splits.
+        """
+        if self.train_or_none is None:
+            raise self.obstacle or DataError("The data set has no training split", "evaluate on --split validation or test")
+        return self.train_or_none
+
+    @property
+    def sources(self) -> dict[str, ImageSource]:
+        """The splits that exist, by name."""
+        splits = {"train": self.train_or_none, "validation": self.validation, "test": self.test}
+        return {name: source for name, source in splits.items() if source is not None}
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Remarks for the user, including one on what is not read."""
+        return all_notes(self.notes, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -49,6 +78,8 @@ class Splits:
         test: for the report; None if the data set has no test split.
         origin: where the splits come from, one sentence for the user.
         fingerprint: fingerprint of the whole data set, see :func:`deit.data.sources.fingerprint`.
+        notes: remarks on how the data was read, for the user.
+        left_out: what is beside the images and not read.
     """
 
     train: ImageSource
@@ -56,6 +87,13 @@ class Splits:
     test: ImageSource | None
     origin: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Remarks for the user, including one on what is not read."""
+        return all_notes(self.notes, self.left_out)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,6 +135,12 @@ class DataRecord:
             ) from error
 
 
+def all_notes(notes: Sequence[str], left_out: LeftOut) -> list[str]:
+    """Returns remarks on a data set, and one on what is not read, if anything."""
+    found = left_out.describe()
+    return [*notes, f"Not read: {found}"] if found else list(notes)
+
+
 def read_record(model: Path) -> DataRecord | None:
     """Reads the record next to a model directory or file; returns None if there is none."""
     path = (model if model.is_dir() else model.parent) / RECORD_NAME
@@ -132,15 +176,15 @@ def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
         fraction: fraction of each class that is set aside for validation, unless the data set defines its own.
 
     Raises:
-        DataError: no class has two images, so that nothing can be set aside.
+        DataError: there is no training split, or no class has two images, so that nothing can be set aside.
     """
-    dataset_fingerprint = fingerprint(
-        *(source for source in (dataset.train, dataset.validation, dataset.test) if source is not None)
-    )
+    train_images = dataset.train
+    dataset_fingerprint = fingerprint(*dataset.sources.values())
+    remarks = (dataset.notes, dataset.left_out)
     if dataset.validation is not None:
-        return Splits(dataset.train, dataset.validation, dataset.test, dataset.origin, dataset_fingerprint)
+        return Splits(train_images, dataset.validation, dataset.test, dataset.origin, dataset_fingerprint, *remarks)
     holdout = dict(dataset.holdout) or {"validation": fraction}
-    *held_out, train = stratified_split(dataset.train, seed, tuple(holdout.values()))
+    *held_out, train = stratified_split(train_images, seed, tuple(holdout.values()))
     if not all(len(source.labels) for source in held_out):
         raise DataError("The data has one image per class", "each class needs an image for validation, too")
     if list(holdout) == ["validation"]:
@@ -150,7 +194,7 @@ def make_splits(dataset: DatasetSplits, seed: int, fraction: float) -> Splits:
         text = f"{fractions} set aside from each class by seed {seed}"
     origin = f"{dataset.origin}; {text}" if dataset.origin else text
     splits = dict(zip(holdout, held_out, strict=True))
-    return Splits(train, splits["validation"], splits.get("test", dataset.test), origin, dataset_fingerprint)
+    return Splits(train, splits["validation"], splits.get("test", dataset.test), origin, dataset_fingerprint, *remarks)
 
 
 def without_labels(splits: Splits) -> Splits:

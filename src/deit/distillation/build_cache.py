@@ -183,7 +183,7 @@ def build_cache_on(
     )
     manifest = _resume(directory, requested, splits, record, resolved) if is_logit_cache(directory) else requested
     skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
-    for note in [*skipped, *teacher.notes]:
+    for note in [*splits.all_notes, *skipped, *teacher.notes]:
         print_status(f"Note:      {note}.")
     return _Builder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device).run(workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from deit.inference.bundle_classifier import load_bundle_classifier
 from deit.inference.logits import DIVERGED, check_logits
 from deit.models.auto import load_classifier
 from deit.system.devices import Precision, autocast, choose_device
-from deit.system.progress import Progress
+from deit.system.progress import Progress, print_status
 
 BATCH_SIZE = 64
 
@@ -158,7 +159,7 @@ def evaluate(
         classifier.model.to(choose_device(device))
     record = read_record(classifier.path) if classifier.path else None
     hashes = read_image_hashes(classifier.path) if classifier.path else None
-    images = evaluation_split(data, split, record)
+    images = evaluation_split(data, split, record, classifier.classes)
     if match_classes == "order":
         class_indices(images.classes, classifier.classes, match_classes)  # raises if they cannot be
         classifier = replace(classifier, classes=images.classes)
@@ -177,13 +178,16 @@ def evaluate(
     return replace(result, seen=seen)
 
 
-def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRecord | None = None) -> ImageSource:
+def evaluation_split(
+    data: str | Path, split: SplitName = "auto", record: DataRecord | None = None, known_classes: Sequence[str] = ()
+) -> ImageSource:
     """Returns the images of a data set that :func:`evaluate` evaluates a model on, apart from those that it leaves out.
 
     Args:
         data: a data set, as :func:`evaluate` takes it.
         split: as :func:`evaluate` takes it.
         record: of the data that the model was trained on; a missing split is set aside as it was for training. None if unknown.
+        known_classes: classes of the model.
 
     Raises:
         DataError: the data set is unusable or has no such split.
@@ -195,7 +199,11 @@ def evaluation_split(data: str | Path, split: SplitName = "auto", record: DataRe
             return reference.data.evaluate(reference.root)
         if reference.data.read is None:
             raise DataError(f"{reference.name} has no {split} split", "leave --split out")
-    dataset = read_splits(data)
+    dataset = read_splits(data, known_classes)
+    for note in dataset.all_notes:
+        print_status(f"Note: {note}.")
+    if dataset.train_or_none is None:
+        return _existing_split(data, split, dataset.sources)
     if split == "all" and not dataset.unsplit:
         raise DataError(f"{data} has separate splits", "evaluate one of them: --split train, validation or test")
     if split == "all" or (split == "auto" and dataset.unsplit):
@@ -219,6 +227,14 @@ def _all_seen(data: str | Path, count: int) -> DataError:
         f"The model was trained on all {count:,} images of {data}",
         "evaluate it on other images; --split all or train measures how well it fits its training images",
     )
+
+
+def _existing_split(data: str | Path, split: SplitName, sources: Mapping[str, ImageSource]) -> ImageSource:
+    """Returns a split of a data set without a training split; for ``auto``, the test split if there is one."""
+    name = ("test" if "test" in sources else "validation") if split == "auto" else split
+    if name not in sources:
+        raise DataError(f"{data} has no {name} split", f"evaluate on --split {' or '.join(sources)}")
+    return sources[name]
 
 
 def _only_data_classes(data: str | Path, classes: CandidateClasses) -> bool:

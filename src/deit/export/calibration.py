@@ -14,6 +14,7 @@ from deit.data.opening import open_unlabeled, short_name
 from deit.data.sources import UNLABELED, ImageSource
 from deit.data.splits import VALIDATION_FRACTION, DataRecord
 from deit.errors import DataError, ImageError
+from deit.system.progress import print_status
 from deit.system.threads import thread_map
 
 MIN_IMAGES = 8  # with fewer, neither activation ranges nor agreement are meaningful
@@ -75,6 +76,8 @@ def calibration_images(data: str | Path | None, record: DataRecord | None) -> tu
         return crops, crops
     seed, fraction = (record.split_seed, record.validation_fraction) if record else (0, VALIDATION_FRACTION)
     splits = open_unlabeled(data, seed, fraction)
+    for note in splits.all_notes:
+        print_status(f"Note: {note}.")
     name = short_name(data)
     return (
         CalibrationImages(splits.train, f"images of {name}"),

@@ -21,7 +21,6 @@ from deit.images.conversion import MIN_16_BIT_MAXIMUM, ValueRange, finite_extrem
 from deit.images.cost import UNCHECKED_METADATA, check_cost, count_scans, is_16_bit, may_have_slow_scans
 from deit.images.metadata import is_heif, metadata_is_long, register_heif, unsupported_tiff
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})  # in data folders
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
 MAX_FILE_BYTES = 512 * 2**20
 RETAINED_BLOCKS = 4
@@ -246,11 +245,6 @@ def configure_pillow() -> None:
     Image.MAX_IMAGE_PIXELS = None  # deit.images.limits decides instead
     Image.core.set_blocks_max(RETAINED_BLOCKS)  # type: ignore[attr-defined]  # documented, but not exported
     warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether a file has the suffix of an image. Hidden files are not images."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _source_name(source: Path | bytes, name: str) -> str:

@@ -165,7 +165,15 @@ def _fit(
         restore(trainer, checkpoint, settings.data)
 
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
-    notes = [*data_notes, *time_notes, *built.notes, *view_notes, *hash_notes, *_teacher_notes(trainer, teacher, settings)]
+    notes = [
+        *readable.all_notes,
+        *data_notes,
+        *time_notes,
+        *built.notes,
+        *view_notes,
+        *hash_notes,
+        *_teacher_notes(trainer, teacher, settings),
+    ]
     if checkpoint is not None:
         notes.append(f"Resumed from {checkpoint}")
     if unreadable:

@@ -50,4 +50,4 @@ def test_check_of_a_data_set_for_evaluation_only(tmp_path: Path) -> None:
     text = output("check", f"imagenet-a:{tmp_path}", code=1)
     assert "imagenet-a is for evaluation only" in text
     assert "bad.jpg" in text
-    assert "1 unreadable images" in text
+    assert "1 unreadable image, 0 too large" in text

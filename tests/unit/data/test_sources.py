@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deit.data.opening import open_data
-from deit.data.sources import FileSource, MultiLabelSource, fingerprint, open_encoded, path_key, relabeled, subset, unlabeled
+from deit.data.sources import FileSource, MultiLabelSource, fingerprint, open_encoded, relabeled, subset, unlabeled
 from deit.errors import DataError
 from tests.helpers import MemorySource, pattern
 from tests.unit.data.layouts import image_files
@@ -63,12 +61,6 @@ def test_fingerprint_of_names_that_are_not_valid_text() -> None:
             return f"\udce9{index}"
 
     assert fingerprint(SurrogateNames(3)) != fingerprint(MemorySource(3))
-
-
-@given(st.lists(st.lists(st.sampled_from(["a", "a-b", "a.b", "b", "é"]), min_size=1, max_size=3), max_size=8))
-def test_path_key_sorts_like_paths(lists: list[list[str]]) -> None:
-    paths = ["/".join(components) for components in lists]
-    assert sorted(paths, key=path_key) == [str(path) for path in sorted(map(Path, paths))]
 
 
 def test_unlabeled_images_have_one_class() -> None:

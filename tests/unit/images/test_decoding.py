@@ -23,7 +23,6 @@ from deit.images.decoding import (
     DecodedImage,
     EncodedImage,
     check_header,
-    is_image_name,
     largest_reduction,
     open_image,
 )
@@ -289,14 +288,6 @@ def test_check_header(tmp_path: Path) -> None:
         check_header(tmp_path / "text.jpg")
     with pytest.raises(ImageError, match=r"none\.jpg does not exist"):
         check_header(tmp_path / "none.jpg")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("a.JPG", True), ("b c.webp", True), ("a.txt", False), (".a.png", False), ("png", False), ("a.svg", False)],
-)
-def test_image_names_are_recognized_by_suffix(name: str, expected: bool) -> None:
-    assert is_image_name(Path("folder") / name) == expected
 
 
 @given(st.binary(max_size=200))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deit.data.datasets.folders import VALIDATION_NAMES
 from deit.data.sources import UNLABELED, ImageSource
+from deit.data.split_names import Split, split_of
 from deit.data.splits import DatasetSplits
 from deit.errors import CheckpointError, DataError, ImageError, MissingExtraError
 from deit.images.decoding import check_header, open_image
@@ -25,7 +25,6 @@ from deit.system.files import read_json
 PREFIX = "hf:"
 STATE_NAME = "state.json"  # of one table on disk
 DICT_NAME = "dataset_dict.json"  # of several tables, one per split
-VALIDATION_SPLITS = (*VALIDATION_NAMES, "dev")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # in order of preference
 IMAGE_COLUMNS = ("image", "img")
 _NAME = re.compile(r"hf:(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?$")
@@ -164,22 +163,42 @@ def _check_file_names(file: Path, names: Iterable[Any]) -> None:
 
 def _splits(tables: Mapping[str, Any], name: str) -> DatasetSplits:
     sources = _sources(tables, name)
-    if "train" not in sources:
-        if len(sources) > 1:
-            raise DataError(
-                f"{name} has no train split", f"it has {', '.join(sources)}: write a manifest of the images to train on"
-            )
+    if len(sources) == 1:
         return DatasetSplits(next(iter(sources.values())), unsplit=True)
-    validation = next((sources[split] for split in VALIDATION_SPLITS if split in sources), None)
-    if validation is None and len(sources) == 1:
-        return DatasetSplits(sources["train"], unsplit=True)
-    used = [split for split in sources if split in ("train", *VALIDATION_SPLITS, "test")]
-    origin = f"the data set's own splits: {', '.join(used)}"
-    return DatasetSplits(sources["train"], validation, sources.get("test"), origin=origin)
+    splits = _split_names(sources, name)
+    if "train" not in splits:
+        raise DataError(
+            f"{name} has no train split", f"it has {', '.join(sources)}: write a manifest of the images to train on"
+        )
+    by_split = {split: sources[table] for split, table in splits.items()}
+    origin = f"the data set's own splits: {', '.join(splits.values())}"
+    others = [table for table in sources if table not in splits.values()]
+    notes = (f"The splits {', '.join(others)} are not used",) if others else ()
+    return DatasetSplits(by_split["train"], by_split.get("validation"), by_split.get("test"), origin=origin, notes=notes)
+
+
+def _split_names(tables: Iterable[str], name: str) -> dict[Split, str]:
+    """Returns split -> name of its table."""
+    splits: dict[Split, str] = {}
+    for table in tables:
+        split = split_of(table)
+        if split is None or splits.get(split) == split:  # beside "train", a table "train_2" is not used
+            continue
+        if split in splits and table != split:
+            problem = f"{name} has two tables for the {split} split, {splits[split]} and {table}"
+            raise DataError(problem, "write a manifest of the images to use")
+        splits[split] = table
+    return splits
+
+
+def _train_table(tables: Mapping[str, Any]) -> str:
+    """Returns the name of the training table, or of the first one if none is named so."""
+    named = [table for table in tables if split_of(table) == "train"]
+    return "train" if "train" in tables else (named or list(tables))[0]
 
 
 def _unlabeled(tables: Mapping[str, Any], name: str) -> ImageSource:
-    split = "train" if "train" in tables else next(iter(tables))
+    split = _train_table(tables)
     table = tables[split]
     labels = np.zeros(len(table), np.int64)
     return _table_source(table, _image_column(table, name), split, UNLABELED, labels)
@@ -187,7 +206,8 @@ def _unlabeled(tables: Mapping[str, Any], name: str) -> ImageSource:
 
 def _sources(tables: Mapping[str, Any], name: str) -> dict[str, ImageSource]:
     """Returns a source per labeled split. Classes of string labels are those of the training split."""
-    first = tables["train"] if "train" in tables else next(iter(tables.values()))
+    train = _train_table(tables)
+    first = tables[train]
     image, label = _image_column(first, name), _label_column(first, name)
     values = {}
     for split, table in tables.items():
@@ -199,7 +219,7 @@ def _sources(tables: Mapping[str, Any], name: str) -> dict[str, ImageSource]:
         raise DataError(f"{name} has no split with a label for each image", "choose another data set")
     names = getattr(first.features[label], "names", None)
     if names is None:
-        reference = next(iter(values.values())) if "train" not in values else values["train"]
+        reference = values[_train_table(values)]
         ordered = sorted(set(reference.to_pylist()))
         indices = {value: index for index, value in enumerate(ordered)}
         classes = tuple(map(str, ordered))
@@ -214,7 +234,7 @@ def _sources(tables: Mapping[str, Any], name: str) -> dict[str, ImageSource]:
     sources: dict[str, ImageSource] = {}
     for split, split_labels in labels.items():
         array = np.asarray(split_labels, np.int64)
-        if (array == -1).all() and split != "train":
+        if (array == -1).all() and split != train:
             continue  # a test split whose labels are withheld
         if array.min() < 0 or array.max() >= len(classes):
             raise DataError(f"{name} has an invalid label in its split {split}", "write a manifest of it")

@@ -12,7 +12,7 @@ import numpy as np
 
 from deit.data.class_names import IMAGENET_CLASSES, imagenet_ids, imagenet_names, imagenet_subset, reassessed_labels
 from deit.data.datasets.download import Remote, ensure, unpack
-from deit.data.datasets.folders import images_below
+from deit.data.datasets.folders import list_images
 from deit.data.datasets.mat_files import read_mat
 from deit.data.sources import FileSource, MultiLabelSource
 from deit.data.splits import DatasetSplits
@@ -143,14 +143,12 @@ def _by_folder(folder: Path, among: Sequence[int], names: Mapping[str, int] | No
     labels = {index: label for label, index in enumerate(among)}
     files: list[str] = []
     file_labels: list[int] = []
-    for child in sorted(folder.iterdir()):
-        if not child.is_dir() or child.name.startswith("."):
-            continue
-        if names.get(child.name) not in labels:
-            raise DataError(f"{folder} has a folder {child.name!r} that is not one of its {len(labels)} classes", "remove it")
-        images = images_below(folder, child.name)
+    for name, child in list_images(folder).folders.items():
+        if names.get(name) not in labels:
+            raise DataError(f"{folder} has a folder {name!r} that is not one of its {len(labels)} classes", "move it elsewhere")
+        images = child.image_paths()
         files.extend(images)
-        file_labels.extend([labels[names[child.name]]] * len(images))
+        file_labels.extend([labels[names[name]]] * len(images))
     if not files:
         raise DataError(f"{folder} holds no images", "copy the data set again")
     classes = tuple(imagenet_names()[index] for index in among)
@@ -193,7 +191,7 @@ def _validation(root: Path, among: Sequence[int] | None) -> FileSource:
     folder = _split_folder(root, "val")
     if any(child.is_dir() and child.name in imagenet_ids() for child in folder.iterdir()):
         return _by_folder(folder, _existing_classes(folder) if among is None else among)
-    files = images_below(folder)
+    files = list_images(folder).image_paths()
     if not files:
         raise DataError(f"{folder} holds no images", REMEDY)
     known = {wnid: index for index, wnid in enumerate(imagenet_ids())}

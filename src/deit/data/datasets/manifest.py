@@ -1,177 +1,216 @@
-"""Manifests: lists of images and labels in one file, CSV with a header or JSON lines.
+"""Manifests: lists of images, labels and splits in one file, CSV with a header or JSON lines.
 
-Columns are ``path``, ``label`` and optionally ``split``, in any order; other columns are ignored. Relative paths start at the
-manifest's folder and must not leave it; absolute paths are used as written. Splits are ``train``, ``val`` (or ``valid``,
-``validation``) and ``test``.
+Columns are known by their usual names, in any order; other columns are ignored. Relative paths start at the manifest's folder,
+or at a folder in it that holds the images, and must not leave it; absolute paths are used as written.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from deit.data.datasets.folders import TEST_NAME, VALIDATION_NAMES
-from deit.data.sources import UNLABELED, FileSource
+from deit.data.class_names import ClassLookup, similar_names_note
+from deit.data.datasets.manifest_paths import PathResolver
+from deit.data.datasets.manifest_table import MISSING, Row, read_table
+from deit.data.sources import UNLABELED, FileSource, ImageSource
+from deit.data.split_names import SPLITS, split_of
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
+from deit.images.listing import LeftOut, OtherKind
 
-SUFFIXES = (".csv", ".jsonl")
-MAX_BYTES = 2**30
-MAX_LINE_BYTES = 2**16
-TRAIN_NAME = "train"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_OTHER_TABLES = {
+    ".xlsx": "save it as the type 'CSV UTF-8' in Excel",
+    ".xls": "save it as the type 'CSV UTF-8' in Excel",
+    ".ods": "save it as CSV in UTF-8",
+    ".json": "write one object per line into a file that ends in .jsonl",
+    ".parquet": "write it as CSV",
+    ".txt": "write it as CSV, with a header such as path,label, into a file that ends in .csv",
+    ".gz": "unpack it",
+    ".zip": "unpack it, and pass the folder or the list in it",
+    ".tar": "unpack it, and pass the folder or the list in it",
+    ".tgz": "unpack it, and pass the folder or the list in it",
+}
+_FLOAT_INTEGER = re.compile(r"(-?\d+)\.0+$")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image of a manifest; ``label`` and ``split`` are None if the manifest has no such column."""
+@dataclass(frozen=True)
+class Manifest:
+    """The images that a manifest lists, each once.
 
-    line: int
-    path: str
-    label: str | None
-    split: str | None
+    Attributes:
+        rows: the images, with paths relative to the manifest's folder or absolute, and splits named ``train``, ``validation``
+            and ``test``.
+        notes: remarks for the user.
+        left_out: rows that are not used.
+    """
+
+    rows: list[Row]
+    notes: tuple[str, ...]
+    left_out: LeftOut
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a path is a manifest by its suffix, and not a folder."""
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    """Whether a path is a manifest by its suffix, and not a folder.
+
+    Raises:
+        DataError: it is a table in a format that is not read, such as that of a spreadsheet.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return not path.is_dir()
+    if path.suffix.lower() in _OTHER_TABLES and path.is_file():
+        raise DataError(f"{path} is not a manifest in a format that is read", _OTHER_TABLES[path.suffix.lower()])
+    return False
 
 
 def manifest_splits(path: Path) -> DatasetSplits:
     """Reads the data set that a manifest lists; without a split column it is unsplit.
 
     Raises:
-        DataError: the file is missing, a line is invalid (the message has its number), there are no labels or fewer than two
-            classes, or there are no training images.
+        DataError: the file is missing, a line is invalid (the message has its number), an image has no label or two, or is in
+            two splits, or there are no images.
     """
-    rows = list(read_manifest(path))
-    if unlabeled := next((row for row in rows if row.label is None), None):
-        raise DataError(f"{path}, line {unlabeled.line} has no label", "a classifier needs a column `label`")
+    manifest = read_manifest(path, labeled=True)
+    rows = manifest.rows
     if not rows:
         raise DataError(f"{path} lists no images", "write one line per image below the header")
-    names = {str(row.label) for row in rows if row.split in (None, TRAIN_NAME)}
-    if not names:
-        raise DataError(f"{path} has no images of the split train", "mark some as train, or leave the column out")
-    if len(names) == 1:
-        raise DataError(f"{path} has one class, {next(iter(names))!r}", "a classifier needs two or more")
-    classes = tuple(sorted(names))
-    if unknown := next((row for row in rows if row.label not in names), None):
-        raise DataError(f"{path}, line {unknown.line} has a class {unknown.label!r} that no training image has", "remove it")
-    if rows[0].split is None:
-        return DatasetSplits(_source(path, rows, classes), unsplit=True)
-    sources = {
-        name: _source(path, split_rows, classes)
-        for name in (TRAIN_NAME, VALIDATION_NAMES[0], TEST_NAME)
-        if (split_rows := [row for row in rows if row.split == name])
+    reference = [row for row in rows if row.split in (None, "train")] or rows
+    classes = tuple(sorted({str(row.label) for row in reference}))
+    lookup = ClassLookup(classes)
+    for row in rows:
+        if lookup.find(str(row.label)) is None:
+            raise DataError(
+                f"{path}, line {row.line} has a class {row.label!r} that no training image has",
+                "add training images of it, or remove the line",
+            )
+    notes = (*manifest.notes, *similar_names_note(classes))
+    obstacle = None
+    if len(classes) == 1:
+        obstacle = DataError(f"{path} has one class, {classes[0]!r}", "a classifier needs two or more")
+    sources: dict[str | None, ImageSource] = {
+        split: _source(path, split_rows, classes)
+        for split in (None, *SPLITS)
+        if (split_rows := [row for row in rows if row.split == split])
     }
-    origin = f"the manifest's own splits: {', '.join(sources)}"
-    return DatasetSplits(sources[TRAIN_NAME], sources.get(VALIDATION_NAMES[0]), sources.get(TEST_NAME), origin=origin)
+    if "train" not in sources and None not in sources:
+        obstacle = DataError(f"{path} has no images of the split train", "mark some as train, or leave the column out")
+    unsplit = None in sources
+    return DatasetSplits(
+        sources.get(None if unsplit else "train"),
+        sources.get("validation"),
+        sources.get("test"),
+        unsplit=unsplit,
+        origin="" if unsplit else f"the manifest's own splits: {', '.join(map(str, sources))}",
+        obstacle=obstacle,
+        notes=notes,
+        left_out=manifest.left_out,
+    )
 
 
-def unlabeled_manifest(path: Path) -> FileSource:
+def unlabeled_manifest(path: Path) -> DatasetSplits:
     """Reads the images of a manifest as one class, except for those of the test split. Labels may be missing.
 
     Raises:
-        DataError: as in :func:`manifest_splits`.
+        DataError: as in :func:`manifest_splits`, or there are fewer than two images.
     """
-    rows = [row for row in read_manifest(path) if row.split != TEST_NAME]
+    manifest = read_manifest(path, labeled=False)
+    rows = [row for row in manifest.rows if row.split != "test"]
     if len(rows) < 2:
         raise DataError(f"{path} lists {len(rows)} images to train on", "list more images")
-    return FileSource(path.parent, tuple(row.path for row in rows), UNLABELED, np.zeros(len(rows), np.int64))
+    source = FileSource(path.parent, tuple(row.path for row in rows), UNLABELED, np.zeros(len(rows), np.int64))
+    return DatasetSplits(source, unsplit=True, notes=manifest.notes, left_out=manifest.left_out)
 
 
-def read_manifest(path: Path) -> Iterator[Row]:
-    """Yields the rows of a manifest, with splits named ``train``, ``val`` and ``test``.
+def read_manifest(path: Path, labeled: bool = True) -> Manifest:
+    """Reads a manifest, and finds the files that it lists.
+
+    Args:
+        path: the manifest.
+        labeled: each image needs a label, unless it is in the test split.
 
     Raises:
         DataError: as in :func:`manifest_splits`.
     """
+    table = read_table(path)
+    left_out = LeftOut()
+    rows = [_with_split(path, row) for row in table.rows]
+    if labeled:
+        rows = _labeled(path, rows, left_out)
+    resolver = PathResolver(path)
+    resolver.find_base(rows)
+    resolved = [replace(row, path=resolver.resolve(row)) for row in rows]
+    notes = (*table.notes, *resolver.notes)
+    return Manifest(_unique(path, resolved, resolver, labeled, left_out), notes, left_out)
+
+
+def _with_split(path: Path, row: Row) -> Row:
+    if row.split is None:
+        return row
+    split = split_of(row.split)
+    if split is None:
+        problem = f"has the unknown split {row.split!r}" if row.split else "has no split"
+        raise DataError(f"{path}, line {row.line} {problem}", "use train, val or test")
+    return replace(row, split=split)
+
+
+def _labeled(path: Path, rows: list[Row], left_out: LeftOut) -> list[Row]:
+    """Returns the rows with labels, in one spelling. Rows of the test split may lack one, and are left out."""
+    kept, missing = [], []
+    for row in rows:
+        if row.label is not None and row.label.lower() not in MISSING:
+            kept.append(row)
+        elif row.split == "test":
+            left_out.add(OtherKind.UNLABELED_ROW, row.path)
+        else:
+            missing.append(row)
+    if missing:
+        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        has_column = missing[0].label is not None
+        remedy = "add a label or remove the line" if has_column else "a classifier needs a column `label`"
+        raise DataError(f"{path}, line {missing[0].line} has no label{more}", remedy)
+    labels = {str(row.label) for row in kept}
+    if not all(_is_number(label) for label in labels):
+        return kept
+    return [replace(row, label=_FLOAT_INTEGER.sub(r"\1", str(row.label))) for row in kept]  # 1 and 1.0 are one class
+
+
+def _is_number(label: str) -> bool:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB", "write shorter paths or several manifests")
-    except OSError as error:
-        raise DataError(f"Cannot read {path}", error.strerror or "check the path") from error
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    first: Row | None = None
-    for row in read(path):
-        first = first or row
-        if (row.split is None) != (first.split is None) or (row.label is None) != (first.label is None):
-            raise DataError(
-                f"{path}, line {row.line} has other columns than line {first.line}", "give all lines the same columns"
-            )
-        yield row
+        float(label)
+    except ValueError:
+        return False
+    return True
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    lines = csv.reader(_lines(path), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(lines, [])]
-        if "path" not in header or len(set(header)) != len(header):
-            raise DataError(f"{path} does not start with a header such as path,label", "name its columns in the first line")
-        for fields in lines:
-            if not fields:
-                continue  # an empty line
-            if len(fields) != len(header):
-                counts = f"{len(fields)} fields, the header {len(header)}"
-                raise DataError(f"{path}, line {lines.line_num} has {counts}", "quote paths that contain a comma")
-            yield _row(path, lines.line_num, dict(zip(header, fields, strict=True)))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num} is not valid CSV ({error})", "check its quotes") from error
+def _unique(path: Path, rows: list[Row], resolver: PathResolver, labeled: bool, left_out: LeftOut) -> list[Row]:
+    """Returns each image once, under whatever paths it is listed.
 
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
+    Raises:
+        DataError: an image has two labels, or is in two splits.
+    """
+    first: dict[object, Row] = {}
+    unique = []
+    for row in rows:
+        earlier = first.setdefault(resolver.identity(row.path, len(rows)), row)
+        if earlier is row:
+            unique.append(row)
             continue
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not valid JSON", "write one object per line") from error
-        if not isinstance(content, dict) or "path" not in content:
-            raise DataError(f"{path}, line {number} is not an object with a path", 'write {"path": ..., "label": ...}')
-        invalid = [key for key in ("path", "label", "split") if not isinstance(content.get(key, ""), str | int)]
-        if invalid:
-            raise DataError(f"{path}, line {number} has a {invalid[0]} that is not a string", "write it in quotes")
-        yield _row(path, number, {key: str(content[key]) for key in ("path", "label", "split") if key in content})
-
-
-def _row(manifest: Path, line: int, fields: dict[str, str]) -> Row:
-    path, label, split = fields["path"], fields.get("label"), fields.get("split")
-    location = f"{manifest}, line {line}"
-    if not path or "\0" in path:
-        raise DataError(f"{location} has no path", "every line needs a path")
-    if os.pardir in path and not Path(path).is_absolute() and os.pardir in Path(path).parts:
-        raise DataError(
-            f"{location} leaves the manifest's folder", "put the manifest next to the images, or write absolute paths"
-        )
-    if label is not None and not (label := label.strip()):
-        raise DataError(f"{location} has no label", "add a label or remove the line")
-    if split is not None:
-        split = VALIDATION_NAMES[0] if split.strip() in VALIDATION_NAMES else split.strip()
-        if split not in (TRAIN_NAME, VALIDATION_NAMES[0], TEST_NAME):
-            raise DataError(f"{location} has the unknown split {split!r}", "use train, val or test")
-    return Row(line, path, label, split)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise DataError(f"{path}, line {number} is longer than {MAX_LINE_BYTES} bytes", "it is not a list of images")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}, line {number} is not valid UTF-8", "save it in UTF-8") from error
+        lines = f"{path}, lines {earlier.line} and {row.line}"
+        if labeled and earlier.label != row.label:
+            labels = f"two labels, {earlier.label!r} and {row.label!r}"
+            raise DataError(f"{lines} give the image {row.path} {labels}", "keep one of them")
+        if earlier.split != row.split:
+            raise DataError(
+                f"{lines} put the image {row.path} into two splits, {earlier.split} and {row.split}", "keep one of them"
+            )
+        left_out.add(OtherKind.REPEATED_ROW, row.path)
+    return unique
 
 
 def _source(manifest: Path, rows: list[Row], classes: tuple[str, ...]) -> FileSource:
-    indices = {name: index for index, name in enumerate(classes)}
-    labels = np.asarray([indices[str(row.label)] for row in rows], np.int64)
+    lookup = ClassLookup(classes)
+    labels = np.asarray([lookup.find(str(row.label)) for row in rows], np.int64)
     return FileSource(manifest.parent, tuple(row.path for row in rows), classes, labels)

@@ -1,0 +1,323 @@
+"""Reads the table in a manifest, CSV or JSON lines, as spreadsheets and other programs write it, and finds its columns."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit.data.split_names import split_of
+from deit.errors import DataError
+from deit.images.sniffing import has_image_ending
+
+MAX_BYTES = 2**30
+MAX_LINE_LENGTH = 2**16
+DELIMITERS = ",;\t|"
+# Names of columns without case, spaces and punctuation, in order of preference.
+PATH_COLUMNS = (
+    *("path", "filepath", "filepaths", "imagepath", "imgpath", "filename", "filenames", "file", "files", "imagefile"),
+    *(
+        "imagefilename",
+        "imagename",
+        "imgname",
+        "image",
+        "images",
+        "img",
+        "photo",
+        "picture",
+        "imageurl",
+        "imageuri",
+        "url",
+        "uri",
+    ),
+    *("imageid", "imgid", "idcode", "id"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "labelname", "class", "classes", "classname", "classlabel", "category", "categoryname", "target"),
+    *("targetname", "species", "choice", "y", "labelid", "classid", "categoryid"),
+)
+SPLIT_COLUMNS = ("split", "subset", "partition", "mluse")
+MAYBE_SPLIT_COLUMNS = ("set", "dataset", "fold", "phase", "usage")  # only if all their values are names of splits
+MISSING = frozenset(("", "nan", "null", "none", "n/a", "na"))
+_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of a manifest.
+
+    Attributes:
+        line: number of its line.
+        path: as written.
+        label: None if the manifest has no labels; empty if this image has none.
+        split: as written; None if the manifest has no splits.
+    """
+
+    line: int
+    path: str
+    label: str | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a manifest, and remarks on how its columns were chosen."""
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Positions of the columns: index in CSV, key in JSON."""
+
+    path: Any
+    label: Any
+    split: Any
+    maybe_split: bool = False
+    note: str = ""
+
+
+def read_table(path: Path) -> Table:
+    """Reads the rows of a manifest.
+
+    CSV is separated by commas, semicolons, tabs or bars, with names of columns in its first line; JSON lines have an object per
+    line. The encoding is UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        DataError: the file is missing, too large or not such a table; the message has the number of the line.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB", "write shorter paths or several manifests")
+        table = _read_json(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _read_csv(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}", error.strerror or "check the path") from error
+    return table
+
+
+def _read_csv(path: Path) -> Table:
+    lines = _lines(path)
+    number, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
+    first = first.lstrip("\ufeff")
+    if first[:4].lower() == "sep=" and len(first.rstrip("\r\n")) == 5:  # for Excel
+        delimiter = first[4]
+        number, first = next(lines, (2, ""))
+    else:
+        delimiter = _delimiter(first, path)
+    records = _records(path, first, number, lines, delimiter)
+    header = next(records, (1, []))[1]
+    names = [_column_name(name) for name in header]
+    columns = _find_columns(names, header)
+    if columns is None:
+        return _headerless(path, [(number, header), *records])
+    for index in (columns.path, columns.label, columns.split):
+        if index is not None and names.count(names[index]) > 1:
+            raise DataError(f"{path} has two columns named {header[index].strip()!r}", "rename or remove one of them")
+    return _table(path, [(line, _padded(path, line, fields, header, columns)) for line, fields in records], columns)
+
+
+def _records(
+    path: Path, first: str, number: int, lines: Iterator[tuple[int, str]], delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the last line and the fields of each record that is not empty."""
+    current = number
+
+    def text() -> Iterator[str]:
+        nonlocal current
+        yield first
+        for current, line in lines:  # noqa: B007
+            yield line
+
+    reader = csv.reader(text(), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield current, fields
+    except csv.Error as error:
+        raise DataError(f"{path}, line {current} is not valid CSV ({error})", "check its quotes") from error
+
+
+def _padded(path: Path, line: int, fields: list[str], header: list[str], columns: _Columns) -> list[str]:
+    """Checks the number of fields. Empty ones may be missing or too many at the end, as spreadsheets write them."""
+    needed = max(index for index in (columns.path, columns.label, columns.split) if index is not None)
+    if len(fields) <= needed or any(field.strip() for field in fields[len(header) :]):
+        counts = f"{len(fields)} fields, the header {len(header)}"
+        raise DataError(f"{path}, line {line} has {counts}", "quote paths that contain the separator")
+    return fields
+
+
+def _headerless(path: Path, records: list[tuple[int, list[str]]]) -> Table:
+    """Reads a table without names of columns, if what is in them tells them apart, as of Google's AutoML."""
+    remedy = "name its columns in the first line, such as path,label"
+    width = len(records[0][1])
+    problem = DataError(f"{path} does not start with a header such as path,label", remedy)
+    if any(len(fields) != width for _, fields in records):
+        raise problem
+    if not width:
+        raise problem
+    columns = list(zip(*(fields for _, fields in records), strict=True))
+    paths = [index for index, values in enumerate(columns) if _is_path(values[0])]
+    if len(paths) != 1:
+        raise problem
+    others = [index for index in range(width) if index not in paths and any(value.strip() for value in columns[index])]
+    splits = [index for index in others if all(split_of(value) for value in columns[index])] if len(others) > 1 else []
+    labels = [index for index in others if index not in splits[:1]]
+    if len(labels) != 1:
+        raise problem
+    note = "The manifest has no header: its columns were told apart by their values"
+    return _table(path, records, _Columns(paths[0], labels[0], next(iter(splits), None), note=note))
+
+
+def _is_path(value: str) -> bool:
+    return has_image_ending(value.strip()) or "://" in value
+
+
+def _read_json(path: Path) -> Table:
+    records: list[tuple[int, dict[str, Any]]] = []
+    for number, line in _lines(path):
+        text = line.strip().lstrip("\ufeff")
+        if not text:
+            continue
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is not valid JSON", "write one object per line") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path}, line {number} is not an object with a path", 'write {"path": ..., "label": ...}')
+        records.append((number, content))
+    if not records:
+        return Table([])
+    keys = list(dict.fromkeys(key for _, content in records for key in content))
+    columns = _find_columns([_column_name(key) for key in keys], keys, keys)
+    if columns is None:
+        raise DataError(f"{path}, line {records[0][0]} is not an object with a path", 'write {"path": ..., "label": ...}')
+    return _table(path, records, columns)
+
+
+def _table(path: Path, records: Sequence[tuple[int, Any]], columns: _Columns) -> Table:
+    """Makes rows of records."""
+    notes = [columns.note] if columns.note else []
+    split = columns.split
+    if columns.maybe_split and not all(split_of(_text(path, line, "split", record, split)) for line, record in records):
+        notes.append("A column whose values are not train, val or test is not used for splits")
+        split = None
+    rows = []
+    for line, record in records:
+        value = _text(path, line, "path", record, columns.path)
+        if not value.strip() or "\0" in value:
+            raise DataError(f"{path}, line {line} has no path", "every line needs a path")
+        label = None if columns.label is None else _text(path, line, "label", record, columns.label).strip()
+        row_split = None if split is None else _text(path, line, "split", record, split).strip()
+        rows.append(Row(line, value, label, row_split))
+    return Table(rows, tuple(notes))
+
+
+def _text(path: Path, line: int, what: str, record: Any, column: Any) -> str:
+    """Returns a field as text; empty if it is missing."""
+    value = record.get(column) if isinstance(record, dict) else record[column]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{path}, line {line} has a {what} that is not a string", "write it in quotes")
+    return str(value)
+
+
+def _find_columns(names: list[str], shown: Sequence[str], keys: Sequence[str] | None = None) -> _Columns | None:
+    """Finds the columns by their names; None if there is no column of paths.
+
+    Args:
+        names: simplified names.
+        shown: the same names as written.
+        keys: what finds a field in a record, for each name; None for its index.
+    """
+    path = _first(names, PATH_COLUMNS)
+    if path is None:
+        return None
+    split = _first(names, SPLIT_COLUMNS)
+    maybe = _first(names, MAYBE_SPLIT_COLUMNS) if split is None else None
+    label = _first(names, LABEL_COLUMNS)
+    note = ""
+    if label is None:
+        others = [
+            index
+            for index, name in enumerate(names)
+            if index not in (path, split, maybe) and name and not name.startswith("unnamed") and name != "index"
+        ]
+        if len(others) == 1:
+            label = others[0]
+            note = f"The column {shown[label].strip()!r} has the labels"
+    indices = (path, label, maybe if split is None else split)
+    chosen = [index if index is None or keys is None else keys[index] for index in indices]
+    return _Columns(chosen[0], chosen[1], chosen[2], maybe is not None, note)
+
+
+def _first(names: list[str], preferred: Sequence[str]) -> int | None:
+    return next((names.index(name) for name in preferred if name in names), None)
+
+
+def _column_name(name: str) -> str:
+    """Returns the name of a column without case, spaces and punctuation: "File Name" and "file_name" are "filename"."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """Returns the character that separates the columns in the first line of a table."""
+    scores = []
+    for delimiter in DELIMITERS:
+        try:
+            fields = next(csv.reader([header], delimiter=delimiter, skipinitialspace=delimiter != "\t"), [])
+        except csv.Error:
+            continue
+        known = _first([_column_name(field) for field in fields], PATH_COLUMNS) is not None
+        preferred = delimiter == ("\t" if path.suffix.lower() == ".tsv" else ",")
+        scores.append((known or any(map(_is_path, fields)), len(fields), preferred, delimiter))
+    return max(scores)[3] if scores else ","
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number and text of each line, with its line end."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), "utf-8")
+        if head[:3] != b"" and head[1:2] == b"\0" and encoding == "utf-8":
+            raise DataError(f"{path}, line 1 is not valid UTF-8", _ENCODING_REMEDY)
+        file.seek(0)
+        number = 0
+        with io.TextIOWrapper(file, encoding, newline="") as text:
+            try:
+                while line := text.readline(MAX_LINE_LENGTH + 1):
+                    number += 1
+                    if len(line) > MAX_LINE_LENGTH:
+                        problem = f"{path}, line {number} is longer than {MAX_LINE_LENGTH} characters"
+                        raise DataError(problem, "it is not a list of images")
+                    yield number, line
+            except UnicodeError as error:
+                line_number = number + 1 if encoding == "utf-16" else _invalid_line(path)
+                shown = "UTF-16" if encoding == "utf-16" else "UTF-8"
+                raise DataError(f"{path}, line {line_number} is not valid {shown}", _ENCODING_REMEDY) from error
+
+
+_ENCODING_REMEDY = "save it in UTF-8; in Excel, as the type 'CSV UTF-8'"
+
+
+def _invalid_line(path: Path) -> int:
+    """Returns the number of the first line that is not UTF-8."""
+    number = 1
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_LENGTH):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                if error.start < len(line) - 3 or line.endswith(b"\n"):
+                    return number
+            number += line.endswith(b"\n")
+    return number
