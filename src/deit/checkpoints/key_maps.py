@@ -223,12 +223,9 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
     Raises:
         CheckpointError: unknown or duplicate tensor, or missing slice of a concatenated tensor.
     """
+    layout = _best_layout(names)
+    project, table = _TABLES[layout]
     keys = {name: _split_layer(name) for name in names}
-    distilled = any(key == "dist_token" or key.startswith(("head_dist.", "head.layers.head_dist.")) for key, _ in keys.values())
-    candidates = [name for name in _TABLES if f"{name}-distilled" not in _TABLES or not distilled]
-    candidates = [name for name in candidates if not name.endswith("-distilled") or distilled]
-    best = max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
-    project, table = _TABLES[best]
     slices: dict[str, dict[int, str]] = {}
     totals: dict[str, int] = {}
     for name, (key, layer) in keys.items():
@@ -244,6 +241,47 @@ def identify_layout(names: Collection[str]) -> tuple[str, dict[str, tuple[str, .
         if len(slices[canonical]) != total:
             raise CheckpointError(f"A slice of {canonical} is missing", "the checkpoint is incomplete")
     return project, {canonical: _in_order(slice_names) for canonical, slice_names in slices.items()}
+
+
+def locate_tensors(names: Collection[str]) -> dict[str, TensorSlice]:
+    """Returns the place of each tensor of another project in the canonical tensors.
+
+    Raises:
+        CheckpointError: unknown tensor, or two with the same place.
+    """
+    _, table = _TABLES[_best_layout(names)]
+    places: dict[str, TensorSlice] = {}
+    for name in names:
+        key, layer = _split_layer(name)
+        if key not in table:
+            raise _unknown_tensor(names, table)
+        place = table[key]
+        places[name] = place._replace(canonical=place.canonical.replace("{n}", layer))
+    if len(set(places.values())) != len(places):
+        raise CheckpointError("Two of its tensors have the same place in a model", "save it again")
+    return places
+
+
+def names_in_layout(place: TensorSlice, layout: str, trunk: str = "") -> str:
+    """Returns the name of a slice of a canonical tensor in another project; ``trunk`` precedes all names but those of heads.
+
+    Raises:
+        CheckpointError: it has no name in this layout.
+    """
+    key, layer = _split_layer(place.canonical)
+    names = _INVERSES[layout].get(key, ())
+    if len(names) != place.total:
+        raise CheckpointError(f"The tensor {printable(place.canonical)} has no name in that format", "choose another format")
+    return ("" if key.startswith(HEADS) else trunk) + names[place.position].replace("{n}", layer)
+
+
+def _best_layout(names: Collection[str]) -> str:
+    """Returns the layout that has the most of the names."""
+    keys = {name: _split_layer(name) for name in names}
+    distilled = any(key == "dist_token" or key.startswith(("head_dist.", "head.layers.head_dist.")) for key, _ in keys.values())
+    candidates = [name for name in _TABLES if f"{name}-distilled" not in _TABLES or not distilled]
+    candidates = [name for name in candidates if not name.endswith("-distilled") or distilled]
+    return max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
 
 
 def _unknown_tensor(names: Collection[str], table: Table) -> CheckpointError:
