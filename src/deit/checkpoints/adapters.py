@@ -245,6 +245,13 @@ def largest_difference(first: Adapter, second: Adapter) -> float:
     return largest
 
 
+def largest_change(adapter: Adapter) -> float:
+    """Returns the largest absolute value that an adapter adds to a weight or sets a tensor to."""
+    names = {place.canonical for place in (*adapter.loras, *adapter.replaced)}
+    changes = [change for name in names if (change := _change(adapter, name)) is not None]
+    return max(change.abs().max().item() for change in changes)
+
+
 def _change(adapter: Adapter, name: str) -> Tensor | None:
     """Returns what an adapter adds to a weight or sets a tensor to; None if nothing."""
     result = None

@@ -5,6 +5,7 @@
 - Directories that timm saves for the hub: ``config.json`` with ``architecture``, and weights.
 - Files of weights with the names of timm, the original DeiT and DeiT III code, MMPretrain or torchvision, saved as safetensors
   or with torch.save: a state dict in any container and with any prefix (:mod:`deit.checkpoints.state_dicts`).
+- LoRA adapters of PEFT, merged into the model that they name (:mod:`deit.checkpoints.adapters`).
 - Training runs: the directory of a run refers to its ``best`` model. Each training checkpoint can be opened too.
 - Weights without configuration: it is inferred from the shapes of the tensors.
 """
@@ -22,14 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.key_maps import identify_layout
+from deit.checkpoints.adapters import Adapter, is_adapter, open_adapter
+from deit.checkpoints.key_maps import HEADS, identify_layout
 from deit.checkpoints.shapes import check_shapes, find_architecture, infer_config
 from deit.checkpoints.state_dicts import MODEL_ANCHORS, no_average, unwrap_names
 from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.hub import WEIGHT_FILES, model_path
+from deit.hub import WEIGHT_FILES, fetch, model_path
 from deit.system.files import BUNDLE_NAME, CONFIG_NAME, EMA_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
@@ -55,6 +57,8 @@ class Checkpoint:
         preprocessing: of timm's ``pretrained_cfg``, those of ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``,
             ``mean`` and ``std`` that are stored; empty for other formats.
         notes: how the stored tensors were changed or selected, one sentence each.
+        adapter: adapter that is merged into the tensors when they are read, if any.
+        base_path: path of the model that the adapter is merged into; otherwise ``path``.
     """
 
     path: Path
@@ -66,6 +70,8 @@ class Checkpoint:
     preprocessing: Mapping[str, Any]
     notes: tuple[str, ...]
     _sources: Sources = field(repr=False, compare=False)
+    adapter: Adapter | None = field(default=None, repr=False, compare=False)
+    base_path: Path | None = None
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Reads tensors by canonical name, on the CPU. None means all tensors.
@@ -80,11 +86,15 @@ class Checkpoint:
             if name not in self.shapes:
                 raise CheckpointError(f"{self.path} has no {name}", "it belongs to another model")
         factors = {name: f"{name.rpartition('.')[0]}{FACTORS}" for name in names}
-        stored = self._read_stored({*names, *(factor for factor in factors.values() if factor in self._sources)})
-        tensors = {name: _folded(stored[name], stored.get(factors[name])) for name in names}
+        stored = self._read_stored({*names, *factors.values()} & self._sources.keys())
+        tensors = {name: _folded(stored[name], stored.get(factors[name])) for name in names if name in stored}
         if POSITION_EMBEDDINGS in tensors:
             tensors[POSITION_EMBEDDINGS] = self._with_prefix_positions(tensors[POSITION_EMBEDDINGS])
-        return tensors
+        if self.adapter is not None:
+            for name in names:
+                if self.adapter.changes(name):
+                    tensors[name] = self.adapter.merge(name, tensors.get(name))
+        return {name: tensors[name] for name in names}
 
     def _read_stored(self, names: Collection[str]) -> dict[str, Tensor]:
         requests: dict[Path, tuple[TensorFile, list[str]]] = {}
@@ -105,7 +115,9 @@ class Checkpoint:
         return torch.cat([embeddings.new_zeros(1, missing, embeddings.shape[2]), embeddings], dim=1) if missing else embeddings
 
 
-def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, ema: bool = False, fields: Mapping[str, Any] | None = None, base: str | Path | None = None
+) -> Checkpoint:
     """Opens a saved model and checks the name and shape of each tensor against its configuration.
 
     Args:
@@ -115,6 +127,7 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
             ``num_attention_heads`` (required if attention heads are not 64 wide), ``hidden_act``, ``layer_norm_eps``, and
             ``image_size`` if the grid of patches is not square. If they set classes, the heads may have another number of
             classes than a stored configuration. All other fields are left to the caller.
+        base: model that an adapter is merged into; None means the one that the adapter names.
 
     Raises:
         CheckpointError: there is no readable model, or its files are inconsistent; the message names the file.
@@ -122,6 +135,10 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     """
     fields = fields or {}
     path = model_path(path)
+    if is_adapter(path) and not any((path / name).is_file() for name in WEIGHT_FILES):
+        return _open_adapted(path, base, ema, fields)
+    if base is not None:
+        raise CheckpointError(f"{path} is not an adapter", "only an adapter has a base model")
     files, config_file = (open_directory(path, ema), path / CONFIG_NAME) if path.is_dir() else _open_file(path, ema)
     # lexists: a dangling link or a directory of this name is an error, not a missing configuration.
     content = read_json(config_file) if config_file and os.path.lexists(config_file) else None
@@ -143,6 +160,49 @@ def open_checkpoint(path: Path, *, ema: bool = False, fields: Mapping[str, Any] 
     dtype = _common_dtype(sources, path)
     architecture = find_architecture(shapes, config, (content or {}).get("architectures"), str(path))
     return Checkpoint(path, layout, config, architecture, shapes, dtype, preprocessing, notes, sources)
+
+
+def _open_adapted(path: Path, base: str | Path | None, ema: bool, fields: Mapping[str, Any]) -> Checkpoint:
+    """Opens the model that an adapter was trained on, with the adapter to merge into it."""
+    adapter = open_adapter(path)
+    if ema:
+        raise no_average(path)
+    name = base or adapter.base
+    if name is None:
+        raise CheckpointError(
+            f"The adapter {path} does not name the model that it was trained on",
+            "merge it first: deit convert ADAPTER DST --base MODEL",
+        )
+    location = model_path(fetch(name))
+    if is_adapter(location):
+        raise CheckpointError(f"The base model {location} is an adapter, too", "merge that one first: deit convert")
+    model = open_checkpoint(location, fields=fields)
+    shapes = adapter.new_shapes(model.shapes)
+    if "classifier.weight" in shapes and "classifier.weight" not in model.shapes:  # trained with one head on a distilled model
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEADS[1:])}
+    config = _adapted_config(path, model.config, shapes)
+    check_shapes(shapes, config, str(path))
+    return replace(
+        model,
+        path=path,
+        config=config,
+        architecture=find_architecture(shapes, config, None, str(path)),
+        shapes=shapes,
+        dtype=torch.promote_types(model.dtype, torch.float32),  # of the products
+        notes=(*model.notes, f"The adapter is merged into {location}"),
+        adapter=adapter,
+        base_path=location,
+    )
+
+
+def _adapted_config(path: Path, config: ViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
+    """Returns the configuration of the base model with the classes of the adapter's head."""
+    count = next((shapes[f"{head}.weight"][0] for head in HEADS if f"{head}.weight" in shapes), config.num_labels)
+    if (path / CONFIG_NAME).is_file():  # beside the adapter if the user saved it, with the names of the classes
+        stored = _read_config(read_json(path / CONFIG_NAME), path / CONFIG_NAME)
+        if stored.num_labels == count:
+            return config.replace(id2label=stored.id2label)
+    return config if config.num_labels == count else config.replace(num_labels=count)
 
 
 def open_directory(path: Path, ema: bool = False, anchors: Sequence[str] = MODEL_ANCHORS) -> list[TensorFile]:

@@ -17,14 +17,21 @@ from deit.cli.common import (
     print_json,
     print_table,
 )
+from deit.errors import UserError
 
 
 def convert(
     model: ModelArgument,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory, or a .pth file for the authors' format.")],
     to: Annotated[
-        Literal["transformers", "timm", "authors"] | None,
-        typer.Option(help="Output format. Default: authors for a .pth file, transformers for a directory."),
+        Literal["transformers", "timm", "authors", "peft-deit", "peft-transformers-4", "peft-transformers-5"] | None,
+        typer.Option(
+            help="Output format. Default: authors for a .pth file, transformers for a directory. "
+            "peft-...: rename a LoRA adapter for the models of that library, instead of merging it."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model that a LoRA adapter of PEFT is merged into. Default: the one that it names.")
     ] = None,
     ema: EmaOption = False,
     distillation: Annotated[
@@ -49,8 +56,18 @@ def convert(
         arguments["revision"] = revision
 
     from deit.export.conversion import convert as run
+    from deit.export.conversion import convert_adapter
 
-    result = run(model, destination, to, ema=ema, distillation=distillation, overwrite=overwrite, **arguments)
+    if to in ("peft-deit", "peft-transformers-4", "peft-transformers-5"):
+        if ema or distillation or arguments or base:
+            raise UserError("An adapter is renamed without its base model", "pass only the adapter, DST, --to and --overwrite")
+        renamed = convert_adapter(model, destination, to, overwrite=overwrite)
+        if as_json:
+            print_json(renamed.to_dict())
+        else:
+            typer.echo(f"{renamed.source} -> {renamed.destination} ({to}); weights differ by up to {renamed.difference:.2e}")
+        return
+    result = run(model, destination, to, ema=ema, distillation=distillation, overwrite=overwrite, base=base, **arguments)
     if as_json:
         print_json(result.to_dict())
         return

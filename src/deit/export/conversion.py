@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from deit.checkpoints.adapters import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    is_adapter,
+    largest_change,
+    largest_difference,
+    open_adapter,
+    rename_adapter,
+)
 from deit.checkpoints.adapting import DistillationChange, LoadReport
 from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import timm_architecture, write_authors, write_timm
@@ -42,12 +51,15 @@ from deit.system.files import (
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
+# Formats of adapters: PEFT's files, with the names and layers of the models of a library.
+AdapterFormat = Literal["peft-deit", "peft-transformers-4", "peft-transformers-5"]
 TOLERANCE = 1e-5  # of fp32 logits, relative to the largest; libraries differ in the order of their sums
 # A directory with any other file is not replaced.
 MODEL_FILES = frozenset(
     {
         *(CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME, NESTED_PROCESSOR_NAME),
         *(RECORD_NAME, IMAGE_HASHES_NAME, CARD_NAME, ".gitattributes"),
+        *(ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME),
     }
 )
 NUM_IMAGES = 2
@@ -107,6 +119,7 @@ def convert(
     ema: bool = False,
     distillation: DistillationChange | None = None,
     overwrite: bool = False,
+    base: str | Path | None = None,
     **arguments: Any,
 ) -> ConversionResult:
     """Converts a checkpoint to another format.
@@ -119,6 +132,7 @@ def convert(
         ema: load the exponential moving average of the weights from a training checkpoint.
         distillation: ``drop`` removes the distillation token and head, ``new`` adds newly initialized ones.
         overwrite: replace an existing model.
+        base: model that an adapter of PEFT is merged into; None means the one that the adapter names.
         arguments: further arguments of :func:`deit.load_model`.
 
     Raises:
@@ -129,8 +143,10 @@ def convert(
     path = path.resolve() if path.is_symlink() else path  # replace the target of a symbolic link, not the link
     output_format = to or ("authors" if path.suffix in (".pth", ".pt") else "transformers")
     _check_destination(path, output_format, overwrite)
+    if output_format not in get_args(Format):
+        raise UserError(f"{output_format} is a format of adapters", "convert the adapter: convert_adapter")
     options, fields = hub_arguments(arguments)
-    checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields)
+    checkpoint = open_checkpoint(fetch(source, **options), ema=ema, fields=fields, base=base)
     _check_separate(checkpoint.path, path)
     model = classifier_from_checkpoint(checkpoint, fields, distillation=distillation).without_layer_scale()
     processor = load_processor(checkpoint, model.config)
@@ -197,9 +213,63 @@ def _set_timm_epsilon(model: TransformerClassifier) -> float:
     return (logits_on_fixed_input(model, model) - before).abs().max().item()
 
 
+@dataclass(frozen=True)
+class AdapterConversionResult:
+    """A finished conversion of an adapter.
+
+    Attributes:
+        source: directory of the adapter that was read.
+        destination: directory that was written.
+        format: its format.
+        difference: largest difference of what the two add to a weight.
+    """
+
+    source: Path
+    destination: Path
+    format: AdapterFormat
+    difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON values."""
+        return {**asdict(self), "source": str(self.source), "destination": str(self.destination)}
+
+
+def convert_adapter(
+    source: str | Path, destination: str | Path, to: AdapterFormat, *, overwrite: bool = False
+) -> AdapterConversionResult:
+    """Renames a LoRA adapter of PEFT for the models of another library, without its base model.
+
+    Args:
+        source: directory of the adapter, trained on a model of transformers 4 or 5, of timm, or of this package.
+        destination: directory to write.
+        to: ``peft-deit`` for the models here, whose queries, keys and values are one layer; ``peft-transformers-4`` or ``-5``.
+        overwrite: replace an existing adapter.
+
+    Raises:
+        UserError: existing destination, or an adapter that is not readable or not expressible with these layers.
+        WorkError: the result adds something else to a weight; then nothing is written to the destination.
+    """
+    adapter_path, path = fetch(source), Path(destination)
+    path = path.resolve() if path.is_symlink() else path
+    if not is_adapter(adapter_path):
+        raise UserError(f"{adapter_path} is not the directory of an adapter", f"it has no {ADAPTER_CONFIG_NAME}")
+    _check_destination(path, to, overwrite)
+    _check_separate(adapter_path, path)
+    adapter = open_adapter(adapter_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.") as folder:
+        draft = Path(folder) / "adapter"
+        rename_adapter(adapter, draft, to.removeprefix("peft-"))
+        difference, largest = largest_difference(adapter, open_adapter(draft)), largest_change(adapter)
+        if not difference <= TOLERANCE * largest:  # NaN fails
+            raise WorkError(f"The result differs by up to {difference:.2e}", "nothing was written; please report this")
+        _publish(draft, path)
+    return AdapterConversionResult(adapter_path, path, to, difference)
+
+
 def _check_destination(path: Path, output_format: str, overwrite: bool) -> None:
-    if output_format not in get_args(Format):
-        raise UserError(f"There is no format {output_format!r}", f"choose from {', '.join(get_args(Format))}")
+    if output_format not in (formats := (*get_args(Format), *get_args(AdapterFormat))):
+        raise UserError(f"There is no format {output_format!r}", f"choose from {', '.join(formats)}")
     if output_format == "authors" and path.suffix not in (".pth", ".pt"):
         raise UserError(f"{path} does not end like a file of the authors' format", "name it .pth")
     if output_format != "authors" and path.suffix in (".pth", ".pt", ".safetensors", ".bin"):

@@ -11,12 +11,12 @@ from torch import nn
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
 from deit.config import ViTConfig
-from deit.hub import fetch, hub_arguments
+from deit.hub import PROCESSOR_FILES, fetch, hub_arguments
 from deit.images.processor import DeiTImageProcessor
 from deit.models.hf_classifier import HFClassifier
 from deit.models.modeling import classifier_from_checkpoint
 from deit.models.timm_classifier import TimmClassifier, processor_from_timm
-from deit.system.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, read_json
+from deit.system.files import CONFIG_NAME, read_json
 
 MODEL_TYPES = ("deit", "vit")  # of config.json, which deit.models.modeling implements
 
@@ -90,10 +90,12 @@ def load_processor(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProces
         checkpoint: opened checkpoint.
         config: configuration of the loaded model, whose input size may differ from that of the checkpoint.
     """
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    paths = [checkpoint.path, checkpoint.base_path or checkpoint.path]  # an adapter may have none of its own
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    folder = next((folder for folder in folders if any((folder / name).is_file() for name in PROCESSOR_FILES)), None)
     if checkpoint.preprocessing:
         processor = processor_from_timm(checkpoint.preprocessing)
-    elif (folder / PROCESSOR_NAME).is_file() or (folder / NESTED_PROCESSOR_NAME).is_file():
+    elif folder is not None:
         processor = DeiTImageProcessor.from_pretrained(folder)
     else:
         return DeiTImageProcessor.for_size(*config.image_hw)

@@ -28,7 +28,7 @@ COMMANDS = {
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json",
     "benchmark": "--images --runtime --seconds --device --max-pixels --json",
     "info": "--json",
-    "convert": "--to --ema --distillation --image-size --heads --revision --overwrite --json",
+    "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json",
     "teacher train": f"--arch {RUN_OPTIONS}",
     "teacher cache": "--teacher --out --views --top-k --teacher-weights --teacher-classes --model --init --recipe --image-size "
     "--epochs --batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json",

@@ -10,12 +10,14 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import deit
+from deit.checkpoints.reading import open_checkpoint
 from deit.checkpoints.writing import write_timm
 from deit.errors import CheckpointError, UserError, WorkError
 from deit.export import conversion
-from deit.export.conversion import convert, logits_on_fixed_input
+from deit.export.conversion import convert, convert_adapter, logits_on_fixed_input
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import load_classifier
 from deit.models.modeling import (
@@ -24,7 +26,8 @@ from deit.models.modeling import (
     ViTForImageClassification,
     load_model,
 )
-from tests.helpers import noise, randomized, tiny_deit, tiny_vit
+from deit.system.files import write_json
+from tests.helpers import TINY, noise, randomized, tiny_deit, tiny_vit
 
 FORMATS = ["transformers", "timm", "authors"]
 MAKERS: dict[str, Any] = {
@@ -264,3 +267,40 @@ def test_model_with_return_dict_false_is_converted(model: Any, tmp_path: Path) -
     model.save_pretrained(tmp_path / "tuples")
     assert max(convert(tmp_path / "tuples", tmp_path / "result").differences.values()) == 0
     assert load_classifier(tmp_path / "tuples").model(noise(1, 3, 32, 32)).heads
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm", "authors"])
+def test_adapter_is_merged_into_every_format(tmp_path: Path, to: Any) -> None:
+    base, path, name = tmp_path / "base", adapter(tmp_path / "adapter"), "model.pth" if to == "authors" else "model"
+    fields: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 1, "layer_norm_eps": 1e-6}
+    randomized(ViTForImageClassification(tiny_vit(**fields)), std=0.1).save_pretrained(base)
+    result = convert(path, tmp_path / name, to, base=base)
+    assert result.report.notes == (f"The adapter is merged into {base}",)
+    state = open_checkpoint(tmp_path / name).read()
+    assert torch.equal(state["layers.0.mlp.fc2.weight"], open_checkpoint(path, base=base).read()["layers.0.mlp.fc2.weight"])
+
+
+def test_adapter_is_renamed_or_refused(tmp_path: Path) -> None:
+    path = adapter(tmp_path / "adapter")
+    result = convert_adapter(path, tmp_path / "renamed", "peft-transformers-4")
+    assert result.to_dict()["difference"] == 0
+    names = load_file(tmp_path / "renamed" / "adapter_model.safetensors")
+    assert list(names) == [f"base_model.model.vit.encoder.layer.0.output.dense.lora_{letter}.weight" for letter in "AB"]
+    with pytest.raises(UserError, match="already exists"):
+        convert_adapter(path, tmp_path / "renamed", "peft-deit")
+    convert_adapter(path, tmp_path / "renamed", "peft-deit", overwrite=True)
+    assert "vit.layers.0.mlp.fc2" in (tmp_path / "renamed" / "adapter_config.json").read_text()
+    with pytest.raises(UserError, match=r"is not the directory of an adapter: it has no adapter_config\.json"):
+        convert_adapter(tmp_path, tmp_path / "x", "peft-deit")
+    with pytest.raises(UserError, match="is a format of adapters"):
+        convert(path, tmp_path / "x", "peft-deit")  # type: ignore[arg-type]
+
+
+def adapter(directory: Path) -> Path:
+    """Writes a LoRA adapter of the second linear layer of an MLP, as PEFT does."""
+    directory.mkdir()
+    module = "base_model.model.vit.layers.0.mlp.fc2"
+    tensors = {f"{module}.lora_A.weight": noise(2, TINY["intermediate_size"]), f"{module}.lora_B.weight": noise(64, 2)}
+    save_file(tensors, directory / "adapter_model.safetensors")
+    write_json(directory / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 4, "r": 2})
+    return directory
