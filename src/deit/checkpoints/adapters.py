@@ -83,8 +83,8 @@ class Lora:
         changed = weight + (self.scale * (self.up.to(weight.dtype) @ self.down.to(weight.dtype))).view_as(weight)
         if self.magnitude is None:
             return changed
-        norms = changed.flatten(1).norm(dim=1)
-        factors = self.magnitude.to(weight.dtype) / norms
+        norms: Tensor = changed.flatten(1).norm(dim=1)
+        factors: Tensor = self.magnitude.to(weight.dtype) / norms
         return changed * factors.view(-1, *[1] * (changed.ndim - 1))
 
 

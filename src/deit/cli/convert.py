@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -18,6 +18,9 @@ from deit.cli.common import (
     print_table,
 )
 from deit.errors import UserError
+
+if TYPE_CHECKING:
+    from deit.export.conversion import AdapterFormat, Format
 
 
 def convert(
@@ -58,16 +61,25 @@ def convert(
     from deit.export.conversion import convert as run
     from deit.export.conversion import convert_adapter
 
-    if to in ("peft-deit", "peft-transformers-4", "peft-transformers-5"):
+    if to is not None and to.startswith("peft-"):
         if ema or distillation or arguments or base:
             raise UserError("An adapter is renamed without its base model", "pass only the adapter, DST, --to and --overwrite")
-        renamed = convert_adapter(model, destination, to, overwrite=overwrite)
+        renamed = convert_adapter(model, destination, cast("AdapterFormat", to), overwrite=overwrite)
         if as_json:
             print_json(renamed.to_dict())
         else:
             typer.echo(f"{renamed.source} -> {renamed.destination} ({to}); weights differ by up to {renamed.difference:.2e}")
         return
-    result = run(model, destination, to, ema=ema, distillation=distillation, overwrite=overwrite, base=base, **arguments)
+    result = run(
+        model,
+        destination,
+        cast("Format | None", to),
+        ema=ema,
+        distillation=distillation,
+        overwrite=overwrite,
+        base=base,
+        **arguments,
+    )
     if as_json:
         print_json(result.to_dict())
         return
