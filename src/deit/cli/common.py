@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deit.cli.options import Command, with_fields
+from deit.cli.output import Column, Output, print_json
 from deit.errors import UserError
-from deit.system.files import BEST_NAME, json_text
+from deit.system.files import BEST_NAME
 
 if TYPE_CHECKING:
     from deit.evaluation.metrics import Evaluation
@@ -59,7 +59,6 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes of the data loader. Default: by the number of cores.")
 ]
 SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out unreadable images and count them.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
@@ -115,7 +114,6 @@ class RunOptions:
     workers: WorkersOption = None
     skip_unreadable: SkipOption = False
     max_pixels: MaxPixelsOption = None
-    as_json: JsonOption = False
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:
         """Returns the recipe values to change, as :meth:`Recipe.with_settings` takes them.
@@ -151,7 +149,7 @@ class RunOptions:
         }
 
 
-def with_run_options(*excluded: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_run_options(*excluded: str) -> Callable[[Command], Command]:
     """Adds the fields of :class:`RunOptions` to a command's signature, after its own parameters.
 
     The command takes them as a single keyword argument ``options``.
@@ -159,33 +157,7 @@ def with_run_options(*excluded: str) -> Callable[[Callable[..., None]], Callable
     Args:
         excluded: names of fields that the command does not offer; they keep their defaults.
     """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own_types = get_type_hints(command, include_extras=True)
-        shared_types = get_type_hints(RunOptions, include_extras=True)
-        own = [
-            parameter.replace(annotation=own_types[name], kind=parameter.KEYWORD_ONLY)
-            for name, parameter in inspect.signature(command).parameters.items()
-            if name != "options"
-        ]
-        shared = [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=shared_types[field.name]
-            )
-            for field in fields(RunOptions)
-            if field.name not in excluded
-        ]
-
-        @functools.wraps(command)
-        def run(**arguments: Any) -> None:
-            options = RunOptions(**{parameter.name: arguments.pop(parameter.name) for parameter in shared})
-            command(**arguments, options=options)
-
-        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
-        return run
-
-    return decorate
+    return with_fields(RunOptions, "options", *excluded)
 
 
 def default_recipe(data: str | None, distilled: bool, init: bool = False) -> str:
@@ -263,53 +235,37 @@ def image_files(path: Path) -> list[Path]:
     return images
 
 
-def print_json(content: Any) -> None:
-    """Prints one JSON document to standard output."""
-    typer.echo(json_text(content), nl=False)
+HEAD_COLUMNS = (
+    Column("head"),
+    Column("top-1", "{:.2%}", "top1"),
+    Column("top-5", "{:.2%}", "top5"),
+    Column("loss", "{:.4f}"),
+    Column("calibration error", "{:.2%}", "calibration_error"),
+)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Prints a table to standard output; all columns but the first are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if title:  # not as the table's title, which would wrap at the width of the table
-        typer.echo(_printable(title))
-    table = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))  # Text: class names are not markup
-    Console().print(table)
-
-
-def _printable(text: str) -> str:
-    """Replaces control characters, which class and file names may contain."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def print_heads(evaluation: Evaluation, name: str, teacher: Evaluation | None = None) -> None:
-    """Prints the metrics of the teacher, if any, and of each head, under the name of the data set or split."""
+def head_rows(evaluation: Evaluation, teacher: Evaluation | None = None) -> list[list[Any]]:
+    """Returns the metrics of the teacher, if any, and of each head, in the columns ``HEAD_COLUMNS``."""
     metrics = {} if teacher is None else {"teacher": teacher.main}
     metrics |= evaluation.heads
-    rows = [
-        [head, f"{row.top1:.2%}", f"{row.top5:.2%}", f"{row.loss:.4f}", f"{row.calibration_error:.2%}"]
-        for head, row in metrics.items()
-    ]
+    return [[head, row.top1, row.top5, row.loss, row.calibration_error] for head, row in metrics.items()]
+
+
+def print_heads(output: Output, evaluation: Evaluation, name: str, teacher: Evaluation | None = None) -> None:
+    """Prints the metrics of the teacher, if any, and of each head, under the name of the data set or split."""
     title = f"{name}, {evaluation.images:,} images, {evaluation.images_per_second:,.0f} images/s"
-    print_table(["head", "top-1", "top-5", "loss", "calibration error"], rows, title)
+    output.table(HEAD_COLUMNS, head_rows(evaluation, teacher), title)
 
 
-def print_result(result: TrainResult, as_json: bool, *next_steps: str) -> None:
-    """Prints a finished run: JSON, or the metrics of each head and what to do next."""
-    if as_json:
+def print_result(result: TrainResult, output: Output, *next_steps: str) -> None:
+    """Prints a finished run: the metrics of each head, and for people what to do next."""
+    if output.as_json:
         print_json(result_dict(result))
         return
-    print_heads(result.evaluation, result.split, result.teacher)
-    typer.echo()
+    print_heads(output, result.evaluation, result.split, result.teacher)
+    output.line()
     for line in next_steps:
-        typer.echo(line)
+        output.line(line)
 
 
 def result_dict(result: TrainResult) -> dict[str, Any]:

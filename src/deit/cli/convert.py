@@ -10,19 +10,24 @@ import typer
 from deit.cli.common import (
     EmaOption,
     ImageSizeOption,
-    JsonOption,
     ModelArgument,
     RevisionOption,
     parse_image_size,
-    print_json,
-    print_table,
 )
+from deit.cli.output import Column, Output, print_json, with_output
 from deit.errors import UserError
 
 if TYPE_CHECKING:
     from deit.export.conversion import AdapterFormat, Format
 
+COLUMNS = (
+    Column("read by", name="read_by"),
+    Column("largest logit difference", "{:.2e}", "largest_difference"),
+    Column("largest logit", "{:.3g}", "largest_logit"),
+)
 
+
+@with_output
 def convert(
     model: ModelArgument,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory, or a .pth file for the authors' format.")],
@@ -48,7 +53,8 @@ def convert(
     ] = None,
     revision: RevisionOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model at DST.")] = False,
-    as_json: JsonOption = False,
+    *,
+    output: Output,
 ) -> None:
     """Convert a model to another library's format and verify its logits with that library."""
     arguments: dict[str, Any] = {} if heads is None else {"num_attention_heads": heads}
@@ -65,10 +71,12 @@ def convert(
         if ema or distillation or arguments or base:
             raise UserError("An adapter is renamed without its base model", "pass only the adapter, DST, --to and --overwrite")
         renamed = convert_adapter(model, destination, cast("AdapterFormat", to), overwrite=overwrite)
-        if as_json:
+        if output.as_json:
             print_json(renamed.to_dict())
+        elif output.for_people:
+            output.line(f"{renamed.source} -> {renamed.destination} ({to}); weights differ by up to {renamed.difference:.2e}")
         else:
-            typer.echo(f"{renamed.source} -> {renamed.destination} ({to}); weights differ by up to {renamed.difference:.2e}")
+            output.table(["destination", "largest_difference"], [[str(renamed.destination), renamed.difference]])
         return
     result = run(
         model,
@@ -80,12 +88,12 @@ def convert(
         base=base,
         **arguments,
     )
-    if as_json:
+    if output.as_json:
         print_json(result.to_dict())
         return
-    typer.echo(f"{result.source} ({result.layout}) -> {result.destination} ({result.format}), {result.architecture}")
-    rows = [[name, f"{difference:.2e}", f"{result.largest_logit:.3g}"] for name, difference in result.differences.items()]
+    output.line(f"{result.source} ({result.layout}) -> {result.destination} ({result.format}), {result.architecture}")
+    rows = [[name, difference, result.largest_logit] for name, difference in result.differences.items()]
     if result.epsilon_shift:
         shift = f"{result.epsilon_shift:.1e}"
-        typer.echo(f"The format implies layer_norm_eps 1e-6; the source has 1e-12. This changes logits by up to {shift}.")
-    print_table(["read by", "largest logit difference", "largest logit"], rows)
+        output.line(f"The format implies layer_norm_eps 1e-6; the source has 1e-12. This changes logits by up to {shift}.")
+    output.table(COLUMNS, rows)

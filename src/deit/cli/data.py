@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deit.cli.common import DataArgument, JsonOption, MaxPixelsOption, print_json, print_table
+from deit.cli.common import DataArgument, MaxPixelsOption
+from deit.cli.output import Column, Output, print_json, print_line, with_output
+from deit.system.progress import print_status
 
 if TYPE_CHECKING:
     from deit.data.checking import DataCheck
@@ -22,11 +24,12 @@ def data() -> None:
 
 
 @app.command("list")
-def list_data(as_json: JsonOption = False) -> None:
+@with_output
+def list_data(*, output: Output) -> None:
     """List the data sets with a name: classes, images per split, terms of use, origin."""
     from deit.data.datasets.named import NAMED, named_reference
 
-    if as_json:
+    if output.as_json:
         rows = []
         for name, dataset in NAMED.items():
             reference = named_reference(name)
@@ -46,43 +49,47 @@ def list_data(as_json: JsonOption = False) -> None:
         return
     table = []
     for name, dataset in NAMED.items():
-        images = [f"{dataset.images[split]:,}" if split in dataset.images else "" for split in SPLITS]
-        table.append([name, f"{dataset.classes:,}", *images, dataset.terms, dataset.origin])
-    print_table(["name", "classes", *SPLITS, "terms", "from"], table)
-    typer.echo("\nA data set NAME is read from $DEIT_DATA/NAME or ~/.cache/deit/NAME; NAME:FOLDER reads it from FOLDER.")
-    typer.echo(
+        images = [dataset.images.get(split) for split in SPLITS]
+        table.append([name, dataset.classes, *images, dataset.terms, dataset.origin])
+    counts = (Column(name, "{:,}") for name in ("classes", *SPLITS))
+    output.table(["name", *counts, "terms", Column("from", name="origin")], table)
+    output.line("\nA data set NAME is read from $DEIT_DATA/NAME or ~/.cache/deit/NAME; NAME:FOLDER reads it from FOLDER.")
+    output.line(
         "imagenet-v2, -real, -a and -r are for `deit evaluate` only. Also accepted: digits, folders, manifests, hf:OWNER/NAME."
     )
 
 
 @app.command("check")
-def check_data(data: DataArgument, _max_pixels: MaxPixelsOption = None, as_json: JsonOption = False) -> None:
+@with_output
+def check_data(data: DataArgument, _max_pixels: MaxPixelsOption = None, *, output: Output) -> None:
     """Decode every image, count classes and splits, and say what is not read. The exit code is 1 if files are unreadable."""
     from deit.data.checking import check_data as check
 
     found = check(data)
-    if as_json:
+    if output.as_json:
         print_json(found.to_dict())
     else:
-        _print_check(found)
+        _print_check(found, output)
     if not found.complete:
         raise typer.Exit(1)
 
 
-def _print_check(found: DataCheck) -> None:
+def _print_check(found: DataCheck, output: Output) -> None:
     from deit.system.progress import plural
 
-    typer.echo(f"Splits: {found.origin}.")
+    report = print_line if output.for_people else print_status  # programs read only the table
+    report(f"Splits: {found.origin}.")
     splits = list(found.sources)
-    rows = [[name, *(str(counts[split]) for split in splits)] for name, counts in found.class_counts.items()]
-    rows.append(["all", *(str(len(found.sources[split].labels)) for split in splits)])
-    print_table(["class", *splits], rows)
+    rows: list[list[object]] = [[name, *(counts[split] for split in splits)] for name, counts in found.class_counts.items()]
+    if output.for_people:
+        rows.append(["all", *(len(found.sources[split].labels) for split in splits)])
+    output.table(["class", *splits], rows)
     for problem in (*found.damaged, *found.too_large):
-        typer.echo(problem)
+        report(problem)
     for note in found.notes:
-        typer.echo(f"{note}.")
+        report(f"{note}.")
     if left_out := found.left_out.describe(hidden=True):
-        typer.echo(f"Not read: {left_out}.")
-    typer.echo(f"{plural(len(found.damaged), 'unreadable image')}, {len(found.too_large)} too large.")
+        report(f"Not read: {left_out}.")
+    report(f"{plural(len(found.damaged), 'unreadable image')}, {len(found.too_large)} too large.")
     if found.obstacle:
-        typer.echo(f"Not for training: {found.obstacle}")
+        report(f"Not for training: {found.obstacle}")

@@ -12,16 +12,16 @@ from deit.cli.common import (
     DataArgument,
     DeviceOption,
     EmaOption,
-    JsonOption,
     MaxPixelsOption,
     ModelOrBundleArgument,
     RevisionOption,
     SkipOption,
     WorkersOption,
+    head_rows,
     print_heads,
-    print_json,
-    print_table,
 )
+from deit.cli.output import Column, Output, print_json, print_line, print_table, with_output
+from deit.system.progress import print_status
 
 if TYPE_CHECKING:
     from deit.evaluation.metrics import Evaluation
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 MAX_CONFUSED_PAIRS = 5
 MAX_LISTED_CLASSES = 40  # of more classes, the worst are listed
 WORST_CLASSES = 20
+COLUMNS = ("kind", "name", "images", "top1", "top5", "loss", "calibration_error")
 
 
+@with_output
 def evaluate(
     model: ModelOrBundleArgument,
     data: DataArgument,
@@ -57,7 +59,8 @@ def evaluate(
     workers: WorkersOption = None,
     skip_unreadable: SkipOption = False,
     _max_pixels: MaxPixelsOption = None,
-    as_json: JsonOption = False,
+    *,
+    output: Output,
 ) -> None:
     """Evaluate a model: accuracy per head and per class, confusion, calibration, throughput."""
     from deit.evaluation.evaluate import evaluate as run
@@ -79,34 +82,44 @@ def evaluate(
         ema=ema,
         revision=revision,
     )
-    if as_json:
+    if output.as_json:
         print_json(result.to_dict())
         return
-    print_heads(result, data)
-    if result.num_classes_evaluated is not None:
-        typer.echo(
-            f"Predictions were restricted to {result.num_classes_evaluated} of the model's {len(result.classes)} classes."
-        )
-    if match_classes == "order":
-        typer.echo(f"The model's classes were matched with the data's by order: the first is {result.classes[0]!r}.")
-    for line in seen_lines(result):
-        typer.echo(line)
-    typer.echo()
     totals = result.confusion.totals
-    per_class = zip(result.per_class.items(), totals[totals > 0], strict=True)
-    rows = [(share, name, f"{images:,}") for (name, share), images in per_class]
-    if len(rows) > MAX_LISTED_CLASSES:
-        typer.echo(f"The {WORST_CLASSES} worst of {len(rows):,} classes; --json lists all.")
-        rows = sorted(rows, key=lambda row: row[0])[:WORST_CLASSES]
-    print_table(["class", "accuracy", "images"], [[name, f"{share:.2%}", images] for share, name, images in rows])
+    counts = totals[totals > 0].tolist()
+    per_class = [(name, share, count) for (name, share), count in zip(result.per_class.items(), counts, strict=True)]
+    if not output.for_people:  # one table of the heads and the classes
+        heads = [["head", head, result.images, *metrics] for head, *metrics in head_rows(result)]
+        output.table(
+            COLUMNS, [*heads, *(["class", name, images, share, None, None, None] for name, share, images in per_class)]
+        )
+        for line in _notes(result, match_classes):
+            print_status(line)
+        return
+    print_heads(output, result, data)
+    for line in _notes(result, match_classes):
+        print_line(line)
+    print_line()
+    if len(per_class) > MAX_LISTED_CLASSES:
+        print_line(f"The {WORST_CLASSES} worst of {len(per_class):,} classes; --csv lists all.")
+        per_class = sorted(per_class, key=lambda row: row[1])[:WORST_CLASSES]
+    print_table(["class", Column("accuracy", "{:.2%}"), Column("images", "{:,}")], per_class)
     pairs = result.most_confused(MAX_CONFUSED_PAIRS)
     if pairs:
-        typer.echo()
-        print_table(
-            ["true class", "predicted as", "images"], [[true, predicted, str(count)] for true, predicted, count in pairs]
-        )
+        print_line()
+        print_table(["true class", "predicted as", "images"], pairs)
     if result.skipped:
-        typer.echo(f"\n{result.skipped} unreadable images were left out.")
+        print_line(f"\n{result.skipped} unreadable images were left out.")
+
+
+def _notes(result: Evaluation, match_classes: str) -> Iterator[str]:
+    """Yields a sentence on everything that one should know of an evaluation besides its numbers."""
+    if result.num_classes_evaluated is not None:
+        count = result.num_classes_evaluated
+        yield f"Predictions were restricted to {count} of the model's {len(result.classes)} classes."
+    if match_classes == "order":
+        yield f"The model's classes were matched with the data's by order: the first is {result.classes[0]!r}."
+    yield from seen_lines(result)
 
 
 def seen_lines(result: Evaluation) -> Iterator[str]:

@@ -10,15 +10,22 @@ import typer
 from deit.cli.common import (
     CropOption,
     EmaOption,
-    JsonOption,
     MaxPixelsOption,
     ModelArgument,
     RevisionOption,
-    print_json,
-    print_table,
+)
+from deit.cli.output import Column, Output, print_json, with_output
+
+COLUMNS = (
+    Column("", name="model"),
+    Column("same prediction", "{:.2%}", "agreement"),
+    Column("logit error", "{:.2g}", "logit_error"),
+    Column("images/s", "{:,.0f}", "images_per_second"),
+    Column("MiB", "{:,.1f}", "mib"),
 )
 
 
+@with_output
 def export(
     model: ModelArgument,
     out: Annotated[Path | None, typer.Option(help="Directory of the bundle. Default: exports/NAME-FORMAT-PRECISION.")] = None,
@@ -39,7 +46,8 @@ def export(
     revision: RevisionOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     _max_pixels: MaxPixelsOption = None,
-    as_json: JsonOption = False,
+    *,
+    output: Output,
 ) -> None:
     """Export a model for fast inference; the bundle is kept only if its predictions match the model's."""
     from deit.export.export import export_model as run
@@ -56,19 +64,19 @@ def export(
         revision=revision,
         overwrite=overwrite,
     )
-    if as_json:
+    if output.as_json:
         print_json(result.to_dict())
         return
 
     metadata = result.bundle.metadata
-    size_before, size_after = (f"{metadata.report['bytes'][key] / 2**20:,.1f}" for key in ("before", "after"))
+    size_before, size_after = (metadata.report["bytes"][key] / 2**20 for key in ("before", "after"))
     rows = [
-        [f"{name} {precision}", f"{parity.agreement:.2%}", f"{parity.error:.2g}", f"{result.speeds[name]:,.0f}", size_after]
+        [f"{name} {precision}", parity.agreement, parity.error, result.speeds[name], size_after]
         for name, parity in result.parities.items()
     ]
-    typer.echo(f"Compared on {metadata.report['compared_on']}:")
-    original = ["torch fp32, original", "", "", f"{result.speeds['before']:,.0f}", size_before]
-    print_table(["", "same prediction", "logit error", "images/s", "MiB"], [original, *rows])
+    output.line(f"Compared on {metadata.report['compared_on']}:")
+    original = ["torch fp32, original", None, None, result.speeds["before"], size_before]
+    output.table(COLUMNS, [original, *rows])
     if metadata.kept:
-        typer.echo(f"\nKept in higher precision: {', '.join(metadata.kept)}")
-    typer.echo(f"\nBundle: {result.bundle.path}")
+        output.line(f"\nKept in higher precision: {', '.join(metadata.kept)}")
+    output.line(f"\nBundle: {result.bundle.path}")

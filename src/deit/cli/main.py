@@ -5,9 +5,10 @@ Exit codes: 0 success, 1 the work failed, 2 wrong use, 130 interrupted. An error
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,6 +28,8 @@ from deit.cli import (
     train,
 )
 from deit.errors import DeiTError
+from deit.system.progress import print_status
+from deit.system.terminal import configure_streams
 
 app = typer.Typer(
     name="deit",
@@ -72,18 +75,26 @@ app.add_typer(model.app, name="model")
 
 def run() -> None:
     """Runs the program: the entry point of ``deit``."""
+    configure_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, so that a failure has an exit code
     except DeiTError as error:
-        print(f"deit: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has exited
-            sys.stderr.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
             sys.exit(0)
         prefix = f"{error.filename}: " if error.filename else ""
-        print(f"deit: {prefix}{error.strerror or error}.", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{prefix}{error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        print("deit: interrupted.", file=sys.stderr)
-        sys.exit(130)
+        _fail("interrupted.", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Prints an error and exits."""
+    print_status(f"deit: {message}")
+    sys.exit(code)

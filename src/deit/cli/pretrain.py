@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.common import RunOptions, check_init_shape, print_json, with_run_options
+from deit.cli.common import RunOptions, check_init_shape, with_run_options
+from deit.cli.output import JsonOption, print_json, print_line
 
 DATA_HELP = "Folder of images; labels are not needed. Not needed with --resume."
 
@@ -16,6 +17,7 @@ DATA_HELP = "Folder of images; labels are not needed. Not needed with --resume."
 def pretrain(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP, show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Distilled model variant from `deit model list`.")] = None,
+    as_json: JsonOption = False,
     *,
     options: RunOptions,
 ) -> None:
@@ -33,8 +35,8 @@ def pretrain(
         settings=settings,
         **options.run_arguments(),
     )
-    if options.as_json:
+    if as_json:
         print_json({**asdict(result), "directory": str(result.directory)})
         return
-    typer.echo(f"Best epoch: {result.epoch}, validation loss {result.loss:.4f} (mean absolute error of masked pixels)")
-    typer.echo(f'\nNext: deit train DATA --init "{result.directory}"')
+    print_line(f"Best epoch: {result.epoch}, validation loss {result.loss:.4f} (mean absolute error of masked pixels)")
+    print_line(f'\nNext: deit train DATA --init "{result.directory}"')

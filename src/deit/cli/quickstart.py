@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.common import DeviceOption, JsonOption, print_heads, print_json, print_table, result_dict
+from deit.cli.common import DeviceOption, print_heads, result_dict
+from deit.cli.output import Output, print_json, print_table, with_output
 from deit.system.files import RUN_NAME
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 PREDICTED_IMAGES = 5
 
 
+@with_output
 def quickstart(
     out: Annotated[Path, typer.Option(help="Output directory; runs in it are resumed or reused.")] = Path("quickstart"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove existing runs and train again.")] = False,
     device: DeviceOption = "auto",
     # Preparing an image of 8 x 8 pixels is faster than passing it between processes.
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes of the data loader.")] = 0,
-    as_json: JsonOption = False,
+    *,
+    output: Output,
 ) -> None:
     """Train a teacher and a distilled DeiT on handwritten digits, write the report, and predict."""
     from deit.system.progress import duration, print_status
@@ -36,14 +39,16 @@ def quickstart(
     _train_or_resume(out / "teacher", "digits-convnet", None, device, workers)
     print_status("\nStep 2 of 2: train a DeiT that is distilled from it")
     result = _train_or_resume(out / "student", "digits-distilled", out / "teacher", device, workers)
-    if as_json:
+    if output.as_json:
         print_json(result_dict(result))
         return
-    typer.echo()
-    print_heads(result.evaluation, result.split, result.teacher)
-    typer.echo()
+    output.line()
+    print_heads(output, result.evaluation, result.split, result.teacher)
+    if not output.for_people:
+        return
+    output.line()
     files = _print_predictions(result.directory, out / "digits", device)
-    typer.echo(
+    output.line(
         f"\nReport:   {result.directory / 'report.html'}   (took {duration(time.monotonic() - start)})\n"
         f'Predict:  deit predict "{result.directory}" "{files[0]}"\n'
         f'Evaluate: deit evaluate "{result.directory}" digits\n'

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.common import JsonOption, SetOption, print_json, recipe_settings
+from deit.cli.common import SetOption, recipe_settings
+from deit.cli.output import JsonOption, Output, print_json, print_line, with_output
 
 app = typer.Typer(help="List and show training recipes.", no_args_is_help=True)
 
@@ -18,17 +19,16 @@ def recipe() -> None:
 
 
 @app.command("list")
-def list_recipes(as_json: JsonOption = False) -> None:
+@with_output
+def list_recipes(*, output: Output) -> None:
     """List the recipes and what each is for."""
     from deit.recipes.presets import RECIPES
 
     purposes = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in RECIPES.items()}
-    if as_json:
+    if output.as_json:
         print_json(purposes)
         return
-    width = max(map(len, purposes)) + 2
-    for name, purpose in purposes.items():
-        typer.echo(f"{name:<{width}}{purpose}")
+    output.table(["recipe", "purpose"], list(purposes.items()))
 
 
 @app.command("show")
@@ -45,5 +45,5 @@ def show_recipe(
         print_json(resolved.model_dump(mode="json"))
     else:
         if name in RECIPES:
-            typer.echo("".join(f"# {line}".rstrip() + "\n" for line in (inspect.getdoc(RECIPES[name]) or "").splitlines()))
-        typer.echo(resolved.to_toml(), nl=False)
+            print_line("".join(f"# {line}".rstrip() + "\n" for line in (inspect.getdoc(RECIPES[name]) or "").splitlines()))
+        print_line(resolved.to_toml().removesuffix("\n"))

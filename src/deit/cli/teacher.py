@@ -16,11 +16,10 @@ from deit.cli.common import (
     VariantOption,
     check_init_shape,
     default_recipe,
-    print_json,
     print_result,
-    print_table,
     with_run_options,
 )
+from deit.cli.output import Column, Output, print_json, with_output
 
 app = typer.Typer(help="Train a teacher for distillation, or cache its logits.", no_args_is_help=True)
 
@@ -31,12 +30,14 @@ def teacher() -> None:
 
 
 @app.command("train")
+@with_output
 @with_run_options()
 def train(
     data: TrainDataArgument = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture, such as regnety_004.")] = None,
     *,
     options: RunOptions,
+    output: Output,
 ) -> None:
     """Train a convolutional teacher; pass its run directory to `deit train --teacher`."""
     from deit.training.run import train as run
@@ -52,10 +53,11 @@ def train(
         settings=settings,
         **options.run_arguments(),
     )
-    print_result(result, options.as_json, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')
+    print_result(result, output, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')
 
 
 @app.command("cache")
+@with_output
 @with_run_options("minutes", "out", "resume")
 def cache(
     data: DataArgument,
@@ -72,6 +74,7 @@ def cache(
     model: VariantOption = None,
     *,
     options: RunOptions,
+    output: Output,
 ) -> None:
     """Cache a teacher's logits; train with the same recipe and --teacher CACHE."""
     from deit.distillation.build_cache import build_cache as run
@@ -89,10 +92,18 @@ def cache(
         settings=options.settings({"model.variant": model}),
         **options.run_arguments(),
     )
-    if options.as_json:
+    if output.as_json:
         print_json(result.to_dict())
         return
-    columns = ["cache", "samples", "views", "bytes", "bytes per sample and view", "time", "images/s"]
-    sizes = [f"{result.images:,}", f"{result.views}", f"{result.bytes:,}", f"{result.bytes_per_sample}"]
-    print_table(columns, [[str(out), *sizes, duration(result.seconds), f"{result.images_per_second:,.0f}"]])
-    typer.echo(f'\nNext, with the same recipe and settings: deit train "{data}" --teacher "{out}"')
+    columns: list[Column | str] = [
+        "cache",
+        Column("samples", "{:,}"),
+        "views",
+        Column("bytes", "{:,}"),
+        Column("bytes per sample and view", name="bytes_per_sample"),
+        Column("time", duration, "seconds"),
+        Column("images/s", "{:,.0f}", "images_per_second"),
+    ]
+    sizes = [result.images, result.views, result.bytes, result.bytes_per_sample]
+    output.table(columns, [[str(out), *sizes, result.seconds, result.images_per_second]])
+    output.line(f'\nNext, with the same recipe and settings: deit train "{data}" --teacher "{out}"')

@@ -17,10 +17,12 @@ from deit.cli.common import (
     print_result,
     with_run_options,
 )
+from deit.cli.output import Output, with_output
 
 TEACHER_HELP = "Output of `deit teacher train` or `deit teacher cache`, a classifier's directory or hub name, or a timm name."
 
 
+@with_output
 @with_run_options()
 def train(
     data: TrainDataArgument = None,
@@ -30,6 +32,7 @@ def train(
     model: VariantOption = None,
     *,
     options: RunOptions,
+    output: Output,
 ) -> None:
     """Train an image classifier; with --teacher, by distillation."""
     from deit.training.run import train as run
@@ -49,4 +52,4 @@ def train(
         **options.run_arguments(),
     )
     model_line, report_line = f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}"
-    print_result(result, options.as_json, model_line, report_line)
+    print_result(result, output, model_line, report_line)

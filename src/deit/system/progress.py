@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from deit.system.terminal import printable, write
+
 T = TypeVar("T")
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
@@ -19,7 +22,9 @@ PLAIN_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
 
 def print_status(line: str = "") -> None:
     """Prints a line on standard error, so that standard output holds only results."""
-    print(line, file=sys.stderr, flush=True)
+    write("\n".join(map(printable, line.split("\n"))) + "\n", sys.stderr)
+    if sys.stderr is not None:
+        sys.stderr.flush()
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -40,7 +45,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._done = 0
         self._note = ""
         self._start = self._last = time.monotonic()
-        self._bar = _terminal_bar() if sys.stderr.isatty() and not quiet else None
+        self._bar = _terminal_bar() if not quiet and _can_animate() else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -82,6 +87,11 @@ def duration(seconds: float) -> str:
     if rounded < 3600:
         return f"{rounded // 60} min {rounded % 60} s"
     return f"{rounded // 3600} h {rounded % 3600 // 60} min"
+
+
+def _can_animate() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _terminal_bar() -> RichProgress:

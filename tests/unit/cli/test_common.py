@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from deit.cli.common import (
     image_files,
     parse_image_size,
     print_heads,
-    print_json,
-    print_table,
     recipe_settings,
     with_run_options,
 )
+from deit.cli.output import Output
 from deit.errors import UserError
 from tests.unit.evaluation.test_metrics import evaluation
 
@@ -69,10 +67,10 @@ def run_command(*arguments: str, excluded: tuple[str, ...] = ()) -> tuple[dict[s
 
 
 def test_run_options_are_added_to_a_command() -> None:
-    seen, _, code = run_command("photos", "--epochs", "3", "--set", "a=1", "--set", "b=2", "--json", "--arch", "resnet18")
+    seen, _, code = run_command("photos", "--epochs", "3", "--set", "a=1", "--set", "b=2", "--arch", "resnet18")
     assert code == 0
     assert (seen["data"], seen["arch"]) == ("photos", "resnet18")
-    assert seen["options"] == RunOptions(epochs=3, assignments=["a=1", "b=2"], as_json=True)
+    assert seen["options"] == RunOptions(epochs=3, assignments=["a=1", "b=2"])
     assert seen["options"].run_arguments() == {"init": None, "device": "auto", "workers": None, "skip_unreadable": False}
 
 
@@ -127,26 +125,9 @@ def test_image_files(tmp_path: Path) -> None:
         image_files(tmp_path / "empty")
 
 
-def test_table_cells_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(["class", "n"], [["[bold]кошка[/bold]", "1"]])
-    assert "[bold]кошка[/bold]" in capsys.readouterr().out
-
-
-def test_control_characters_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(["class"], [["cat\x1b[2J"]])
-    assert "cat\N{REPLACEMENT CHARACTER}[2J" in capsys.readouterr().out
-
-
-def test_json_keeps_non_latin_letters(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"鳥": 1})
-    out = capsys.readouterr().out
-    assert "鳥" in out
-    assert json.loads(out) == {"鳥": 1}
-
-
 def test_heads_are_printed_after_the_teacher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    print_heads(evaluation([[8, 0], [2, 0]]), "test", evaluation([[9, 0], [1, 0]]))
+    print_heads(Output(), evaluation([[8, 0], [2, 0]]), "test", evaluation([[9, 0], [1, 0]]))
     title, _, teacher, head = capsys.readouterr().out.splitlines()
     assert title.startswith("test, 10 images")
     assert teacher.split() == ["teacher", "90.00%", "100.00%", "0.5000", "10.00%"]

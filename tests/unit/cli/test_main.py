@@ -16,29 +16,30 @@ from deit.errors import UserError, WorkError
 
 RUN_OPTIONS = (
     "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --max-pixels --json"
+    "--skip-unreadable --max-pixels"
 )
+OUTPUT = "--json --csv --tsv"
 COMMANDS = {
-    "quickstart": "--out --fresh --device --workers --json",
-    "train": f"--teacher --teacher-weights --teacher-classes --model {RUN_OPTIONS}",
-    "pretrain": f"--model {RUN_OPTIONS}".replace(" --minutes", ""),
+    "quickstart": "--out --fresh --device --workers --json --csv --tsv",
+    "train": f"--teacher --teacher-weights --teacher-classes --model {RUN_OPTIONS} {OUTPUT}",
+    "pretrain": f"--model --json {RUN_OPTIONS}".replace(" --minutes", ""),
     "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
-    "--skip-unreadable --max-pixels --json",
-    "predict": "--top --crop --runtime --exact --ema --revision --device --max-pixels --json",
-    "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json",
-    "benchmark": "--images --runtime --seconds --device --max-pixels --json",
-    "info": "--json",
-    "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json",
-    "teacher train": f"--arch {RUN_OPTIONS}",
+    "--skip-unreadable --max-pixels --json --csv --tsv",
+    "predict": "--top --crop --runtime --exact --ema --revision --device --max-pixels --json --csv --tsv",
+    "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json --csv --tsv",
+    "benchmark": "--images --runtime --seconds --device --max-pixels --json --csv --tsv",
+    "info": "--json --csv --tsv",
+    "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json --csv --tsv",
+    "teacher train": f"--arch {RUN_OPTIONS} {OUTPUT}",
     "teacher cache": "--teacher --out --views --top-k --teacher-weights --teacher-classes --model --init --recipe --image-size "
-    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json",
-    "data list": "--json",
-    "data check": "--max-pixels --json",
-    "recipe list": "--json",
+    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json --csv --tsv",
+    "data list": "--json --csv --tsv",
+    "data check": "--max-pixels --json --csv --tsv",
+    "recipe list": "--json --csv --tsv",
     "recipe show": "--set --json",
-    "model list": "--json",
-    "model show": "--revision --json",
-    "model push": "--private --revision --message --license --dry-run --json",
+    "model list": "--json --csv --tsv",
+    "model show": "--revision --json --csv --tsv",
+    "model push": "--private --revision --message --license --dry-run --json --csv --tsv",
 }
 
 
