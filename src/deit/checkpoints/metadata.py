@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from deit.system.files import (
 from deit.variants import VARIANTS
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of a convnet that are not parameters
+WITHOUT_LOG = "remove the file to go on without it"
 EVALUATED_HEADS = ("class", "distillation", "both")  # the last one present is the prediction of the model
 EVALUATED_SPLITS = ("validation", "test")
 
@@ -117,7 +117,7 @@ def read_metadata(directory: Path) -> ModelMetadata:
     directory = directory.resolve()
     content, run = read_json(directory / CONFIG_NAME), directory.parent
     in_run = directory.name in (BEST_NAME, LAST_NAME) and (run / RUN_NAME).is_file()
-    log = list(_read_log(run / LOG_NAME)) if in_run else []
+    log = read_log_rows(run / LOG_NAME) if in_run else []
     log_row = _best_row(log) if directory.name == BEST_NAME else log[-1] if log else {}
     evaluation = _read_json(run / EVALUATION_NAME) if in_run else {}
     same_epoch = get_count(evaluation, "best_epoch") == get_count(log_row, "epoch") > 0
@@ -137,6 +137,24 @@ def read_metadata(directory: Path) -> ModelMetadata:
             if not name.endswith(BUFFERS)
         ),
     )
+
+
+def read_log_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows of ``log.jsonl``, one per epoch; there are none without the file.
+
+    Raises:
+        CheckpointError: the file is too large or corrupt.
+    """
+    rows = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"Line {number} of {path} is not valid JSON", WITHOUT_LOG) from error
+        if not isinstance(row, dict):
+            raise CheckpointError(f"Line {number} of {path} is not a JSON object", WITHOUT_LOG)
+        rows.append(row)
+    return rows
 
 
 def open_weights(directory: Path) -> list[TensorFile]:
@@ -203,21 +221,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not valid TOML", "the file is corrupt; remove it or train again") from error
 
 
-def _read_log(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _read_text(path).splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not valid JSON", "the file is corrupt; remove it or train again") from error
-        if isinstance(row, dict):
-            yield row
-
-
 def _read_text(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_JSON_BYTES).decode()
+            raw = file.read(MAX_JSON_BYTES + 1)
+        if len(raw) > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is not a file of a run")
+        return raw.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read", "the file is corrupt; remove it or train again") from error

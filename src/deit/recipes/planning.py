@@ -20,7 +20,7 @@ from deit.data.splits import Splits
 from deit.errors import ImageError
 from deit.models.plain_convnet import PLAIN_CONVNET
 from deit.recipes.scaling import scaling_notes
-from deit.recipes.schema import ConvNet, Recipe, Transformer
+from deit.recipes.schema import MAX_EPOCHS, ConvNet, Recipe, Transformer
 
 SIZE_SAMPLES = 32  # images whose size is read
 IMAGE_SIZES = (128, 96, 64, 48, 32)  # pixels; a small model learns little from larger images in a short time
@@ -158,7 +158,7 @@ def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed) -> tuple[R
     if recipe.minutes is None:
         return recipe, notes
     samples = seconds / (speed(recipe) if cost is None else cost)
-    epochs = max(int(samples / stats.images), 1)
+    epochs = min(max(int(samples / stats.images), 1), MAX_EPOCHS)
     notes.append(
         f"{epochs} epochs in {minutes:g} min, at a measured {samples / seconds:,.0f} images/s; "
         f"{1 - TIME_SHARE:.0%} of the time is reserved for start-up, evaluation and the report"

@@ -24,6 +24,7 @@ TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # 
 IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 
 Side = Annotated[int, Field(ge=8, le=2048)]
+MAX_EPOCHS = 20_000  # the log has up to 800 bytes per epoch, and is read up to 16 MiB
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=100)]
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -223,7 +224,7 @@ class Recipe(Section):
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     images: Annotated[int, Field(ge=1, le=10**12)] = IMAGENET_IMAGES
-    epochs: Count = 300
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 300
     minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     views: Count | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -14,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deit.checkpoints.metadata import WITHOUT_LOG, get_count, read_log_rows
 from deit.checkpoints.selection import rank
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import InterruptedWorkError, NonFiniteLossError, NonFiniteOutputError
+from deit.errors import CheckpointError, InterruptedWorkError, NonFiniteLossError, NonFiniteOutputError
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
@@ -43,6 +43,7 @@ from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import TOTAL, StepContext, train_step
 
+MAX_LOGGED = 1e300  # a larger number is not a measurement
 CHECKPOINTS_NAME = "checkpoints"
 LOSS_LABELS = {"label_loss": "label", "distillation_loss": "distillation", "feature_loss": "feature"}
 
@@ -229,9 +230,26 @@ class Trainer:
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
-    """Returns the rows of ``log.jsonl``, one per epoch; empty if there is none yet."""
+    """Returns the rows of ``log.jsonl``, one per epoch; empty if there is none yet.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+    """
     path = directory / LOG_NAME
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = read_log_rows(path)
+    for index, row in enumerate(rows):
+        previous = rows[index - 1]["epoch"] if index else 0
+        follows = get_count(row, "epoch") == previous + 1 if index else get_count(row, "epoch") > 0
+        if not follows or not all(map(_is_measurement, row.values())):
+            raise CheckpointError(f"Line {index + 1} of {path} is damaged", WITHOUT_LOG)
+    return rows
+
+
+def _is_measurement(value: object) -> bool:
+    """Whether a value of the log is a number, missing, or a mapping to those."""
+    if isinstance(value, dict):
+        return all(not isinstance(item, dict) and _is_measurement(item) for item in value.values())
+    return value is None or (isinstance(value, int | float) and abs(value) < MAX_LOGGED)
 
 
 def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:

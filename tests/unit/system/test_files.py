@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deit.errors import CheckpointError
+from deit.errors import CheckpointError, WorkError
 from deit.system.files import (
     MAX_JSON_BYTES,
     MAX_JSON_DEPTH,
+    json_line,
     json_text,
     new_directory,
     read_json,
@@ -33,6 +36,55 @@ def test_json_round_trips_without_escapes(tmp_path: Path) -> None:
     write_json(tmp_path / "new folder" / "a.json", content)
     assert read_json(tmp_path / "new folder" / "a.json") == content
     assert "猫" in (tmp_path / "new folder" / "a.json").read_text(encoding="utf-8")
+
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans(), st.none())
+JSON = st.recursive(
+    st.one_of(NUMBERS, st.text()),
+    lambda values: st.one_of(st.lists(values), st.lists(NUMBERS), st.dictionaries(st.text(), values)),
+)
+
+
+@given(JSON)
+def test_any_content_is_written_as_valid_json(content: Any) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    for text in (json_text(content), json_line(content)):
+        assert json.loads(text, parse_constant=refuse) == _without_non_finite(content)
+        assert text.endswith("\n")
+    assert json_line(content).count("\n") == 1
+
+
+def _without_non_finite(content: Any) -> Any:
+    if isinstance(content, list):
+        return list(map(_without_non_finite, content))
+    if isinstance(content, dict):
+        return {name: _without_non_finite(value) for name, value in content.items()}
+    return None if content != content or content in (math.inf, -math.inf) else content
+
+
+def test_lists_of_numbers_are_on_one_line() -> None:
+    content = {"a": [1, -2.5, None, True], "b": [[1, 2], [3]], "c": ["[\n1,\n2\n]", 1], "d": []}
+    text = json_text(content)
+    assert json.loads(text) == content
+    assert '"a": [1, -2.5, null, true]' in text
+    assert "[1, 2],\n" in text
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    content = {"a": math.nan, "b": [math.inf, {"c": (-math.inf, 1.5)}]}
+    assert json.loads(json_text(content)) == {"a": None, "b": [None, {"c": [None, 1.5]}]}
+
+
+def test_file_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"a\.json would be larger than 16 MiB"):
+        write_json(tmp_path / "a.json", {"a": "x" * MAX_JSON_BYTES})
+    assert not list(tmp_path.iterdir())
+    content = {"a": "x" * (MAX_JSON_BYTES - 14)}
+    write_json(tmp_path / "a.json", content)
+    assert (tmp_path / "a.json").stat().st_size == MAX_JSON_BYTES
+    assert read_json(tmp_path / "a.json") == content
 
 
 def test_lone_surrogates_round_trip(tmp_path: Path) -> None:

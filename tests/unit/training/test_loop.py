@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 from pathlib import Path
@@ -9,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deit.errors import InterruptedWorkError, NonFiniteLossError
+from deit.errors import CheckpointError, InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
 from deit.models.modeling import load_model
 from deit.recipes.presets import get_recipe
 from deit.training import loop
-from deit.training.loop import format_losses, read_log
+from deit.training.loop import format_losses, read_log, write_log
 from deit.training.state import latest_checkpoint, read_train_state
 from tests.unit.training.trainers import tiny_trainer
 
@@ -50,6 +54,65 @@ def test_non_finite_loss_raises_with_epoch_step_and_remedies(tmp_path: Path, mon
     with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1, at learning rate 1e-06.*optimizer\.lr") as error_info:
         tiny_trainer(tmp_path).fit()
     assert error_info.value.exit_code == 1
+
+
+@pytest.mark.parametrize("recipe", ["small-data", "pretrain-mim"])
+def test_non_finite_validation_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    trainer = tiny_trainer(tmp_path, get_recipe(recipe).tiny())
+    monkeypatch.setattr(loop, "train_step", lambda model, *_: _diverge(model))
+    monkeypatch.setattr(trainer, "ema", None)
+    with pytest.raises(NonFiniteLossError, match=r"The validation loss is not finite after epoch 1: try a lower optimizer\.lr"):
+        trainer.fit()
+    assert not (tmp_path / "best").exists()
+
+
+@torch.no_grad()
+def _diverge(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A step with a finite loss, after which every weight is NaN."""
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+    return {"loss": torch.tensor(1.0)}
+
+
+ROW = '{"epoch": 1, "loss": 2.5, "validation": {"top1": 0.5, "loss": 1.5}}\n'
+DAMAGED_LOGS = {
+    "bracket": ROW[1:],
+    "list": "[1]",
+    "word": ROW.replace("2.5", '"2.5"'),
+    "epoch": ROW.replace('"epoch": 1', '"epoch": "1"'),
+    "no epoch": '{"loss": 2.5}',
+    "order": ROW + ROW.replace('"epoch": 1', '"epoch": 3'),
+    "twice": ROW + ROW,
+    "NaN": ROW.replace("2.5", "NaN"),
+    "huge": ROW.replace("2.5", "9" * 400),
+    "deep": ROW.replace("2.5", "[" * 100_000),
+    "nested": ROW.replace("0.5", '{"a": {}}'),
+    "bytes": "\udcff",
+    "large": " " * (2**24 + 1),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_LOGS.values(), ids=DAMAGED_LOGS)
+def test_damaged_log_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "log.jsonl").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"log\.jsonl"):
+        read_log(tmp_path)
+
+
+@given(st.integers(0, len(ROW) * 24 - 1))
+def test_flipped_bit_in_the_log_is_an_error_or_another_number(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    raw = bytearray("".join(ROW.replace('"epoch": 1', f'"epoch": {epoch}') for epoch in (1, 2, 3)).encode())
+    raw[bit // 8] ^= 1 << bit % 8
+    (directory / "log.jsonl").write_bytes(raw)
+    with contextlib.suppress(CheckpointError):
+        assert [row["epoch"] for row in read_log(directory)] == [1, 2, 3]
+
+
+def test_log_may_begin_with_a_later_epoch(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"epoch": 3, "loss": math.inf}, {"epoch": 4, "validation": {"loss": math.nan}}]
+    write_log(tmp_path, rows)
+    assert read_log(tmp_path) == [{"epoch": 3, "loss": None}, {"epoch": 4, "validation": {"loss": None}}]
 
 
 def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
