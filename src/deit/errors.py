@@ -13,7 +13,8 @@ DeiTError
 └── WorkError                 failure during the work; the command line exits with 1
     ├── NonFiniteLossError    diverged training
     ├── NonFiniteOutputError  diverged model
-    └── InterruptedWorkError  work stopped by a signal, which can be resumed; the command line exits with 130
+    ├── LoadingError          worker process of the data loader that failed
+    └── InterruptedWorkError  work stopped by a signal, which can be resumed; exits with 128 + its number
 """
 
 from __future__ import annotations
@@ -98,10 +99,24 @@ class NonFiniteOutputError(WorkError):
     """Model whose logits are NaN or infinite."""
 
 
-class InterruptedWorkError(WorkError):
-    """Work stopped by a signal. What was done is saved and can be resumed."""
+class LoadingError(WorkError):
+    """Worker process of the data loader that failed, such as for lack of memory."""
 
-    exit_code = 130  # by convention, the status of a program that SIGINT ended
+
+class InterruptedWorkError(WorkError):
+    """Work stopped by a signal. What was done is saved and can be resumed.
+
+    Args:
+        problem: where it stopped.
+        remedy: how to resume.
+        exit_code: by convention, 128 + the number of the signal: 130 for SIGINT.
+    """
+
+    exit_code = 130
+
+    def __init__(self, problem: str, remedy: str = "", exit_code: int = 130) -> None:
+        super().__init__(problem, remedy)
+        self.exit_code = exit_code
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:

@@ -1,11 +1,12 @@
 """The ``deit`` program.
 
-Exit codes: 0 success, 1 the work failed, 2 wrong use, 130 interrupted. An error is one line on standard error.
+Exit codes: 0 success, 1 the work failed, 2 wrong use, 128 + n stopped by signal n (130 by Ctrl-C). An error is one line on
+standard error.
 """
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -27,8 +28,10 @@ from deit.cli import (
     teacher,
     train,
 )
+from deit.cli.streams import discard_output, flush_output, open_standard_files
 from deit.errors import DeiTError
 from deit.system.progress import print_status
+from deit.system.signals import Terminated, exit_code, exit_on_signals
 from deit.system.terminal import configure_streams
 
 app = typer.Typer(
@@ -75,26 +78,40 @@ app.add_typer(model.app, name="model")
 
 def run() -> None:
     """Runs the program: the entry point of ``deit``."""
+    open_standard_files()
     configure_streams()
     try:
-        try:
-            app()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, so that a failure has an exit code
+        with exit_on_signals():
+            try:
+                app()
+            finally:
+                flush_output()  # here, so that a failure has an exit code
     except DeiTError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
+        discard_output()
+        sys.exit(0)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has exited
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
-            sys.exit(0)
+        discard_output()  # what could not be written, such as to a full disk, would fail again at exit
         prefix = f"{error.filename}: " if error.filename else ""
         _fail(f"{prefix}{error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        _fail("interrupted.", 130)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C again, while libraries clean up, ends the program quietly
+        _fail("interrupted.", exit_code(signal.SIGINT))
+    except Terminated as error:
+        _fail(f"stopped by {signal.Signals(error.number).name}.", exit_code(error.number))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("Memory ran out: pass a smaller batch size, a smaller image size, fewer --workers, or another --device.", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     """Prints an error and exits."""
     print_status(f"deit: {message}")
     sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory of the CPU or of a GPU ran out. Compares names, since torch may not be loaded."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import math
 import signal
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
@@ -17,13 +22,19 @@ from deit.data.sources import ImageSource, open_encoded
 from deit.data.transforms.augment import TrainTransform
 from deit.data.transforms.crops import reduced_box
 from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
-from deit.errors import DeiTError, ImageError
+from deit.data.workers import Parcel, WorkerPlan, plan_workers, print_note_once, worker_error
+from deit.errors import ConfigError, DeiTError, ImageError
 from deit.images.decoding import configure_pillow, reduction_of
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
 from deit.system.hardware import cores
+from deit.system.processes import hidden_main_module, worker_context
+from deit.system.signals import blocked_signals, check_stop, ignore_stop_signals
 
 MAX_WORKERS = 8
+FLOAT_BYTES = 4
+_SIGCHLD = getattr(signal, "SIGCHLD", None)  # not on Windows
+_running: weakref.WeakSet[Loader] = weakref.WeakSet()  # loaders that have worker processes
 
 
 class TeacherTargets(Protocol):
@@ -122,6 +133,11 @@ class TrainSamples:
         teacher_targets = None if self.teacher_targets is None else self.teacher_targets.read(plan, kept)
         return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, teacher_targets=teacher_targets)
 
+    def batch_bytes(self, size: int) -> int:
+        """Returns the bytes of the tensors of a batch of ``size`` samples."""
+        heads = 1 if self.teacher_targets is None else 2
+        return size * FLOAT_BYTES * (3 * math.prod(self.transform.size) + heads * len(self.source.classes))
+
     def _pixels(self, plan: BatchPlan) -> tuple[Tensor, np.ndarray]:
         """Returns the augmented images of a plan and their rows in it. Every file is decoded once."""
         pixels = np.empty((len(plan.samples), 3, *self.transform.size), np.float32)
@@ -190,6 +206,14 @@ class EvaluationSamples:
         values = torch.from_numpy(self.processor.normalize(pixels))
         return Batch(values, labels, targets, torch.from_numpy(samples), skipped=len(plan.samples) - len(kept))
 
+    def batch_bytes(self, size: int) -> int:
+        """Returns the bytes of the tensors of a batch of ``size`` images; 0 if the images decide their size."""
+        try:
+            pixels = math.prod(self.processor.input_hw)
+        except ConfigError:
+            return 0
+        return size * FLOAT_BYTES * (3 * pixels + len(self.source.classes))
+
     def plans(self, batch_size: int) -> list[BatchPlan]:
         """Returns batches of every image once."""
         count = len(self.source.labels)
@@ -204,7 +228,8 @@ class Loader:
 
     Args:
         samples: makes a batch from a plan.
-        workers: worker processes; 0 loads in the main process, None chooses by the number of cores.
+        workers: worker processes; 0 loads in the main process, None chooses by the number of cores. Fewer are used where
+            shared memory or the program does not allow for them, which is said.
         pin: pin the memory of batches, for a GPU.
 
     Example:
@@ -212,33 +237,108 @@ class Loader:
     """
 
     def __init__(self, samples: TrainSamples | EvaluationSamples, workers: int | None = None, pin: bool = False) -> None:
-        workers = default_workers() if workers is None else workers
+        self._samples = samples
+        self._requested = default_workers() if workers is None else workers
+        self._pin = pin
         self._sampler = _PlanSampler()
-        self._loader = DataLoader(
-            _BatchDataset(samples),
-            batch_size=None,
-            sampler=self._sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            pin_memory=pin,
-            worker_init_fn=_start_worker if workers else None,
-        )
+        self._loader: DataLoader[Batch | DeiTError] | None = None
+        self._hides_main = False
 
-    def run(self, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
+    def run(self, plans: Sequence[BatchPlan], interruptible: bool = False) -> Iterator[Batch]:
         """Yields the batch of every plan, in order.
+
+        Args:
+            plans: the batches to make.
+            interruptible: stop before the next batch if a signal requests it (:func:`deit.system.signals.stop_on_signals`).
 
         Raises:
             DeiTError: an error of :meth:`TrainSamples.batch` in a worker process, unchanged.
+            LoadingError: a worker process failed, such as for lack of memory.
+            InterruptedWorkError: a signal was received, and ``interruptible``.
         """
+        if not plans:
+            return
         self._sampler.plans = list(plans)
-        for batch in self._loader:
-            if isinstance(batch, DeiTError):
+        batches = self._start(max(len(plan.samples) for plan in plans))
+        while (batch := self._next(batches)) is not None:
+            if interruptible:
+                check_stop()
+            if isinstance(batch, Exception):
                 try:
                     raise batch
                 finally:
                     del batch  # breaks the reference cycle of error and frame, which would keep the worker processes alive
             yield batch
+
+    def close(self) -> None:
+        """Ends the worker processes. They also end with the loader and with the main process."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            for process in iterator._workers:
+                if process.is_alive():  # it ignores the signal that torch has sent
+                    process.kill()
+        self._loader = None
+
+    def _start(self, batch_size: int) -> Iterator[Batch | Exception]:
+        """Starts an epoch, and the worker processes before the first."""
+        if self._loader is None:
+            plan = plan_workers(self._requested, self._samples.batch_bytes(batch_size), self._samples)
+            self._loader, self._hides_main = self._data_loader(plan), plan.hides_main
+            if plan.note:
+                print_note_once(plan.note)
+        try:
+            return self._iterate(self._loader)
+        except OSError as error:
+            if getattr(self._loader, "_iterator", None) is not None:
+                raise
+            print_note_once(f"Images are loaded in the main process, since worker processes cannot start: {error.strerror}")
+            self._loader = self._data_loader(WorkerPlan(0))
+            return self._iterate(self._loader)
+
+    def _data_loader(self, plan: WorkerPlan) -> DataLoader[Batch | DeiTError]:
+        options: dict[str, Any] = {}
+        if plan.workers:
+            options = {
+                "num_workers": plan.workers,
+                "persistent_workers": True,
+                "prefetch_factor": plan.prefetch,
+                "worker_init_fn": _start_worker,
+                "multiprocessing_context": worker_context(),
+            }
+            _running.add(self)
+        dataset = _BatchDataset(self._samples, shared=plan.shared if plan.workers else None)
+        return DataLoader(dataset, batch_size=None, sampler=self._sampler, pin_memory=self._pin, **options)
+
+    def _iterate(self, loader: DataLoader[Batch | DeiTError]) -> Iterator[Batch | Exception]:
+        """Calls ``iter`` on the data loader. Without its handler of SIGCHLD, a dead worker is found between two batches, where
+        the state of training can be saved, and not wherever the main process is.
+        """
+        handler = signal.getsignal(_SIGCHLD) if _SIGCHLD is not None else None
+        try:
+            with blocked_signals(), hidden_main_module() if self._hides_main else nullcontext():
+                iterator: Iterator[Batch | Exception] = iter(loader)
+        except RuntimeError as error:
+            raise self._failure(error) from error
+        finally:
+            if _SIGCHLD is not None and handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(_SIGCHLD, handler)
+        return iterator
+
+    def _next(self, batches: Iterator[Batch | Exception]) -> Batch | Exception | None:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: RuntimeError) -> Exception:
+        """Returns the error of the user for one of torch's data loader, and ends the workers that are left."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is None or "worker" not in str(error):
+            return error
+        failure = worker_error(iterator._workers, error)
+        self.close()
+        return failure
 
 
 def default_workers() -> int:
@@ -246,15 +346,23 @@ def default_workers() -> int:
     return min(max(cores() - 1, 1), MAX_WORKERS)
 
 
-class _BatchDataset(Dataset[Batch | DeiTError]):
-    def __init__(self, samples: TrainSamples | EvaluationSamples) -> None:
-        self._samples = samples
+class _BatchDataset(Dataset[Any]):
+    """Makes batches, and hands them to the main process.
 
-    def __getitem__(self, plan: BatchPlan) -> Batch | DeiTError:
+    Args:
+        samples: makes a batch from a plan.
+        shared: pass large tensors through shared memory; None in the main process.
+    """
+
+    def __init__(self, samples: TrainSamples | EvaluationSamples, shared: bool | None) -> None:
+        self._samples, self._shared = samples, shared
+
+    def __getitem__(self, plan: BatchPlan) -> Batch | Parcel | Exception:
         try:
-            return self._samples.batch(plan)
-        except DeiTError as error:  # returned, since torch would put the worker's traceback into the message of a raised one
-            return error
+            batch = self._samples.batch(plan)
+            return batch if self._shared is None else Parcel(batch, self._shared)
+        except (DeiTError, OSError, MemoryError) as error:
+            return error  # torch would put the worker's traceback into the message of an error that is raised
 
 
 class _PlanSampler(Sampler[BatchPlan]):
@@ -272,4 +380,13 @@ class _PlanSampler(Sampler[BatchPlan]):
 
 def _start_worker(_worker: int) -> None:
     configure_pillow()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles interrupts
+    ignore_stop_signals()  # the main process saves the work, and its end is theirs
+    if hasattr(signal, "SIGBUS"):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler prints; the main process reports the signal
+
+
+@atexit.register
+def _close_loaders() -> None:
+    """Ends worker processes before :mod:`multiprocessing` waits for them at the exit of the program."""
+    for loader in list(_running):
+        loader.close()

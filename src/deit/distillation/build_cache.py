@@ -1,7 +1,7 @@
 """Builds a cache of teacher logits: runs the teacher once on everything that training will show the student.
 
-The cache is built view by view. Its files are consistent at any moment: a view in progress is saved every 30 seconds and on
-SIGINT or SIGTERM, and the same call resumes after its last saved step. :mod:`deit.distillation.cached_teacher` reads it.
+The cache is built view by view. Its files are consistent at any moment: a view in progress is saved every 30 seconds and when
+a signal stops the work, and the same call resumes after its last saved step. :mod:`deit.distillation.cached_teacher` reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ from deit.distillation.cached_teacher import (
     software,
 )
 from deit.distillation.teacher import Teacher
-from deit.errors import InterruptedWorkError, NonFiniteOutputError, TeacherError, UserError
+from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, UserError, WorkError
 from deit.recipes.initial_checkpoint import resolve_initial_checkpoint
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
@@ -57,7 +56,7 @@ from deit.system.devices import autocast, choose_device, choose_precision, descr
 from deit.system.files import CACHE_NAME, json_bytes, sha256, write_files
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress, print_status
-from deit.system.signals import stop_on_signals
+from deit.system.signals import StopRequest, stop_on_signals
 
 SAVE_INTERVAL = 30.0  # seconds
 
@@ -126,7 +125,7 @@ def build_cache(
 
     Raises:
         UserError: data, recipe, teacher or an existing cache do not fit; raised before the teacher runs.
-        InterruptedWorkError: SIGINT or SIGTERM was received; the same call resumes.
+        InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; the same call resumes.
         NonFiniteOutputError: the teacher's logits are not finite.
     """
     resolved = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings or {})
@@ -284,10 +283,15 @@ class _Builder:
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
         with retained_memory(self.device), stop_on_signals() as stop, Progress("Caching", remaining) as progress:
             for view in range(finished, manifest.views):
-                self._build_view(view, loader, progress, stop)
+                try:
+                    self._build_view(view, loader, progress, stop)
+                except LoadingError as error:
+                    self._save_unfinished_view(view)
+                    remedy = f"{error.remedy}; the same command resumes, since finished work is saved in {self.directory}"
+                    raise WorkError(error.problem, remedy) from None
         return self._result()
 
-    def _build_view(self, view: int, loader: Loader, progress: Progress, stop: Event) -> None:
+    def _build_view(self, view: int, loader: Loader, progress: Progress, stop: StopRequest) -> None:
         steps = view_steps(self.recipe, len(self.samples.source.labels), view)[self.steps_done :]
         batches = loader.run([plan for step in steps for plan in step])
         for step in steps:
@@ -300,10 +304,10 @@ class _Builder:
             if not is_last and (stop.is_set() or time.monotonic() - self.saved > SAVE_INTERVAL):
                 self._save_unfinished_view(view)
             if stop.is_set() and not is_last:
-                raise self._interrupted(view)
+                raise self._interrupted(view, stop)
         self._save_view(view)
         if stop.is_set() and view + 1 < self.manifest.views:
-            raise self._interrupted(view + 1)
+            raise self._interrupted(view + 1, stop)
 
     @torch.no_grad()
     def _run_teacher(self, batch: Batch, step: int) -> None:
@@ -356,8 +360,8 @@ class _Builder:
         self.rows[:count] = np.fromfile(path, "<u2").reshape(count, -1)
         return unfinished.steps
 
-    def _interrupted(self, view: int) -> InterruptedWorkError:
-        return InterruptedWorkError(
+    def _interrupted(self, view: int, stop: StopRequest) -> InterruptedWorkError:
+        return stop.error(
             f"Stopped in view {view + 1} of {self.manifest.views}; finished work is saved in {self.directory}",
             "run the same command again to resume",
         )

@@ -65,6 +65,7 @@ def evaluate_source(
     Raises:
         DataError: no image of the source is readable.
         NonFiniteOutputError: the model predicts NaN or infinite values.
+        InterruptedWorkError: a signal was received in a context of :func:`deit.system.signals.stop_on_signals`.
     """
     device = next(model.parameters(), torch.empty(0)).device  # an exported model has no parameters and places its own input
     was_training = model.training
@@ -74,7 +75,7 @@ def evaluate_source(
     batches: dict[str, list[Scores]] = {}
     indices, skipped = [], 0
     with Progress("Evaluating", len(samples.source.labels), quiet=quiet) as progress:
-        for batch in loader.run(samples.plans(batch_size)):
+        for batch in loader.run(samples.plans(batch_size), interruptible=True):
             skipped += batch.skipped
             if not len(batch.labels):
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from deit.checkpoints.metadata import WITHOUT_LOG, get_count, read_log_rows
 from deit.checkpoints.selection import rank
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import CheckpointError, InterruptedWorkError, NonFiniteLossError, NonFiniteOutputError
+from deit.errors import CheckpointError, InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
@@ -36,7 +35,7 @@ from deit.system.files import (
 )
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress
-from deit.system.signals import stop_on_signals
+from deit.system.signals import check_stop, stop_on_signals
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
@@ -101,7 +100,8 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: training diverged.
-            InterruptedWorkError: SIGINT or SIGTERM was received; a checkpoint of the current step was written.
+            InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; a checkpoint of the current step was written.
+            WorkError: a worker process failed; a checkpoint of the current step was written.
             ImageError: an image is unreadable, unless unreadable images are skipped.
         """
         pin = self.device.type == "cuda"
@@ -109,18 +109,34 @@ class Trainer:
         validation_loader = Loader(self.validation, self.workers, pin=pin)
         with retained_memory(self.device), stop_on_signals() as stop, Progress("Training", self.remaining_images) as progress:
             for epoch in range(self.state.epoch, self.context.recipe.epochs):
-                self._train_epoch(epoch, loader, progress, stop)
-                row = self._finish_epoch(epoch, validation_loader)
+                try:
+                    self._train_epoch(epoch, loader, progress)
+                    row = self._finish_epoch(epoch, validation_loader)
+                except InterruptedWorkError:
+                    checkpoint = self._save_checkpoint()
+                    problem = f"Stopped in epoch {epoch + 1}, with a checkpoint at {checkpoint}"
+                    raise stop.error(problem, self.resume_remedy) from None
+                except LoadingError as error:
+                    checkpoint = self._save_checkpoint()
+                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {checkpoint}"
+                    raise WorkError(problem, f"{error.remedy}; {self.resume_remedy}") from None
                 progress.advance(0, _format_validation(row["validation"]))
 
-    def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, stop: threading.Event) -> None:
+    @property
+    def resume_remedy(self) -> str:
+        """The command that resumes the run."""
+        recipe = self.context.recipe
+        command = "pretrain" if recipe.masked else "train" if isinstance(recipe.model, Transformer) else "teacher train"
+        return f'resume with: deit {command} --resume "{self.directory}"'
+
+    def _train_epoch(self, epoch: int, loader: Loader, progress: Progress) -> None:
         recipe, state = self.context.recipe, self.state
         steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
         eval_mode = isinstance(recipe.model, Transformer) and recipe.model.eval_mode
         self.model.train(not eval_mode)
-        start = time.perf_counter()
         batches = loader.run([plan for step in steps for plan in step])
         for step, plans in enumerate(steps, state.step):
+            start = time.perf_counter()
             micro_batches = [next(batches) for _ in plans]
             lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
             losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr))
@@ -132,16 +148,9 @@ class Trainer:
                 self.ema.update(self.model, state.steps_taken)
             images = sum(len(batch.labels) for batch in micro_batches)
             state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
+            state.seconds += time.perf_counter() - start
             progress.advance(images, f"epoch {epoch + 1}/{recipe.epochs}, {format_losses(state.mean_losses)}")
-            if stop.is_set():
-                state.seconds += time.perf_counter() - start
-                path = self._save_checkpoint()
-                command = "pretrain" if recipe.masked else "train"
-                raise InterruptedWorkError(
-                    f"Stopped in epoch {epoch + 1}, with a checkpoint at {path}",
-                    f'resume with: deit {command} --resume "{self.directory}"',
-                )
-        state.seconds += time.perf_counter() - start
+            check_stop()
 
     def _finish_epoch(self, epoch: int, validation_loader: Loader) -> dict[str, Any]:
         """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""

@@ -57,12 +57,13 @@ def masked_loss(
 
     Raises:
         DataError: no image is readable.
+        InterruptedWorkError: a signal was received in a context of :func:`deit.system.signals.stop_on_signals`.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     total, images = 0.0, 0
-    for batch in loader.run(samples.plans(batch_size)):
+    for batch in loader.run(samples.plans(batch_size), interruptible=True):
         count = len(batch.labels)
         if count:
             masked = random_masks(settings, seed, VALIDATION_EPOCH, batch.samples, model.config.grid)

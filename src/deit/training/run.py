@@ -12,12 +12,13 @@ from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.loading import check_teacher, limit_views, load_teacher
 from deit.distillation.protocol import DistillationTeacher
-from deit.errors import RecipeError, UserError
+from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserError, WorkError
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
+from deit.system.signals import stop_on_signals
 from deit.training.finishing import PretrainResult, TrainResult, finish_pretraining, finish_training
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.model_building import build_model
@@ -115,7 +116,8 @@ def pretrain(
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
     splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-    trainer, _, _ = _fit(splits, request.recipe, run, request.directory, device, workers)
+    trainer, _, _ = _prepare(splits, request.recipe, run, request.directory, device, workers)
+    trainer.fit()
     return finish_pretraining(trainer)
 
 
@@ -129,14 +131,22 @@ def train_on(
     workers: int | None = None,
 ) -> TrainResult:
     """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any."""
-    trainer, readable, teacher = _fit(splits, recipe, settings, directory, device, workers)
-    return finish_training(trainer, readable, teacher, settings)
+    trainer, readable, teacher = _prepare(splits, recipe, settings, directory, device, workers)
+    with stop_on_signals() as stop:
+        trainer.fit()
+        try:
+            return finish_training(trainer, readable, teacher, settings)
+        except InterruptedWorkError:
+            raise stop.error("Stopped in the final evaluation, with all epochs saved", trainer.resume_remedy) from None
+        except LoadingError as error:
+            problem = f"{error.problem}, in the final evaluation; all epochs are saved"
+            raise WorkError(problem, f"{error.remedy}; {trainer.resume_remedy}") from None
 
 
-def _fit(
+def _prepare(
     splits: Splits, recipe: Recipe, settings: RunSettings, directory: Path, device_name: str, workers: int | None
 ) -> tuple[Trainer, Splits, DistillationTeacher | None]:
-    """Resolves the recipe, builds everything that training needs, prints the summary, and trains to the last epoch.
+    """Resolves the recipe, builds everything that training needs, and prints the summary.
 
     Returns:
         The trainer, the readable part of the data set, and the teacher.
@@ -180,7 +190,6 @@ def _fit(
         notes.append(f"{unreadable} unreadable images are left out")
     print_summary(trainer, readable, settings, teacher, notes)
     write_run(directory, limited, settings)
-    trainer.fit()
     return trainer, readable, teacher
 
 

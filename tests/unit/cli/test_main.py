@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 import deit
 from deit.cli import main
 from deit.cli.main import app
-from deit.errors import UserError, WorkError
+from deit.errors import InterruptedWorkError, UserError, WorkError
+from deit.system.signals import Terminated
 
 RUN_OPTIONS = (
     "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
@@ -41,6 +44,9 @@ COMMANDS = {
     "model show": "--revision --json --csv --tsv",
     "model push": "--private --revision --message --license --dry-run --json --csv --tsv",
 }
+
+
+OUT_OF_MEMORY = "deit: Memory ran out: pass a smaller batch size, a smaller image size, fewer --workers, or another --device.\n"
 
 
 def test_commands_and_options() -> None:
@@ -73,11 +79,18 @@ def test_start_does_not_load_torch(arguments: list[str]) -> None:
         (OSError(28, "No space left on device", "a file"), 1, "deit: a file: No space left on device.\n"),
         (OSError("the disk is on fire"), 1, "deit: the disk is on fire.\n"),
         (KeyboardInterrupt(), 130, "deit: interrupted.\n"),
+        (Terminated(signal.SIGTERM), 143, "deit: stopped by SIGTERM.\n"),
+        (InterruptedWorkError("Stopped", "resume", 129), 129, "deit: Stopped: resume.\n"),
+        (MemoryError(), 1, OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1, OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, OUT_OF_MEMORY),
     ],
 )
 def test_errors_are_one_line(
     error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler of SIGINT stays that of pytest
+
     def fail() -> None:
         raise error
 

@@ -1,0 +1,86 @@
+"""Child processes: how they start, and the shared memory that they pass data through."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from types import ModuleType
+
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps shared memory; in containers often limited to 64 MiB
+_MAIN = "__main__"
+
+
+def worker_context() -> BaseContext:
+    """Returns the context that worker processes are started in.
+
+    It is the one that the program has chosen by ``multiprocessing.set_start_method``; else ``fork`` on Linux, where workers
+    start in milliseconds and share the memory of the main process, and the default elsewhere.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    default = "fork" if sys.platform == "linux" else multiprocessing.get_all_start_methods()[0]
+    return multiprocessing.get_context(chosen or default)
+
+
+def shared_memory_bytes() -> int | None:
+    """Returns the free bytes of shared memory, 0 if there is none; None on systems that have no limit of its own."""
+    if sys.platform != "linux":
+        return None
+    try:
+        stats = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return 0
+    return stats.f_bavail * stats.f_frsize
+
+
+@contextmanager
+def hidden_main_module() -> Iterator[None]:
+    """Hides the main program from processes that are started by ``spawn`` or ``forkserver`` in this context.
+
+    They would import it again, which runs a script from its beginning if it is not guarded by ``if __name__ == "__main__"``.
+    What they are sent must not refer to classes or functions of the main program, see :func:`refers_to_main`.
+    """
+    main = sys.modules[_MAIN]
+    sys.modules[_MAIN] = ModuleType(_MAIN)
+    try:
+        yield
+    finally:
+        sys.modules[_MAIN] = main
+
+
+def refers_to_main(content: object) -> bool:
+    """Returns whether pickled content refers to a class or a function of the main program.
+
+    Raises:
+        Exception: the content cannot be pickled; the type depends on its classes.
+    """
+    finder = _MainFinder()
+    pickle.Pickler(finder, pickle.HIGHEST_PROTOCOL).dump(content)
+    return finder.found
+
+
+def main_is_guarded() -> bool:
+    """Returns whether the main program can be imported by worker processes: it has no file, or a file that tests its name."""
+    path = getattr(sys.modules[_MAIN], "__file__", None)
+    if path is None:
+        return True
+    try:
+        return b"__name__" in Path(path).read_bytes()
+    except OSError:
+        return True
+
+
+class _MainFinder:
+    """File that searches what is written for the name of the main module and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.found = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self.found = self.found or _MAIN.encode() in bytes(data)
+        return len(data)
