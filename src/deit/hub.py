@@ -16,10 +16,12 @@ from deit.system.files import (
     BEST_NAME,
     BUNDLE_NAME,
     CONFIG_NAME,
+    IMAGE_HASHES_NAME,
     INDEX_NAME,
     NESTED_PROCESSOR_NAME,
     PROCESSOR_NAME,
     RECIPE_NAME,
+    RECORD_NAME,
     WEIGHTS_NAME,
     read_json,
 )
@@ -216,6 +218,8 @@ class _Repository:
             self.require(shard)
         for file in PROCESSOR_FILES:
             self.download(file)
+        if self.download(RECORD_NAME) is not None:  # only models that were trained here have it
+            self.download(IMAGE_HASHES_NAME)
         return directory
 
     def require(self, file: str) -> Path:

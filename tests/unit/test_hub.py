@@ -178,6 +178,12 @@ def test_model_takes_the_first_weights_that_exist(server: Hub, files: list[str],
     assert sum("GET" in request for request in server.requests) == 1 + len(files) - len(skipped)
 
 
+@pytest.mark.parametrize("record", [[], ["training.json"], ["training.json", "training_images.bin"]])
+def test_record_of_the_training_images_comes_with_the_model(server: Hub, record: list[str]) -> None:
+    server.files["org/m"] = {"config.json": b"{}", **dict.fromkeys(("model.safetensors", *record), b"x")}
+    assert names(fetch("org/m")) == sorted({"config.json", "model.safetensors", *record})
+
+
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
 def test_index_downloads_its_shards(server: Hub, index: str) -> None:
     content = {"weight_map": {"a": "s-1.bin", "b": "s-2.bin", "c": "s-1.bin"}}

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deit.data.image_hashes import ImageHashes, content_hashes, leave_out_seen
 from deit.data.opening import open_unlabeled, short_name
-from deit.data.sources import UNLABELED, ImageSource
+from deit.data.sources import UNLABELED, ImageSource, select
 from deit.data.splits import VALIDATION_FRACTION, DataRecord
 from deit.errors import DataError, ImageError
 from deit.system.progress import print_status
 from deit.system.threads import thread_map
 
 MIN_IMAGES = 8  # with fewer, neither activation ranges nor agreement are meaningful
+MAX_HASHED = 2000
 NUM_CROPS = 500
 CROP_SIDES = (120, 420)  # pixels, smallest and largest
 
@@ -60,13 +62,16 @@ class CalibrationImages:
         return np.stack(readable)
 
 
-def calibration_images(data: str | Path | None, record: DataRecord | None) -> tuple[CalibrationImages, CalibrationImages]:
+def calibration_images(
+    data: str | Path | None, record: DataRecord | None, hashes: ImageHashes | None = None
+) -> tuple[CalibrationImages, CalibrationImages]:
     """Returns images to calibrate on and images to compare on: the train and validation splits of a data set.
 
     Args:
         data: a data set with labels or without, as :func:`deit.data.opening.open_unlabeled` takes it; None takes crops of two
             photographs for both.
         record: of the data that the model was trained on, if known: a data set without splits is then split as for training.
+        hashes: of the images that the model was trained on, if known: it is not compared on them, unless there are no others.
 
     Raises:
         DataError: the data set is unusable.
@@ -81,8 +86,19 @@ def calibration_images(data: str | Path | None, record: DataRecord | None) -> tu
     name = short_name(data)
     return (
         CalibrationImages(splits.train, f"images of {name}"),
-        CalibrationImages(splits.validation, f"held-out images of {name}"),
+        _held_out(splits.validation, hashes, name),
     )
+
+
+def _held_out(source: ImageSource, hashes: ImageHashes | None, name: str) -> CalibrationImages:
+    """Returns the images that the model was not trained on; of a large data set, evenly spaced ones."""
+    if hashes is None:
+        return CalibrationImages(source, f"held-out images of {name}")
+    some = select(source, np.unique(np.linspace(0, len(source.labels) - 1, MAX_HASHED).round().astype(int)))
+    unseen, _ = leave_out_seen(some, content_hashes(some), hashes)
+    if len(unseen.labels) < MIN_IMAGES:
+        return CalibrationImages(source, f"images of {name}, which the model was trained on")
+    return CalibrationImages(unseen, f"held-out images of {name}")
 
 
 class SampleCrops:

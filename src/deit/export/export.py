@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from deit.data.image_hashes import copy_data_record
+from deit.data.image_hashes import copy_data_record, read_image_hashes
 from deit.data.splits import read_record
 from deit.errors import MissingExtraError, UserError
 from deit.export import formats, quantization
@@ -132,7 +132,8 @@ def export_model(
         classifier.processor = classifier.processor.with_crop(crop)
     inference_model = InferenceModel(classifier)
     record = read_record(classifier.path) if classifier.path else None
-    train_images, validation_images = calibration_images(calibrate, record)
+    hashes = read_image_hashes(classifier.path) if classifier.path else None
+    train_images, validation_images = calibration_images(calibrate, record, hashes)
     prepare = partial(preprocess_image, classifier.processor, inference_model.input_dtype)
     pixels = validation_images.pixels(prepare, images)
     expected = _reference_logits(classifier, inference_model, pixels)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit.data.datasets.folders import folder_source
+from deit.data.image_hashes import ImageHashes, content_hashes
 from deit.data.opening import open_data
-from deit.data.splits import DataRecord
+from deit.data.splits import DataRecord, Splits
 from deit.errors import DataError
 from deit.export.calibration import CalibrationImages, SampleCrops, calibration_images
 from tests.helpers import MemorySource
@@ -41,6 +43,20 @@ def test_data_is_split_as_for_training(photo_folder: Path) -> None:
     train, validation = calibration_images(photo_folder, DataRecord(splits.fingerprint, 7, 0.25))
     assert (len(train.source.labels), len(validation.source.labels)) == (18, 6)
     assert validation.description == f"held-out images of {photo_folder.name}"
+
+
+@pytest.mark.parametrize(
+    ("seen", "compared", "words"), [(9, 15, "held-out images of"), (20, 24, "which the model was trained on")]
+)
+def test_model_is_not_compared_on_training_images(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, seen: int, compared: int, words: str
+) -> None:
+    source = folder_source(photo_folder)
+    monkeypatch.setattr("deit.export.calibration.open_unlabeled", lambda *_: Splits(source, source, None, "", ""))
+    train = np.sort(content_hashes(source)[:seen])
+    _, validation = calibration_images(photo_folder, None, ImageHashes(train, train[:0]))
+    assert len(validation.source.labels) == compared
+    assert words in validation.description
 
 
 def test_sample_crops_depend_on_the_index_only() -> None:
