@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import pickle
 
 import numpy as np
 import pytest
@@ -22,6 +24,26 @@ def test_output_is_moved_and_cast() -> None:
     assert BatchFeature({"a": [torch.zeros(2)] * 3}).convert_to_tensors("pt").a.shape == (3, 2)
     with pytest.raises(ImageError, match="different sizes"):
         BatchFeature({"a": [np.zeros(2), np.zeros(3)]}, "np")
+
+
+def test_numbers_are_converted_and_other_entries_are_not() -> None:
+    entries = {"labels": [1, 2], "names": ["a", "b"], "tensor": torch.ones(2, dtype=torch.bfloat16), "kept": [3], "empty": []}
+    feature = BatchFeature(entries, "pt", skip_tensor_conversion=["kept"])
+    assert torch.equal(feature.labels, torch.tensor([1, 2]))
+    assert (feature.names, feature.kept, feature.empty) == (["a", "b"], [3], [])
+    assert feature.tensor.dtype == torch.bfloat16
+    moved = BatchFeature({"a": [torch.ones(1), torch.ones(2)], "b": (torch.ones(1, dtype=torch.int32),)}).to(torch.float16)
+    assert ([item.dtype for item in moved.a], moved.b[0].dtype) == ([torch.float16] * 2, torch.int32)
+    with pytest.raises(TypeError):
+        moved.to(torch.float16, "cpu")
+
+
+def test_output_can_be_copied_pickled_and_collated() -> None:
+    feature = BatchFeature({"pixel_values": torch.ones(3, 2, 2)})
+    for other in (copy.deepcopy(feature), pickle.loads(pickle.dumps(feature))):  # noqa: S301
+        assert torch.equal(other.pixel_values, feature.pixel_values)
+    batch = torch.utils.data.default_collate([feature, feature])
+    assert batch["pixel_values"].shape == (2, 3, 2, 2)
 
 
 def test_keys_are_attributes() -> None:
