@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deit.errors import ImageError
+from deit.errors import ConfigError, ImageError
 from deit.images.processor_settings import enum_value
 
 
@@ -90,6 +90,18 @@ class BatchFeature(dict[str, Any]):
 
         self.update({name: move(value) for name, value in self.items()})
         return self
+
+    def to_device(self, device: Any) -> Self:
+        """Moves tensors to a device, in place; None leaves them where they are.
+
+        Raises:
+            ConfigError: the device does not exist.
+        """
+        try:
+            return self if device is None else self.to(device)
+        except (AssertionError, RuntimeError) as error:  # torch raises either for a device that it was not built for
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"The device {device} cannot be used ({reason})", "pass cpu, or another device") from error
 
 
 def _stack(value: Any) -> np.ndarray | None:

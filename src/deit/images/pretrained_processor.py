@@ -161,6 +161,8 @@ class PreTrainedProcessor(BaseModel):
         """
         if push_to_hub:
             self.push_to_hub(hub.get("repo_id"))
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file", "pass a directory")
         path = Path(save_directory) / PROCESSOR_NAME
         self.to_json_file(path)
         return [str(path)]

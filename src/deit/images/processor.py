@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -33,6 +33,7 @@ from deit.images.processor_settings import (
     HeightWidthField,
     ImageProcessorKwargs,
     LayoutField,
+    ResampleField,
     Size,
     SizeField,
     Statistic,
@@ -104,7 +105,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
     do_resize: bool = True
     default_to_square: bool = True  # declared before the sizes, whose validation reads it
     size: SizeField = Field(default={"height": 256, "width": 256})
-    resample: Annotated[int, Field(ge=0, le=5)] = int(Image.Resampling.BICUBIC)
+    resample: ResampleField = int(Image.Resampling.BICUBIC)
     do_center_crop: bool = True
     crop_size: HeightWidthField = Field(default={"height": 224, "width": 224})
     crop_rounding: Literal["even"] | None = None
@@ -262,7 +263,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
         channels = self._channels
         known = CHANNELS if channels is None else CHANNELS | {channels}
         if isinstance(image, str | Path):
-            image = open_image(Path(image), value_range=self.file_range)
+            image = self._open(image)
         source = to_channels_last(image, self.do_convert_rgb and channels in (None, 3), self.input_data_format, known)
         if self.do_rescale and isinstance(source, np.ndarray) and source.dtype.kind == "f":
             _warn_if_rescaled_twice(source)
@@ -342,7 +343,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
             return BatchFeature({"pixel_values": values})
         import torch
 
-        return BatchFeature({"pixel_values": torch.from_numpy(values).to(processor.device)})
+        return BatchFeature({"pixel_values": torch.from_numpy(values)}).to_device(processor.device)
 
     __call__ = preprocess
 
@@ -355,8 +356,13 @@ class DeiTImageProcessor(PreTrainedProcessor):
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(item) for item in image_url_or_urls]
         if isinstance(image_url_or_urls, str | Path):
-            return open_image(Path(image_url_or_urls))
+            return self._open(image_url_or_urls)
         return image_url_or_urls
+
+    def _open(self, path: str | Path) -> Image.Image:
+        if "://" in str(path):
+            raise ImageError(f"{path} is not a file: images are not downloaded", "download it, and pass the path")
+        return open_image(Path(path), value_range=self.file_range)
 
     @property
     def _statistics(self) -> tuple[Statistic, Statistic] | None:

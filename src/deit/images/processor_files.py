@@ -24,21 +24,25 @@ def read_settings(name: str | Path, file_name: str, options: dict[str, Any]) -> 
     Raises:
         CheckpointError: there is no such file, or it is not JSON.
     """
-    path = fetch_file(name, (NESTED_PROCESSOR_NAME, file_name, CONFIG_NAME), **options)
+    path = fetch_file(name, (file_name, NESTED_PROCESSOR_NAME, CONFIG_NAME), **options)
+    directory = path.parent
+    nested = directory / NESTED_PROCESSOR_NAME
+    if path != Path(name) and nested.is_file():
+        path = nested
     content = read_json(path)
     if isinstance(content.get("image_processor"), dict):  # as transformers 5.x nests it
         return path, content["image_processor"]
-    if path.name in (NESTED_PROCESSOR_NAME, CONFIG_NAME) and (path.parent / file_name).is_file():
-        path = path.parent / file_name
+    if path.name in (NESTED_PROCESSOR_NAME, CONFIG_NAME) and (directory / file_name).is_file():
+        path = directory / file_name
         content = read_json(path)
     if path.name not in (NESTED_PROCESSOR_NAME, CONFIG_NAME):
-        return path, _with_class(content, path.parent)
-    config = read_json(path.parent / CONFIG_NAME) if (path.parent / CONFIG_NAME).is_file() else {}
+        return path, _with_class(content, directory)
+    config = read_json(directory / CONFIG_NAME) if (directory / CONFIG_NAME).is_file() else {}
     if "architecture" in config:  # written by timm
         preprocessing = config.get("pretrained_cfg", config)
-        return path.parent / CONFIG_NAME, settings_from_timm(preprocessing if isinstance(preprocessing, dict) else {})
+        return directory / CONFIG_NAME, settings_from_timm(preprocessing if isinstance(preprocessing, dict) else {})
     raise CheckpointError(
-        f"{path.parent} has no {PROCESSOR_NAME}",
+        f"{directory} has no {PROCESSOR_NAME}",
         "pass a model that was saved with its image processor, or make one by for_size",
     )
 

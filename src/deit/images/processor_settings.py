@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
+from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 
 from deit.images.conversion import ValueRange
@@ -15,6 +16,7 @@ from deit.images.limits import DEFAULT_MAX_PIXELS
 from deit.images.resizing import HeightWidth
 
 MAX_SIDE = 16_384
+FILTERS = {member.name.lower(): member for member in Image.Resampling}
 
 Size = dict[str, int]
 Statistic = float | tuple[float, ...]
@@ -74,6 +76,12 @@ def enum_value(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+def _parse_resample(value: Any) -> Any:
+    """Returns Pillow's number of a filter, which may be given by its name, as torchvision's ``InterpolationMode`` is."""
+    value = enum_value(value)
+    return int(FILTERS[value]) if isinstance(value, str) and value in FILTERS else value
+
+
 def _clamp_side(side: float) -> int:
     return min(max(int(side), 1), MAX_SIDE)
 
@@ -118,6 +126,7 @@ _SizeDict = Annotated[dict[str, Annotated[int, Field(ge=1, le=MAX_SIDE)]], Befor
 SizeField = Annotated[_SizeDict, AfterValidator(_check_keys)]
 HeightWidthField = Annotated[_SizeDict, AfterValidator(_check_height_and_width)]
 StatisticField = Annotated[Statistic, PlainValidator(_parse_statistic)]
+ResampleField = Annotated[int, Field(ge=0, le=5), BeforeValidator(_parse_resample)]
 LayoutField = Annotated[Layout | None, BeforeValidator(enum_value)]
 ValueRangeField = Annotated[dict[str, list[float]] | None, PlainValidator(_parse_value_range)]
 
