@@ -74,7 +74,7 @@ class CommonTests(common.ImageProcessingTestMixin):  # type: ignore[misc]
             response = mock.Mock(raw=self.enterContext(open(url_to_local_path(""), "rb")))  # noqa: PTH123
             self.enterContext(mock.patch.object(common.requests, "get", return_value=response))
         self.image_processing_class = self.fast_image_processing_class = self.processor_class  # 4.x
-        self.image_processor_tester_class = lambda parent: Processors(parent, self.processor_class, **self.settings)  # 5.x
+        self.image_processor_tester_class: Any = lambda parent: Processors(parent, self.processor_class, **self.settings)  # 5.x
         super().setUp()
         self.image_processor_tester = self.image_processor_tester_class(self)
 

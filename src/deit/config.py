@@ -294,7 +294,11 @@ class ViTConfig(BaseModel):
             3
         """
         hub, fields = hub_arguments(arguments)
-        return cls.from_dict(read_json(fetch_file(name, (CONFIG_NAME,), **hub))).override(fields)
+        path = fetch_file(name, (CONFIG_NAME,), **hub)
+        content = read_json(path)
+        if not content.keys() & cls.model_fields.keys():  # of timm, of an image processor
+            raise ConfigError(f"{path} does not configure a DeiT or ViT", "pass one, or use load_model(...).config")
+        return cls.from_dict(content).override(fields)
 
 
 class DeiTConfig(ViTConfig):

@@ -16,6 +16,7 @@ from deit.system.files import (
     BEST_NAME,
     BUNDLE_NAME,
     CONFIG_NAME,
+    EMA_NAME,
     IMAGE_HASHES_NAME,
     INDEX_NAME,
     NESTED_PROCESSOR_NAME,
@@ -129,8 +130,8 @@ def fetch_file(name: str | Path, files: Sequence[str], **options: Any) -> Path:
     """Returns the first of several files that a model has; see :func:`fetch` for its name.
 
     Args:
-        name: name of the model, or the path of a JSON file, which is returned itself. The path of a file of weights refers to
-            the files beside it.
+        name: name of the model, or the path of a JSON file, which is returned itself. The path of a file of weights that
+            has a name of a model directory refers to the files beside it.
         files: file names, in order of preference.
         options: keyword arguments of :func:`fetch`.
 
@@ -138,10 +139,12 @@ def fetch_file(name: str | Path, files: Sequence[str], **options: Any) -> Path:
         CheckpointError: see :func:`fetch`; or the model has none of the files.
     """
     path = fetch(name, (), optional=files, **options)
-    if path.is_file():
-        if path.suffix == ".json" and path.name not in WEIGHT_FILES:
-            return path
-        path = path.parent
+    if path.is_file() and path.suffix == ".json" and path.name not in WEIGHT_FILES:
+        return path
+    directory = directory_of(path)
+    if directory is None:
+        raise CheckpointError(f"{path} is a single file, without {' or '.join(files)}", "pass a model directory, or a run")
+    path = directory
     if found := next((path / file for file in files if (path / file).is_file()), None):
         return found
     if (path / BUNDLE_NAME).is_file() and CONFIG_NAME in files:
@@ -149,6 +152,18 @@ def fetch_file(name: str | Path, files: Sequence[str], **options: Any) -> Path:
             f"{path} is an exported model, which has no {CONFIG_NAME}", "pass the model that it was exported from"
         )
     raise CheckpointError(f"{path} has no {' or '.join(files)}", "pass a model directory, or a run with a finished epoch")
+
+
+def directory_of(path: Path) -> Path | None:
+    """Returns the directory whose files belong to a model: of a file of weights only if it has a name of a model directory.
+
+    Example:
+        >>> directory_of(Path("run/best/model.safetensors")), directory_of(Path("downloads/weights.pth"))
+        (PosixPath('run/best'), None)
+    """
+    if path.is_dir():
+        return path
+    return path.parent if path.name in (*WEIGHT_FILES, EMA_NAME) else None
 
 
 def model_path(path: Path) -> Path:

@@ -462,6 +462,9 @@ def test_file_of_a_model_is_found_from_every_path_of_it(tmp_path: Path) -> None:
     assert fetch_file(best / "other.json", ("config.json",)) == best / "other.json"
     with pytest.raises(CheckpointError, match=r"best has no x\.json or y\.json"):
         fetch_file(tmp_path, ("x.json", "y.json"))
+    (best / "weights.pth").touch()  # of another model, for all that is known
+    with pytest.raises(CheckpointError, match=r"weights\.pth is a single file, without config\.json"):
+        fetch_file(best / "weights.pth", ("config.json",))
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "bundle.json").touch()
     with pytest.raises(CheckpointError, match="is an exported model"):

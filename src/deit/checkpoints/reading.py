@@ -31,7 +31,7 @@ from deit.checkpoints.tensors import TensorFile, open_index, open_tensors
 from deit.checkpoints.timm_config import read_timm_config
 from deit.config import ViTConfig, config_from_dict
 from deit.errors import CheckpointError, ConfigError
-from deit.hub import WEIGHT_FILES, fetch, model_path
+from deit.hub import WEIGHT_FILES, directory_of, fetch, model_path
 from deit.system.files import BUNDLE_NAME, CONFIG_NAME, EMA_NAME, read_json
 from deit.variants import LAYER_NORM_EPS
 
@@ -237,7 +237,8 @@ def open_directory(path: Path, ema: bool = False, anchors: Sequence[str] = MODEL
 
 def _open_file(path: Path, ema: bool) -> tuple[list[TensorFile], Path | None]:
     """Opens a file of weights. The configuration beside it belongs to it only if the file has a name of a model directory."""
-    config_file = path.with_name(CONFIG_NAME) if path.name in (*WEIGHT_FILES, EMA_NAME) else None
+    directory = directory_of(path)
+    config_file = None if directory is None else directory / CONFIG_NAME
     if path.name in WEIGHT_FILES and path.name.endswith(".index.json"):
         if ema:
             raise CheckpointError(f"{path} has no moving average of the weights", "load it without ema")

@@ -20,6 +20,7 @@ BICUBIC = int(Image.Resampling.BICUBIC)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_SQUARE = {"height": 224, "width": 224}
 _CLIP: dict[str, Any] = {
     "size": {"shortest_edge": 224},
     "default_to_square": False,
@@ -30,12 +31,12 @@ _MOBILE_NET: dict[str, Any] = {"size": {"shortest_edge": 256}, "default_to_squar
 # Classes that resize to `size` and crop to `crop_size`, without ImageProcessor -> defaults other than those of DeiT.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": {},
-    "ViT": {"size": 224, "resample": BILINEAR, "do_center_crop": False},
-    "Beit": {"size": 224, "do_center_crop": False},
+    "ViT": {"size": _SQUARE, "resample": BILINEAR, "do_center_crop": False},
+    "Beit": {"size": _SQUARE, "do_center_crop": False},
     "Bit": _CLIP,
     "CLIP": _CLIP,
     "DINOv3ViT": {
-        "size": 224,
+        "size": _SQUARE,
         "resample": BILINEAR,
         "do_center_crop": False,
         "image_mean": IMAGENET_MEAN,
@@ -43,7 +44,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "MobileNetV1": _MOBILE_NET,
     "MobileNetV2": _MOBILE_NET,
-    "Siglip": {"size": 224, "do_center_crop": False, "default_to_square": False},
+    "Siglip": {"size": _SQUARE, "do_center_crop": False, "default_to_square": False},
 }
 CROP_BY_RATIO = "ConvNext"  # the class that derives the resized side from the input size and `crop_pct`
 SQUASH_FROM = 384  # pixels; from this input size on, it resizes to the input size and does not crop

@@ -11,7 +11,7 @@ from torch import nn
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.timm_config import is_transformer
 from deit.config import ViTConfig
-from deit.hub import PROCESSOR_FILES, fetch, hub_arguments
+from deit.hub import PROCESSOR_FILES, directory_of, fetch, hub_arguments
 from deit.images.processor import DeiTImageProcessor
 from deit.models.hf_classifier import HFClassifier
 from deit.models.modeling import classifier_from_checkpoint
@@ -91,7 +91,7 @@ def load_processor(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProces
         config: configuration of the loaded model, whose input size may differ from that of the checkpoint.
     """
     paths = [checkpoint.path, checkpoint.base_path or checkpoint.path]  # an adapter may have none of its own
-    folders = [path if path.is_dir() else path.parent for path in paths]
+    folders = [folder for path in paths if (folder := directory_of(path)) is not None]
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in PROCESSOR_FILES)), None)
     if checkpoint.preprocessing:
         processor = processor_from_timm(checkpoint.preprocessing)
