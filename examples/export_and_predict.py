@@ -40,7 +40,7 @@ def main() -> None:
     else:  # one image at a time: all cores work on it
         predictor = deit.Predictor.from_pretrained(options.bundle, performance_hint="latency")
         for line in sys.stdin:
-            print(json.dumps(predictor([line.strip()])[0].to_dict(), ensure_ascii=False), flush=True)
+            print(json.dumps(predictor(line.strip()).to_dict(), ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def _usage_section(metadata: ModelMetadata, repo_id: str | None) -> str:
     blocks = []
     if metadata.classes:
         call = f"predictor = deit.Predictor.from_pretrained({name})"
-        blocks.append(["import deit", "", call, 'print(predictor(["photo.jpg"])[0].labels[0])'])
+        blocks.append(["import deit", "", call, 'print(predictor("photo.jpg").labels[0])'])
     if metadata.config is None:
         timm_name = json.dumps(f"hf-hub:{repo_id}" if repo_id else "local-dir:.")
         blocks.append(["import timm", "", f"model = timm.create_model({timm_name}, pretrained=True)"])

@@ -13,6 +13,7 @@ from deit.data.datasets.named import named_reference
 from deit.data.opening import read_splits
 from deit.data.sources import ImageSource, check_image, subset
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits
+from deit.data.value_range import find_value_range, range_notes, splits_with_value_range, with_value_range
 from deit.errors import DataError, ImageError, ImageTooLargeError
 from deit.images.listing import LeftOut, OtherKind
 from deit.system.progress import Progress
@@ -89,13 +90,18 @@ def check_data(data: str | Path) -> DataCheck:
     else:
         dataset = read_splits(data)
         origin, sources, obstacle = _split(dataset)
-    errors = [error for source in sources.values() for error in check_images(source, decode=True).values()]
+    value_range = find_value_range(next(iter(sources.values())))
+    errors = [
+        error
+        for source in sources.values()
+        for error in check_images(with_value_range(source, value_range), decode=True).values()
+    ]
     return DataCheck(
         origin=origin,
         sources=sources,
         damaged=[str(error) for error in errors if not isinstance(error, ImageTooLargeError)],
         too_large=[str(error) for error in errors if isinstance(error, ImageTooLargeError)],
-        notes=dataset.notes,
+        notes=(*dataset.notes, *range_notes(value_range)),
         left_out=dataset.left_out,
         obstacle=obstacle,
     )
@@ -151,7 +157,8 @@ def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
         skip: leave out unreadable files and count them, instead of raising an error.
 
     Returns:
-        The splits without unreadable images, and the number of images left out.
+        The splits without unreadable images, with the range of values of those of more than 8 bits, and the number of images
+        left out.
 
     Raises:
         ImageError: a file is unreadable, unless ``skip``.
@@ -177,7 +184,8 @@ def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
     assert train is not None
     assert validation is not None
     _check_classes(train)
-    return replace(splits, train=train, validation=validation, test=sources["test"]), skipped
+    readable = replace(splits, train=train, validation=validation, test=sources["test"])
+    return splits_with_value_range(readable), skipped
 
 
 def _check_classes(source: ImageSource) -> None:

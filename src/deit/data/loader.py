@@ -22,6 +22,7 @@ from deit.data.sources import ImageSource, open_encoded
 from deit.data.transforms.augment import TrainTransform
 from deit.data.transforms.crops import reduced_box
 from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
+from deit.data.value_range import with_value_range
 from deit.data.workers import Parcel, WorkerPlan, plan_workers, print_note_once, worker_error
 from deit.errors import ConfigError, DeiTError, ImageError
 from deit.images.decoding import configure_pillow, reduction_of
@@ -185,6 +186,10 @@ class EvaluationSamples:
     source: ImageSource
     processor: DeiTImageProcessor
     skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        # Images of more than 8 bits are converted as in the training of the model.
+        object.__setattr__(self, "source", with_value_range(self.source, self.processor.file_range))
 
     def batch(self, plan: BatchPlan) -> Batch:
         """Returns the batch of a plan, without augmentation and mixing; empty if all its images are skipped.

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from deit.data.class_names import class_indices
+from deit.images.conversion import ValueRange
 from deit.images.decoding import Decodable, DecodedImage, EncodedImage, check_header, open_image
 
 NAMES_PER_HASH = 10_000  # names are hashed in blocks, which is several times faster than one by one
@@ -67,6 +68,21 @@ class WithContent(Protocol):
         """
 
 
+@runtime_checkable
+class EncodedFiles(Protocol):
+    """A source of encoded images, which it decodes."""
+
+    def content(self, index: int) -> Path | bytes:
+        """Returns the path or the content of the file of an image.
+
+        Raises:
+            ImageError: there is none.
+        """
+
+    def with_value_range(self, value_range: ValueRange) -> ImageSource:
+        """Returns the same images, converted to 8 bits by a range."""
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files below a folder.
@@ -76,19 +92,24 @@ class FileSource:
         names: paths of the files, absolute or relative to ``root``.
         classes: class names.
         labels: class index of each file, (n,) int64.
+        value_range: black and white of images with more than 8 bits, see :mod:`deit.data.value_range`.
     """
 
     root: Path
     names: tuple[str, ...]
     classes: tuple[str, ...]
     labels: np.ndarray
+    value_range: ValueRange | None = None
 
     def path(self, index: int) -> Path:
         """Returns the path of a file."""
         return self.root / self.names[index]
 
     def load(self, index: int) -> Image.Image:
-        return open_image(self.path(index))
+        return open_image(self.path(index), value_range=self.value_range)
+
+    def with_value_range(self, value_range: ValueRange) -> FileSource:
+        return replace(self, value_range=value_range)
 
     def check(self, index: int) -> None:
         check_header(self.path(index))
@@ -243,8 +264,21 @@ def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Deco
     if isinstance(source, MultiLabelSource):
         return open_encoded(source.base, index)
     if isinstance(source, FileSource):
-        return EncodedImage(source.path(index))
+        return EncodedImage(source.path(index), value_range=source.value_range)
     return nullcontext(DecodedImage(source.load(index)))
+
+
+def encoded_file(source: ImageSource, index: int) -> Path | bytes | None:
+    """Returns the path or the content of the file of an image; None if the source does not come from files.
+
+    Raises:
+        ImageError: the file is missing.
+    """
+    if isinstance(source, Subset):
+        return encoded_file(source.base, int(source.indices[index]))
+    if isinstance(source, MultiLabelSource):
+        return encoded_file(source.base, index)
+    return source.content(index) if isinstance(source, EncodedFiles) else None
 
 
 def unlabeled(base: ImageSource) -> Subset:

@@ -12,6 +12,7 @@ import numpy as np
 from deit.data.sources import ImageSource, Subset, fingerprint, subset, unlabeled
 from deit.errors import CheckpointError, DataError
 from deit.images.listing import LeftOut
+from deit.images.conversion import ValueRange
 from deit.rng import RngStream, generator
 from deit.system.files import RECORD_NAME, read_json
 
@@ -80,6 +81,7 @@ class Splits:
         fingerprint: fingerprint of the whole data set, see :func:`deit.data.sources.fingerprint`.
         notes: remarks on how the data was read, for the user.
         left_out: what is beside the images and not read.
+        value_range: black and white of images with more than 8 bits; None if there are none.
     """
 
     train: ImageSource
@@ -89,6 +91,7 @@ class Splits:
     fingerprint: str
     notes: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    value_range: ValueRange | None = None
 
     @property
     def all_notes(self) -> list[str]:

@@ -14,8 +14,10 @@ from deit.data.image_hashes import ImageHashes, content_hashes, leave_out_seen
 from deit.data.opening import open_unlabeled, short_name
 from deit.data.sources import UNLABELED, ImageSource, select
 from deit.data.splits import VALIDATION_FRACTION, DataRecord
+from deit.data.value_range import with_value_range
 from deit.errors import DataError, ImageError
 from deit.system.progress import print_status
+from deit.images.conversion import ValueRange
 from deit.system.threads import thread_map
 
 MIN_IMAGES = 8  # with fewer, neither activation ranges nor agreement are meaningful
@@ -63,7 +65,10 @@ class CalibrationImages:
 
 
 def calibration_images(
-    data: str | Path | None, record: DataRecord | None, hashes: ImageHashes | None = None
+    data: str | Path | None,
+    record: DataRecord | None,
+    hashes: ImageHashes | None = None,
+    value_range: ValueRange | None = None,
 ) -> tuple[CalibrationImages, CalibrationImages]:
     """Returns images to calibrate on and images to compare on: the train and validation splits of a data set.
 
@@ -72,6 +77,7 @@ def calibration_images(
             photographs for both.
         record: of the data that the model was trained on, if known: a data set without splits is then split as for training.
         hashes: of the images that the model was trained on, if known: it is not compared on them, unless there are no others.
+        value_range: black and white of images with more than 8 bits, as the model was trained on them.
 
     Raises:
         DataError: the data set is unusable.
@@ -85,8 +91,8 @@ def calibration_images(
         print_status(f"Note: {note}.")
     name = short_name(data)
     return (
-        CalibrationImages(splits.train, f"images of {name}"),
-        _held_out(splits.validation, hashes, name),
+        CalibrationImages(with_value_range(splits.train, value_range), f"images of {name}"),
+        _held_out(with_value_range(splits.validation, value_range), hashes, name),
     )
 
 

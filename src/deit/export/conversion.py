@@ -47,6 +47,8 @@ from deit.system.files import (
     RECORD_NAME,
     WEIGHTS_NAME,
     new_directory,
+    read_json,
+    write_json,
 )
 from deit.variants import LAYER_NORM_EPS
 
@@ -302,6 +304,8 @@ def _write(draft: Path, output_format: str, model: TransformerClassifier, proces
     if output_format == "timm":
         settings = timm_preprocessing(processor)
         write_timm(draft, model.config, model.canonical_state(), settings)
+        if processor.value_range is not None:
+            write_json(draft / CONFIG_NAME, {**read_json(draft / CONFIG_NAME), "value_range": processor.value_range})
     else:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)

@@ -133,7 +133,7 @@ def export_model(
     inference_model = InferenceModel(classifier)
     record = read_record(classifier.path) if classifier.path else None
     hashes = read_image_hashes(classifier.path) if classifier.path else None
-    train_images, validation_images = calibration_images(calibrate, record, hashes)
+    train_images, validation_images = calibration_images(calibrate, record, hashes, classifier.processor.file_range)
     prepare = partial(preprocess_image, classifier.processor, inference_model.input_dtype)
     pixels = validation_images.pixels(prepare, images)
     expected = _reference_logits(classifier, inference_model, pixels)

@@ -66,9 +66,9 @@ RATES = {
     "TIFF": Rate(0, 6, 14),
     "WEBP": Rate(20, 32, 70),
 }
-PLAIN_PPM = Rate(3, 20, 240)  # numbers as text, which Pillow parses in Python
+PLAIN_PPM = Rate(3, 20, 360)  # numbers as text, which Pillow parses in Python
 SCALED_PPM = Rate(8, 2700, 0)  # levels that are not 8 or 16 bits, which Pillow scales in Python
-RLE_BMP = Rate(3, 200, 450)
+RLE_BMP = Rate(3, 220, 450)
 FAX_TIFF = Rate(0, 6, 55)
 PROGRESSIVE_JPEG = Rate(6, 8, 12)  # up to three coefficients of 16 bits per pixel are kept
 WHOLE_FILES = ("AVIF", "HEIF", "TIFF", "WEBP")  # formats whose decoder reads the whole file at once

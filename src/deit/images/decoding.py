@@ -123,11 +123,6 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
         if self._image is not None:
             self._image.close()
 
-    @property
-    def is_deep(self) -> bool:
-        """Whether the image has one channel of more than 8 bits."""
-        return is_deep(self._mode)
-
     def decode(self, reduction: int = 1) -> Image.Image:
         """Decodes the image. May be called once.
 
@@ -214,10 +209,21 @@ def check_header(source: Path | bytes, name: str = "") -> None:
     Raises:
         ImageError: it does not. Damage after the header is not detected.
     """
+    read_mode(source, name)
+
+
+def read_mode(source: Path | bytes, name: str = "") -> str:
+    """Returns Pillow's mode of an image file, from its header.
+
+    Raises:
+        ImageError: as :func:`check_header`.
+    """
     name = _source_name(source, name)
     with _as_image_error(name):
         image, _ = _open(source, name)
+        mode = image.mode
         image.close()
+        return mode
 
 
 def reduction_of(encoded: Decodable, image: Image.Image) -> int:

@@ -33,8 +33,13 @@ MAX_MATRIX_SIDE = 4096  # pixels; the weights of longer sides would fill the cac
 MAX_MATRIX_PIXELS = 2_000_000  # of an image; for larger ones, the conversion to float32 takes longer than Pillow's loops
 
 
-def fast_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarray:
+def fast_pixels(processor: DeiTImageProcessor, source: Path | bytes, name: str = "") -> np.ndarray:
     """Decodes, resizes and crops an image file, approximately as :meth:`DeiTImageProcessor.pixels` does.
+
+    Args:
+        processor: image processor of the model.
+        source: path or content of the file.
+        name: name of the image in error messages; the path by default.
 
     Returns:
         (height, width, 3), uint8.
@@ -43,8 +48,8 @@ def fast_pixels(processor: DeiTImageProcessor, source: Path | bytes) -> np.ndarr
         ImageError: the image is unreadable.
     """
     if not processor.do_resize:
-        return processor.pixels(open_image(source))
-    with EncodedImage(source) as encoded:
+        return processor.pixels(open_image(source, name, processor.file_range))
+    with EncodedImage(source, name, processor.file_range) as encoded:
         full_size = encoded.height, encoded.width
         target = target_size(processor.size, *full_size)
         image = encoded.decode(largest_reduction(min(full_size[0] / target[0], full_size[1] / target[1])))

@@ -5,23 +5,24 @@ Shapes: B images, C channels, K classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from PIL import Image
 
 from deit.errors import ImageError, UserError
-from deit.images.arrays import to_channels_last
-from deit.images.conversion import to_rgb
 from deit.images.crops import Crop
 from deit.images.decoding import open_image
 from deit.images.processor import DeiTImageProcessor
 from deit.inference.bundle import Bundle, InputDtype, Precision, is_bundle, open_bundle
 from deit.inference.decoding import fast_pixels
+from deit.inference.inputs import from_array, from_pillow, image_file, is_single_image, values_to_uint8
 from deit.inference.loading import load_runtime
 from deit.inference.logits import softmax
 from deit.inference.runtime_selection import select_runtime
@@ -31,9 +32,7 @@ from deit.system.progress import Progress
 from deit.system.threads import ordered_map
 
 if TYPE_CHECKING:
-    import torch
-
-    ImageLike = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
+    from deit.inference.inputs import ImageLike
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Prediction:
 
 
 class Predictor:
-    """Classifies files, bytes, Pillow images, arrays or tensors.
+    """Classifies files, Pillow images, arrays or tensors.
 
     Uses one thread per core. Each thread decodes and resizes a few images, runs the model on them, and takes the next ones, so
     that some threads decode while others run the model.
@@ -80,7 +79,7 @@ class Predictor:
 
     Example:
         predictor = Predictor.from_pretrained("runs/photos/best")
-        predictor(["cat.jpg"])[0].labels[0]
+        predictor("cat.jpg").labels[0]
     """
 
     def __init__(
@@ -170,19 +169,38 @@ class Predictor:
         loaded = load_runtime(bundle, runtime_name, runtime_device, performance_hint)
         return cls(loaded, processor, metadata.classes, metadata.input_dtype, exact)
 
-    def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]:
-        """Classifies images.
+    @overload
+    def __call__(self, images: ImageLike, top: int = 5, names: str | Sequence[str] = ()) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]: ...
+
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike], top: int = 5, names: str | Sequence[str] = ()
+    ) -> Prediction | list[Prediction]:
+        """Classifies one image or several.
 
         Args:
-            images: paths, bytes of image files, Pillow images, or arrays and tensors of (height, width, C) or
-                (C, height, width), in 0..255 or floats in 0..1.
+            images: an image: a path, the bytes of an image file, an open binary file, a Pillow image, or an array or tensor of
+                (height, width), (height, width, C) or (C, height, width), in 0..255 or floats in 0..1. Or several: a list,
+                another iterable such as a generator, or an array or tensor of four dimensions. Files and Pillow images are
+                turned upright by their EXIF orientation.
             top: number of classes per prediction.
             names: names of the images in the predictions; images without one are named by path or number.
 
         Returns:
-            One prediction per image, in the order of the images.
+            One prediction for one image; for several, a list in the order of the images.
+
+        Raises:
+            ImageError: ``images`` is neither an image nor an iterable. An unreadable image, a URL or a nested list is a
+                prediction with an error.
         """
-        listed = list(images)
+        if is_single_image(images):
+            [prediction] = self.stream([cast("ImageLike", images)], top, [names] if isinstance(names, str) else names)
+            return prediction
+        if not isinstance(images, Iterable) and not hasattr(images, "__iter__"):
+            raise ImageError(f"{type(images).__name__} is not an image", "pass a path, a Pillow image, an array, or a list")
+        listed = list(cast("Iterable[ImageLike]", images))
         predictions: list[Prediction] = []
         with Progress("Predicting", len(listed)) as progress:
             for prediction in self.stream(listed, top, names):
@@ -194,10 +212,12 @@ class Predictor:
         """Classifies images lazily: yields the predictions in order, and holds only a few images in memory.
 
         Args:
-            images: images as for a call; may be infinite.
+            images: several images as for a call; may be infinite.
             top: number of classes per prediction.
             names: names of the images in the predictions.
         """
+        if is_single_image(images):
+            raise UserError("stream takes several images, not one", "pass it in a list, or call the predictor")
         remaining_names = iter(names)
         named = ((next(remaining_names, None) or _image_name(index, image), image) for index, image in enumerate(images))
         if isinstance(images, Sequence) and len(images) == 1:
@@ -250,7 +270,7 @@ def preprocess_image(
     Args:
         processor: image processor of the model.
         input_dtype: type of the model's input.
-        image: a path, bytes of an image file, a Pillow image, an array or a tensor.
+        image: one image, as :meth:`Predictor.__call__` takes it.
         exact: decode and resize files bit for bit as the processor does.
 
     Returns:
@@ -259,31 +279,21 @@ def preprocess_image(
     Raises:
         ImageError: the image is unreadable.
     """
-    if isinstance(image, str | Path | bytes):
-        source = image if isinstance(image, bytes) else Path(image)
-        pixels = processor.pixels(open_image(source)) if exact else fast_pixels(processor, source)
+    file = image_file(image)
+    if file is not None:
+        name = _image_name(None, image)
+        read = partial(open_image, file, name, processor.file_range)
+        pixels = processor.pixels(read()) if exact else fast_pixels(processor, file, name)
     elif isinstance(image, Image.Image):
-        pixels = processor.pixels(to_rgb(image))
+        pixels = processor.pixels(from_pillow(image, processor.file_range))
     else:
-        pixels = processor.pixels(_to_uint8(to_channels_last(image, True, None, {1, 3, 4})))
-    return processor.normalize(pixels) if input_dtype == "float32" else np.moveaxis(_to_uint8(pixels), -1, 0)
+        pixels = processor.pixels(from_array(image, processor.file_range))
+    return processor.normalize(pixels) if input_dtype == "float32" else np.moveaxis(values_to_uint8(pixels), -1, 0)
 
 
-def _image_name(index: int, image: Any) -> str:
-    return str(image) if isinstance(image, str | Path) else f"image {index}"
-
-
-def _to_uint8(image: np.ndarray | Image.Image) -> np.ndarray:
-    """Converts values in 0..255, or floats in 0..1, to uint8.
-
-    Raises:
-        ImageError: other values.
-    """
-    values = np.asarray(image)
-    if values.dtype == np.uint8:
-        return values
-    low, high = (values.min(), values.max()) if values.size else (0, 0)
-    if not (low >= 0 and high <= 255):
-        raise ImageError(f"An image has values from {low} to {high}", "scale them to 0..255, or floats to 0..1")
-    scaled = values * 255.0 if values.dtype.kind == "f" and high <= 1 else values
-    return np.rint(scaled).astype(np.uint8)
+def _image_name(index: int | None, image: Any) -> str:
+    """Returns the name of an image in its prediction: its path, or its number."""
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", None) if hasattr(image, "read") else None
+    if isinstance(path, str | os.PathLike):
+        return os.fsdecode(path)
+    return "" if index is None else f"image {index}"

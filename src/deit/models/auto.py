@@ -94,7 +94,9 @@ def load_processor(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProces
     folders = [folder for path in paths if (folder := directory_of(path)) is not None]
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in PROCESSOR_FILES)), None)
     if checkpoint.preprocessing:
-        processor = processor_from_timm(checkpoint.preprocessing)
+        config_file = folders[0] / CONFIG_NAME
+        beside = read_json(config_file) if config_file.is_file() else {}
+        processor = processor_from_timm(checkpoint.preprocessing, beside.get("value_range"))
     elif folder is not None:
         processor = DeiTImageProcessor.from_pretrained(folder)
     else:

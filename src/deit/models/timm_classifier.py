@@ -124,6 +124,8 @@ class TimmClassifier(nn.Module):
                 "label_names": list(self.classes),
             },
         }
+        if self.processor.value_range is not None:
+            content["value_range"] = self.processor.value_range  # of images with more than 8 bits; not known to timm
         write_json(directory / CONFIG_NAME, content)
 
     @classmethod
@@ -137,7 +139,7 @@ class TimmClassifier(nn.Module):
         directory = Path(directory)
         content = read_json(directory / CONFIG_NAME)
         settings = content.get("pretrained_cfg")
-        processor = processor_from_timm(settings if isinstance(settings, dict) else {})
+        processor = processor_from_timm(settings if isinstance(settings, dict) else {}, content.get("value_range"))
         try:
             assert isinstance(settings, dict)  # processor_from_timm refuses anything else
             count = int(content["num_classes"])
@@ -185,14 +187,18 @@ def to_channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def processor_from_timm(settings: Mapping[str, Any]) -> DeiTImageProcessor:
+def processor_from_timm(settings: Mapping[str, Any], value_range: Any = None) -> DeiTImageProcessor:
     """Converts timm's ``pretrained_cfg`` to an image processor.
+
+    Args:
+        settings: timm's ``pretrained_cfg``.
+        value_range: of images with more than 8 bits, as saved next to it; None if unknown.
 
     Raises:
         CheckpointError: a value is missing or malformed, or the crop mode or interpolation is not supported.
     """
     try:
-        return DeiTImageProcessor(**settings_from_timm(settings))
+        return DeiTImageProcessor(**settings_from_timm(settings), value_range=value_range)
     except ConfigError as error:
         raise CheckpointError(
             f"A value of timm's preprocessing is missing or malformed ({error.problem})", "save the model again"

@@ -55,6 +55,11 @@ def build_trainer(
         workers: worker processes of the data loader; None chooses by the number of cores.
     """
     recipe, model = built.recipe, built.model.to(device)
+    processor = recipe.processor()
+    if splits.value_range is not None:
+        processor = processor.replace(value_range=splits.value_range.to_dict())
+    if isinstance(model, TimmClassifier):
+        model.processor = processor
     features = _feature_distillation(recipe, model, teacher, device)
     targets = None if teacher is None else teacher.sample_targets
     return Trainer(
@@ -65,7 +70,7 @@ def build_trainer(
         state=TrainState(data=record.fingerprint),
         context=StepContext(recipe, choose_precision(recipe.precision, device), teacher, features),
         samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets),
-        validation=EvaluationSamples(splits.validation, recipe.processor(), settings.skip_unreadable),
+        validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable),
         files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
     )

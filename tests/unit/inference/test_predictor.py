@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deit.errors import CheckpointError, ConfigError, UserError
+from deit.errors import CheckpointError, ConfigError, ImageError, UserError
 from deit.export.export import ExportResult
 from deit.inference.predictor import Predictor
 from deit.inference.runtimes import TORCH_BATCH_SIZE
@@ -102,6 +102,87 @@ def test_gradients_stay_enabled_outside(model: Path) -> None:
 def test_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         Predictor.from_pretrained(tmp_path / "nothing here")
+
+
+def sideways(folder: Path) -> Path:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    pattern(90, 50).save(folder / "sideways.png", exif=tags)
+    return folder / "sideways.png"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_image_gives_one_prediction_whatever_it_is_passed_as(model: Path, tmp_path: Path, exact: bool) -> None:
+    """A file, and what a user opens from it, have the same prediction; the photo is sideways."""
+    path = sideways(tmp_path)
+    predictor = Predictor.from_pretrained(model, "cpu", exact=exact)
+    [expected] = predictor([path])
+    upright = np.rot90(np.asarray(pattern(90, 50)), -1).copy()
+    with path.open("rb") as file, Image.open(path) as image:
+        inputs: list[Any] = [
+            path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes()),
+            io.BytesIO(path.read_bytes()), file, image, upright, torch.from_numpy(upright),
+        ]  # fmt: skip
+        for item in inputs:
+            prediction = predictor(item)
+            assert prediction.labels == expected.labels, type(item)
+            assert prediction.probabilities == pytest.approx(expected.probabilities, abs=0 if exact else 0.02)
+    assert expected.image == str(path)
+    assert predictor(str(path), names="a name").image == "a name"
+
+
+def test_several_images_give_a_list(model: Path, tmp_path: Path) -> None:
+    path = sideways(tmp_path)
+    predictor = Predictor.from_pretrained(model, "cpu")
+    upright = np.rot90(np.asarray(pattern(90, 50)), -1).copy()
+    several: list[Any] = [
+        [path, path], (path, str(path)), (path for _ in range(2)), iter([path, path]), {path: 1, str(path): 2}.keys(),
+        np.stack([upright, upright]), torch.from_numpy(np.stack([upright, upright])),
+    ]  # fmt: skip
+    for images in several:
+        assert [prediction.labels for prediction in predictor(images)] == [predictor(path).labels] * 2
+    assert predictor([]) == []
+
+
+def test_what_is_not_an_image_is_one_error_in_its_place(model: Path, tmp_path: Path) -> None:
+    path = sideways(tmp_path)
+    (tmp_path / "a.txt").write_text("hello")
+    predictor = Predictor.from_pretrained(model, "cpu")
+    with (tmp_path / "a.txt").open() as text, path.open("rb") as closed:
+        closed.close()
+        wrong: dict[str, Any] = {
+            "is a URL: download": "https://example.org/a.jpg",
+            "open it with": text,
+            "cannot be read": closed,
+            "A list is not an image": [path],
+            "NoneType is not an image": None,
+            "does not exist": "no such file.jpg",
+        }
+        for message, item in wrong.items():
+            first, second = predictor([item, path])
+            assert message in first.error
+            assert second.labels
+    assert "is a URL" in predictor("HTTP://example.org/a.jpg").error
+    for neither in (None, 3):
+        with pytest.raises(ImageError, match="is not an image: pass a path"):
+            predictor(neither)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="takes several images"):
+        next(predictor.stream("a.jpg"))
+
+
+def test_arrays_of_more_than_8_bits_are_converted_as_their_files(model: Path, tmp_path: Path) -> None:
+    values = np.asarray(pattern(60, 50).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(values).save(tmp_path / "a.png")
+    predictor = Predictor.from_pretrained(model, "cpu", exact=True)
+    inputs = [values, values[..., None], values.astype(np.int32), Image.fromarray(values), tmp_path / "a.png"]
+    assert all(prediction.error for prediction in predictor(inputs))
+    predictor.processor.value_range = {"integer": [0, 4080]}
+    expected = predictor(pattern(60, 50).convert("L"))
+    for item in inputs:
+        assert predictor(item).probabilities == expected.probabilities
+    predictor.processor.value_range = {"float": [0, 16]}
+    scaled = values / np.float32(255)
+    assert predictor(scaled).probabilities == pytest.approx(expected.probabilities, abs=1e-3)
 
 
 def test_invalid_arrays_are_errors(model: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from deit.data.sources import UNLABELED, ImageSource
 from deit.data.split_names import Split, split_of
 from deit.data.splits import DatasetSplits
 from deit.errors import CheckpointError, DataError, ImageError, MissingExtraError
+from deit.images.conversion import ValueRange
 from deit.images.decoding import check_header, open_image
 from deit.system.files import read_json
 
@@ -41,6 +42,7 @@ class TableSource:
         classes: class names.
         labels: class index of each image, (n,) int64.
         allowed_folders: folders of image files that the table may refer to.
+        value_range: black and white of images with more than 8 bits, see :mod:`deit.data.value_range`.
     """
 
     table: Any
@@ -49,12 +51,16 @@ class TableSource:
     classes: tuple[str, ...]
     labels: np.ndarray
     allowed_folders: tuple[Path, ...] = ()
+    value_range: ValueRange | None = None
 
     def load(self, index: int) -> Image.Image:
-        return open_image(self.content(index), self.name(index))
+        return open_image(self.content(index), self.name(index), self.value_range)
 
     def check(self, index: int) -> None:
         check_header(self.content(index), self.name(index))
+
+    def with_value_range(self, value_range: ValueRange) -> TableSource:
+        return replace(self, value_range=value_range)
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"

@@ -17,6 +17,7 @@ from torch.nn import functional
 from deit.images.decoding import largest_reduction
 
 MAX_TRIES = 10  # to find a rectangle that fits
+MAX_COVERING_PIXELS = 2**25  # of an image that is resized as a whole
 PADDING = 4  # pixels on each side of a padded crop
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
@@ -92,10 +93,26 @@ def simple_random_crop(pixels: np.ndarray, height: int, width: int, rng: np.rand
         new_rows, new_columns = max(height, rows * width // columns), width
     else:
         new_rows, new_columns = height, max(width, columns * height // rows)
-    image = crop_and_resize(pixels, (0, 0, columns, rows), new_rows, new_columns)
     top = int(rng.integers(new_rows + 2 * PADDING - height + 1)) - PADDING
     left = int(rng.integers(new_columns + 2 * PADDING - width + 1)) - PADDING
-    return image[:, _reflected_indices(top, height, new_rows)[:, None], _reflected_indices(left, width, new_columns)]
+    rows_needed, columns_needed = _reflected_indices(top, height, new_rows), _reflected_indices(left, width, new_columns)
+    box = (0, 0, columns, rows)
+    if new_rows * new_columns > MAX_COVERING_PIXELS:  # an extreme aspect ratio: only the part around the crop is resized
+        first, last, top_edge, bottom_edge = _source_interval(rows_needed, rows, new_rows)
+        start, stop, left_edge, right_edge = _source_interval(columns_needed, columns, new_columns)
+        box = (left_edge, top_edge, right_edge, bottom_edge)
+        new_rows, new_columns = last - first, stop - start
+        rows_needed, columns_needed = rows_needed - first, columns_needed - start
+    image = crop_and_resize(pixels, box, new_rows, new_columns)
+    return image[:, rows_needed[:, None], columns_needed]
+
+
+def _source_interval(needed: np.ndarray, length: int, new_length: int) -> tuple[int, int, int, int]:
+    """Returns the interval of a resized axis that contains the needed pixels, and of the pixels that it is resized from."""
+    scale = length / new_length
+    left, right = math.floor(needed.min() * scale), math.ceil((needed.max() + 1) * scale)
+    first, last = min(math.ceil(left / scale), int(needed.min())), max(math.floor(right / scale), int(needed.max()) + 1)
+    return first, last, left, right
 
 
 def _reflected_indices(start: int, count: int, length: int) -> np.ndarray:

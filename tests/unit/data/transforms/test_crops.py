@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deit.data.transforms import crops
 from deit.data.transforms.crops import (
     crop_and_resize,
     crop_reduction,
@@ -156,3 +157,34 @@ def test_simple_random_crop_is_of_the_covering_image_padded_by_reflection(
     rows, columns = zip(*seen, strict=True)
     assert (min(rows), max(rows)) == (0, padded.shape[1] - height)
     assert (min(columns), max(columns)) == (0, padded.shape[2] - width)
+
+
+@pytest.mark.parametrize("size", [(65_535, 1), (1, 65_535), (40_000, 7), (9, 30_000)], ids=str)
+def test_simple_random_crop_of_an_extreme_aspect_ratio_resizes_a_part(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole image would have up to 3.3 billion pixels. The part gives the pixels of the whole, up to rounding."""
+    rows, columns = size
+    image = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
+    largest = 0
+    resize = crops.crop_and_resize
+
+    def recording(pixels: np.ndarray, box: crops.Box, height: int, width: int) -> np.ndarray:
+        nonlocal largest
+        largest = max(largest, height * width)
+        return resize(pixels, box, height, width)
+
+    monkeypatch.setattr(crops, "crop_and_resize", recording)
+    for seed in range(4):
+        crop = simple_random_crop(image, 224, 224, rng(seed))
+        assert crop.shape == (3, 224, 224)
+    assert largest < 2**20
+
+
+def test_part_of_a_covering_image_gives_the_pixels_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.asarray(pattern(90, 700))
+    whole = [simple_random_crop(image, 48, 32, rng(seed)) for seed in range(8)]
+    monkeypatch.setattr(crops, "MAX_COVERING_PIXELS", 0)
+    for seed, expected in enumerate(whole):
+        difference = np.abs(simple_random_crop(image, 48, 32, rng(seed)).astype(int) - expected)
+        assert np.mean(difference[:, 8:-8]) < 6  # the interval begins between two pixels of the whole
