@@ -11,8 +11,8 @@ import numpy as np
 
 from deit.data.sources import ImageSource, Subset, fingerprint, subset, unlabeled
 from deit.errors import CheckpointError, DataError
-from deit.images.listing import LeftOut
 from deit.images.conversion import ValueRange
+from deit.images.listing import LeftOut
 from deit.rng import RngStream, generator
 from deit.system.files import RECORD_NAME, read_json
 

@@ -16,8 +16,8 @@ from deit.data.sources import UNLABELED, ImageSource, select
 from deit.data.splits import VALIDATION_FRACTION, DataRecord
 from deit.data.value_range import with_value_range
 from deit.errors import DataError, ImageError
-from deit.system.progress import print_status
 from deit.images.conversion import ValueRange
+from deit.system.progress import print_status
 from deit.system.threads import thread_map
 
 MIN_IMAGES = 8  # with fewer, neither activation ranges nor agreement are meaningful
