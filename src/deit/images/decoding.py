@@ -19,13 +19,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from deit.errors import DeiTError, ImageError, ImageTooLargeError
 from deit.images.conversion import MIN_16_BIT_MAXIMUM, ValueRange, finite_extrema, is_deep, to_rgb
 from deit.images.cost import UNCHECKED_METADATA, check_cost, count_scans, is_16_bit, may_have_slow_scans
-from deit.images.metadata import is_heif, metadata_is_long, register_heif, unsupported_tiff
+from deit.images.metadata import metadata_is_long, register_heif, unsupported_tiff
+from deit.images.sniffing import HEAD_BYTES, FileKind, kind_of_content
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
 MAX_FILE_BYTES = 512 * 2**20
 RETAINED_BLOCKS = 4
 LARGE_PIXELS = 2**25  # of an image that is reduced after decoding, if its format does not offer reduced decoding
-HEAD_BYTES = 64
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # EXIF orientation -> what turns the image upright.
 TRANSPOSITIONS = {
@@ -300,7 +300,7 @@ def _identify(source: Path | bytes, name: str) -> Image.Image:
         return Image.open(_file(source), formats=FORMATS)
     except UnidentifiedImageError:
         head = source[:HEAD_BYTES] if isinstance(source, bytes) else _read_head(source)
-        if is_heif(head):
+        if kind_of_content(head) is FileKind.HEIC:
             register_heif(name)
             return Image.open(_file(source), formats=("HEIF",))
         problem = unsupported_tiff(source) if head[:4] in TIFF_SIGNATURES else ""

@@ -12,17 +12,12 @@ from PIL import Image, TiffImagePlugin
 
 from deit.errors import ImageError
 from deit.images.cost import UNCHECKED_METADATA
+from deit.images.sniffing import heic_remedy
 
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_SEGMENTS = 2048  # of a JPEG, before its pixels
 MAX_PPM_HEADER = 2**16
 JPEG_STARTS_WITH, SCAN = b"\xff\xd8", 0xDA
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 277, 339
-
-
-def is_heif(head: bytes) -> bool:
-    """Whether a file starts like a HEIC or HEIF image, as phones write it."""
-    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
 
 
 def register_heif(name: str) -> None:
@@ -36,7 +31,7 @@ def register_heif(name: str) -> None:
     try:
         import pillow_heif
     except ImportError as error:
-        raise ImageError(f"{name} is a HEIC image", "pip install 'deit[heic]', or convert it to JPEG") from error
+        raise ImageError(f"{name} is a HEIC image", f"{heic_remedy()}, or convert it to JPEG") from error
     pillow_heif.register_heif_opener()
 
 
