@@ -50,6 +50,7 @@ from deit.system.files import (
     read_json,
     write_json,
 )
+from deit.system.replacing import draft_prefix, is_empty_directory
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
@@ -157,7 +158,7 @@ def convert(
     check_logits(expected.numpy(), f"The model {source}")
     largest = expected.abs().max().item()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft_prefix(path)) as folder:
         draft = Path(folder) / path.name
         _write(draft, output_format, model, processor)
         if draft.is_dir():
@@ -259,7 +260,7 @@ def convert_adapter(
     _check_separate(adapter_path, path)
     adapter = open_adapter(adapter_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft_prefix(path)) as folder:
         draft = Path(folder) / "adapter"
         rename_adapter(adapter, draft, to.removeprefix("peft-"))
         difference, largest = largest_difference(adapter, open_adapter(draft)), largest_change(adapter)
@@ -278,7 +279,7 @@ def _check_destination(path: Path, output_format: str, overwrite: bool) -> None:
         raise UserError(
             f"{path} looks like a file, but the {output_format} format is a directory", "name a directory, or pass --to authors"
         )
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not is_empty_directory(path):
         raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
     if path.exists() and path.is_dir() and output_format == "authors":
         raise UserError(f"{path} is a directory, but the authors format is a file", "choose another destination")

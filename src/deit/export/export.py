@@ -41,6 +41,7 @@ from deit.system.files import (
 )
 from deit.system.hardware import cores, cpu_name
 from deit.system.progress import Progress, print_status
+from deit.system.replacing import is_empty_directory, shortened
 
 COMPARED_IMAGES = 500
 CALIBRATION_IMAGES = 300
@@ -183,7 +184,7 @@ def default_format() -> Format:
 def default_destination(source: str | Path, graph_format: Format, precision: Precision) -> Path:
     """Returns the directory of a bundle if none is given, named by the model; for the model of a run, by the run."""
     names = [name for name in Path(source).resolve().parts if name not in (BEST_NAME, LAST_NAME)]
-    return Path("exports") / f"{names[-1]}-{graph_format}-{precision}"
+    return Path("exports") / f"{shortened(names[-1])}-{graph_format}-{precision}"
 
 
 def _measurement_context(graph_format: Format) -> dict[str, Any]:
@@ -212,6 +213,8 @@ def _check_request(
         raise MissingExtraError(f"A bundle of {graph_format} in {precision}", optional_libraries.EXTRA)
     if precision == "int8" and calibrate is None:
         raise UserError("int8 needs images to calibrate on", "pass --calibrate DATA")
+    if is_empty_directory(path):
+        return
     if path.exists() and not overwrite:
         raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
     if path.exists() and (not is_bundle(path) or {file.name for file in path.iterdir()} - BUNDLE_FILES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError, WorkError
+from deit.system.replacing import draft_directory, draft_prefix, replace_directory
 
 # Files of a model directory.
 CONFIG_NAME = "config.json"
@@ -58,7 +60,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=draft_prefix(path))
             drafts[path] = Path(name)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -66,11 +68,21 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
             drafts[path].chmod(0o666 & ~_umask())
         for path, draft in drafts.items():
-            draft.replace(path)
+            _replace_file(draft, path)
     except BaseException:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
         raise
+
+
+def _replace_file(draft: Path, path: Path) -> None:
+    try:
+        draft.replace(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # a single file that is mounted into a container
+            raise
+        shutil.copyfile(draft, path)
+        draft.unlink()
 
 
 def write_text(path: Path, content: str) -> None:
@@ -157,20 +169,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory that replaces ``path`` on success.
 
-    An existing directory at ``path`` is removed only after the new one has taken its place.
+    An existing directory at ``path`` is removed only after the new one has taken its place. A symbolic link stays, and the
+    directory that it names is replaced.
     """
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
+    draft = draft_directory(path)
     try:
         yield draft
         draft.chmod(0o777 & ~_umask())
-        if path.exists():
-            old = path.with_name(f"{draft.name}.old")
-            path.rename(old)
-            draft.rename(path)
-            shutil.rmtree(old)
-        else:
-            draft.rename(path)
+        replace_directory(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

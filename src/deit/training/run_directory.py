@@ -10,6 +10,7 @@ from deit.errors import CheckpointError, RecipeError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.files import RECIPE_NAME, RUN_NAME, read_json, write_json
+from deit.system.replacing import shortened
 
 
 def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Path:
@@ -28,7 +29,7 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to resume the run in it")
         return directory
-    stem = Path("runs") / f"{short_name(data)}-{recipe_name}"
+    stem = Path("runs") / shortened(f"{short_name(data)}-{recipe_name}")
     candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
 

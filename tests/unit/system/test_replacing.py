@@ -1,0 +1,173 @@
+"""Directories are replaced on any file system, and what was saved survives every failure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deit.system.files import new_directory, write_text
+from deit.system.replacing import draft_prefix, shortened
+
+BROKEN_RENAMES = [errno.EXDEV, errno.EBUSY, errno.EACCES]
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> Path:
+    """A saved model with a folder and a link in it."""
+    path = tmp_path / "best"
+    (path / "inner").mkdir(parents=True)
+    (path / "weights").write_text("old")
+    (path / "inner" / "more").write_text("old")
+    (path / "link").symlink_to("weights")
+    return path
+
+
+def content(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): file.read_text() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def names(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir())
+
+
+OLD = {"inner/more": "old", "link": "old", "weights": "old"}
+NEW = {"inner/other": "new", "weights": "new"}
+
+
+def write_new(draft: Path) -> None:
+    (draft / "weights").write_text("new")
+    (draft / "inner").mkdir()
+    (draft / "inner" / "other").write_text("new")
+
+
+def refuse_rename(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Makes renaming this directory fail, as in an image layer of an overlay file system or at a mount point."""
+    rename = os.rename
+
+    def refusing(source: Any, target: Any, **options: Any) -> None:
+        if Path(source) == path:
+            raise OSError(number, os.strerror(number), str(source))
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refusing)
+
+
+@pytest.mark.parametrize("number", BROKEN_RENAMES)
+def test_directory_that_cannot_be_renamed_is_replaced(best: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    refuse_rename(monkeypatch, best, number)
+    with new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == NEW
+    assert names(best.parent) == ["best"]
+
+
+@pytest.mark.parametrize("number", BROKEN_RENAMES)
+def test_full_disk_while_replacing_keeps_the_old_content(best: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    refuse_rename(monkeypatch, best, number)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space left"), new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == OLD
+    assert (best / "link").is_symlink()
+    assert names(best.parent) == ["best"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
+def test_failure_between_both_renames_keeps_the_old_content(
+    best: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    rename = os.rename
+
+    def failing(source: Any, target: Any, **options: Any) -> None:
+        if Path(target) == best and not str(source).endswith(".old"):
+            raise error
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(type(error)), new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == OLD
+    assert names(best.parent) == ["best"]
+
+
+def test_signal_after_the_directory_is_replaced_removes_the_old_one(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def interrupted(source: Any, target: Any, **options: Any) -> None:
+        rename(source, target, **options)
+        if Path(target) == best:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == NEW
+    assert names(best.parent) == ["best"]
+
+
+def test_volume_in_a_read_only_directory_is_filled(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdtemp = tempfile.mkdtemp
+
+    def read_only(*, dir: Path, prefix: str) -> str:
+        if Path(dir) == best.parent:
+            raise OSError(errno.EROFS, "Read-only file system")
+        made: str = mkdtemp(dir=dir, prefix=prefix)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    refuse_rename(monkeypatch, best, errno.EBUSY)
+    with new_directory(best) as draft:
+        assert draft.parent == best
+        write_new(draft)
+    assert content(best) == NEW
+    assert names(best) == ["inner", "weights"]
+
+
+def test_link_to_a_directory_stays(best: Path) -> None:
+    link = best.with_name("latest")
+    link.symlink_to("best")
+    with new_directory(link) as draft:
+        write_new(draft)
+    assert link.is_symlink()
+    assert content(best) == NEW
+
+
+def test_mounted_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "config.json", "old")
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    write_text(tmp_path / "config.json", "new")
+    assert (tmp_path / "config.json").read_text() == "new"
+    assert names(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 250, "ß" * 125, "類" * 83, "😀" * 62, "best", b"caf\xe9".decode("utf-8", "surrogateescape")]
+)
+def test_names_of_any_length_and_script_can_be_replaced(tmp_path: Path, name: str) -> None:
+    for text in ("1", "2"):
+        with new_directory(tmp_path / name) as draft:
+            (draft / "a").write_text(text)
+        write_text(tmp_path / name / name, text)
+    assert content(tmp_path / name) == {"a": "2", name: "2"}
+    assert len(os.fsencode(draft_prefix(Path(name)))) <= 102
+    assert names(tmp_path) == [name]
+
+
+def test_shortened_name_is_a_prefix_without_half_characters() -> None:
+    assert shortened("photos") == "photos"
+    assert shortened("類" * 100, 200) == "類" * 66
+    assert shortened("a" * 300) == "a" * 200
