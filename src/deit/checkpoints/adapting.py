@@ -1,4 +1,4 @@
-"""Adapts a checkpoint to another model: other heads, another input size, with or without a distillation token.
+"""Adapts a checkpoint to another model: other heads, input size or channels, with or without a distillation token.
 
 What is loaded, newly initialized, resampled or ignored is decided from shapes, before any tensor is read. All tensors of the
 transformer must be present, and none may be left over. Heads may be newly initialized or ignored, but only as a whole. A change
@@ -26,6 +26,8 @@ Shapes = Mapping[str, Shape]
 
 DISTILLATION_TOKEN = "embeddings.distillation_token"
 POSITION_EMBEDDINGS = "embeddings.position_embeddings"
+PATCH_EMBEDDING = "embeddings.patch_embeddings.projection.weight"
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray image (ITU-R BT.601), as Pillow converts
 # Modules beside the transformer. Each may be newly initialized or ignored, but only as a whole.
 OPTIONAL_MODULES = (*HEADS, "pooler", "decoder", "embeddings.mask_token")
 
@@ -89,6 +91,7 @@ class AdaptedCheckpoint:
         # Copies: tensors of a memory-mapped file are unaligned, which makes products slower and changes their rounding.
         tensors = {name: stored[source].to(dtype, copy=True) for name, source in self.sources.items()}
         tensors[POSITION_EMBEDDINGS] = self._adapt_position_embeddings(tensors[POSITION_EMBEDDINGS])
+        tensors[PATCH_EMBEDDING] = _adapt_channels(tensors[PATCH_EMBEDDING], self.target.num_channels)
         return tensors
 
     def _adapt_position_embeddings(self, embeddings: Tensor) -> Tensor:
@@ -129,13 +132,15 @@ def adapt_checkpoint(
         if name == POSITION_EMBEDDINGS:
             if (checkpoint.config.grid, stored_shape) != (target.grid, shape):
                 resized[name] = (stored_shape, shape)
+        elif name == PATCH_EMBEDDING and _is_gray_and_rgb(stored_shape, shape):
+            resized[name] = (stored_shape, shape)
         elif stored_shape != shape and _module(name) in HEADS and checkpoint.config.num_labels != target.num_labels:
             mismatched[name] = (stored_shape, shape)
             continue
         elif stored_shape != shape:
             raise CheckpointError(
                 f"{source} is {_format(stored_shape)} in {checkpoint.path} and {_format(shape)} in the model",
-                "only position embeddings and heads may change their size",
+                "only position embeddings and heads may change their size, and the input may be gray or RGB",
             )
         sources[name] = source
     new = tuple(name for name in shapes if name not in sources)
@@ -177,6 +182,25 @@ def _rename_heads(
             )
         return {"cls_classifier": "classifier"}, ()
     return {}, ()
+
+
+def _is_gray_and_rgb(first: Shape, second: Shape) -> bool:
+    """Returns whether two shapes (D, C, rows, columns) of a patch embedding differ only by one channel and three."""
+    return {first[1:2], second[1:2]} == {(1,), (3,)} and (first[0], *first[2:]) == (second[0], *second[2:])
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Fits a patch embedding (D, C, rows, columns) to gray or RGB images.
+
+    From RGB to gray, the weights are summed, as timm does: a gray image gives what it gave as RGB. From gray to RGB, each
+    channel gets its share of the luma, so that an image gives what its gray version gave.
+    """
+    if weight.shape[1] == channels:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    shares = torch.tensor(LUMA, dtype=torch.promote_types(weight.dtype, torch.float32))[:, None, None]
+    return (weight * shares).to(weight.dtype)
 
 
 def _check_complete(

@@ -13,6 +13,7 @@ from deit.checkpoints.timm_config import is_transformer
 from deit.config import ViTConfig
 from deit.hub import PROCESSOR_FILES, directory_of, fetch, hub_arguments
 from deit.images.processor import DeiTImageProcessor
+from deit.models.channels import GRAY_NOTE, RGB, for_rgb, rgb_fields
 from deit.models.hf_classifier import HFClassifier
 from deit.models.modeling import classifier_from_checkpoint
 from deit.models.timm_classifier import TimmClassifier, processor_from_timm
@@ -41,7 +42,7 @@ class LoadedClassifier:
 
 
 def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) -> LoadedClassifier:
-    """Loads a saved classifier, in evaluation mode.
+    """Loads a saved classifier of RGB images, in evaluation mode; one of gray images gets their luma.
 
     Args:
         name: file or directory in any format that :func:`deit.load_model` reads, directory of a network of timm, directory
@@ -61,9 +62,11 @@ def load_classifier(name: str | Path, *, ema: bool = False, **arguments: Any) ->
         wrapped = wrapper.from_pretrained(path)
         return LoadedClassifier(wrapped, wrapped.processor, wrapped.classes, path, wrapped.notes)
     checkpoint = open_checkpoint(path, ema=ema, fields=fields)
-    model = classifier_from_checkpoint(checkpoint, fields)
+    rgb = rgb_fields(checkpoint.config, path)
+    model = classifier_from_checkpoint(checkpoint, {**rgb, **fields})
     model.config.return_dict = True  # the output is accessed by name, whatever the configuration file says
-    return LoadedClassifier(model, load_processor(checkpoint, model.config), model.config.classes, path, checkpoint.notes)
+    notes = (*checkpoint.notes, GRAY_NOTE) if rgb else checkpoint.notes
+    return LoadedClassifier(model, load_processor(checkpoint, model.config), model.config.classes, path, notes)
 
 
 def wrapper_class(path: Path) -> type[TimmClassifier] | type[HFClassifier] | None:
@@ -101,6 +104,8 @@ def load_processor(checkpoint: Checkpoint, config: ViTConfig) -> DeiTImageProces
         processor = DeiTImageProcessor.from_pretrained(folder)
     else:
         return DeiTImageProcessor.for_size(*config.image_hw)
+    if config.num_channels == RGB:
+        processor = for_rgb(processor)
     if checkpoint.config.image_hw == config.image_hw:
         return processor
     return processor.with_input_size(*config.image_hw)

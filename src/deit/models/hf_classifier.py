@@ -20,6 +20,7 @@ from deit.checkpoints.state_dicts import unwrap_names
 from deit.config import MAX_CLASSES
 from deit.errors import CheckpointError, ConfigError, DeiTError, MissingExtraError
 from deit.images.processor import DeiTImageProcessor
+from deit.models.channels import RGB, check_channels, for_rgb, to_gray
 from deit.models.outputs import ImageClassifierOutput
 from deit.system.files import CONFIG_NAME, NESTED_PROCESSOR_NAME, PROCESSOR_NAME, read_json
 
@@ -45,6 +46,7 @@ class HFClassifier(nn.Module):
         super().__init__()
         self.notes: tuple[str, ...] = ()
         self.network, self.classes, self.processor = network, classes, processor
+        self.is_gray = getattr(getattr(network, "config", None), "num_channels", RGB) == 1
 
     def forward(self, pixel_values: Tensor, residual_scale: None = None) -> ImageClassifierOutput:
         """Classifies images.
@@ -54,7 +56,8 @@ class HFClassifier(nn.Module):
             residual_scale: None; transformers take stochastic depth from outside, these networks do not.
         """
         assert residual_scale is None
-        return ImageClassifierOutput(logits=self.network(pixel_values).logits)  # (B, K)
+        values = to_gray(pixel_values) if self.is_gray else pixel_values
+        return ImageClassifierOutput(logits=self.network(values).logits)  # (B, K)
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> HFClassifier:
@@ -76,6 +79,7 @@ class HFClassifier(nn.Module):
                 f"{directory / CONFIG_NAME} has {forbidden[0]}, which would load more than this directory",
                 "save the model without it",
             )
+        check_channels(content.get("num_channels", RGB), directory)
         network, missing, notes = _load_network(transformers, directory)
         if missing:
             raise CheckpointError(f"{directory} lacks {min(missing)}", "pass a model that was trained to classify images")
@@ -158,6 +162,6 @@ def processor_from_hf(content: Mapping[str, Any]) -> DeiTImageProcessor:
     settings |= {name: bool(content.get(name)) for name in STEPS}
     if not content.get("do_rescale", True) or abs(float(content.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
         raise ConfigError("pixels are not rescaled by 1/255", "save the model with another processor")
-    processor = DeiTImageProcessor(**settings, image_processor_type=processor_type)
+    processor = for_rgb(DeiTImageProcessor(**settings, image_processor_type=processor_type))
     _ = processor.input_hw, processor.rgb_statistics  # raise unless the input has one size and three channels
     return processor

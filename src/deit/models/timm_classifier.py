@@ -25,6 +25,7 @@ from deit.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
 from deit.images.processor import DeiTImageProcessor
 from deit.images.timm_preprocessing import INTERPOLATIONS, settings_from_timm
 from deit.models import plain_convnet  # noqa: F401 - registers the architecture with timm
+from deit.models.channels import RGB, check_channels, for_rgb, to_gray
 from deit.models.outputs import ImageClassifierOutput
 from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 
@@ -60,6 +61,12 @@ class TimmClassifier(nn.Module):
         self.architecture, self.classes, self.processor = architecture, classes, processor
         self.arguments = dict(arguments or {})
         check_architecture(architecture)
+        channels = self.arguments.get("in_chans", RGB)
+        try:
+            check_channels(channels, architecture)
+        except CheckpointError as error:
+            raise TeacherError(error.problem, error.remedy) from error
+        self.is_gray = channels == 1
         if loading := LOADING_ARGUMENTS & self.arguments.keys():
             raise TeacherError(f"The argument {min(loading)!r} of timm is not allowed here", "remove it")
         try:
@@ -77,7 +84,7 @@ class TimmClassifier(nn.Module):
             residual_scale: None; transformers take stochastic depth from outside, networks of timm do not.
         """
         assert residual_scale is None
-        return ImageClassifierOutput(logits=self.network(pixel_values))  # (B, K)
+        return ImageClassifierOutput(logits=self.network(self._input(pixel_values)))  # (B, K)
 
     @property
     def has_features(self) -> bool:
@@ -93,8 +100,11 @@ class TimmClassifier(nn.Module):
         Returns:
             Logits (B, K), and feature maps (B, C, rows, columns) from the first stage to the last.
         """
-        last, features = self.network.forward_intermediates(pixel_values)  # type: ignore[operator]
+        last, features = self.network.forward_intermediates(self._input(pixel_values))  # type: ignore[operator]
         return self.network.forward_head(last), features  # type: ignore[operator]
+
+    def _input(self, pixel_values: Tensor) -> Tensor:
+        return to_gray(pixel_values) if self.is_gray else pixel_values
 
     def reset_classifier(self, classes: tuple[str, ...], seed: int) -> None:
         """Replaces the classification layer by a newly initialized one for other classes.
@@ -113,12 +123,15 @@ class TimmClassifier(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_tensors(directory / WEIGHTS_NAME, self.network.state_dict())
+        preprocessing = timm_preprocessing(self.processor)
+        if self.is_gray:
+            preprocessing["input_size"][0] = 1
         content = {
             "architecture": self.architecture,
             "num_classes": len(self.classes),
             "model_args": self.arguments,
             "pretrained_cfg": {
-                **timm_preprocessing(self.processor),
+                **preprocessing,
                 "fixed_input_size": False,
                 "num_classes": len(self.classes),
                 "label_names": list(self.classes),
@@ -139,7 +152,7 @@ class TimmClassifier(nn.Module):
         directory = Path(directory)
         content = read_json(directory / CONFIG_NAME)
         settings = content.get("pretrained_cfg")
-        processor = processor_from_timm(settings if isinstance(settings, dict) else {}, content.get("value_range"))
+        processor = for_rgb(processor_from_timm(settings if isinstance(settings, dict) else {}, content.get("value_range")))
         try:
             assert isinstance(settings, dict)  # processor_from_timm refuses anything else
             count = int(content["num_classes"])
@@ -147,6 +160,8 @@ class TimmClassifier(nn.Module):
                 raise ValueError("number of classes")
             names = settings.get("label_names") or placeholder_names(count)
             arguments = dict(content.get("model_args") or {})
+            if settings["input_size"][0] == 1:
+                arguments.setdefault("in_chans", 1)
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"A value in {directory / CONFIG_NAME} is missing or malformed ({error})", "save the model again"

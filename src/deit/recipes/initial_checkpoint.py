@@ -8,6 +8,7 @@ from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.errors import RecipeError
 from deit.hub import fetch
 from deit.models.auto import load_processor, wrapper_class
+from deit.models.channels import rgb_fields
 from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.schema import SHAPE, ConvNet, Recipe, Transformer
 
@@ -28,14 +29,15 @@ def open_initial_checkpoint(name: str) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def config_changes(model: Transformer) -> dict[str, Any]:
-    """Returns the configuration fields of the checkpoint that the recipe changes."""
-    return {} if model.image_size is None else {"image_size": model.image_size}
+def config_changes(model: Transformer, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the configuration fields of the checkpoint that training changes: the recipe's image size, and RGB input."""
+    size = {} if model.image_size is None else {"image_size": model.image_size}
+    return {**size, **rgb_fields(checkpoint.config, checkpoint.path)}
 
 
 def take_checkpoint_shape(recipe: Recipe, model: Transformer, checkpoint: Checkpoint) -> Recipe:
     """Returns the recipe with the model shape left to the checkpoint, and its image size and normalization filled in."""
-    config = checkpoint.config.override(config_changes(model))
+    config = checkpoint.config.override(config_changes(model, checkpoint))
     mean, std = load_processor(checkpoint, config).rgb_statistics
     height, width = config.image_hw
     shape = dict.fromkeys(SHAPE) | {"variant": None, "image_size": height if height == width else (height, width)}

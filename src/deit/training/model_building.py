@@ -14,6 +14,7 @@ from deit.checkpoints.reading import Checkpoint
 from deit.config import DeiTConfig, ViTConfig, config_from_dict
 from deit.errors import RecipeError, TeacherError
 from deit.models.auto import load_classifier
+from deit.models.channels import GRAY_NOTE
 from deit.models.modeling import (
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
@@ -102,7 +103,7 @@ def _masked_modeling_config(config: ViTConfig) -> DeiTConfig:
 
 def _build_from_checkpoint(recipe: Recipe, settings: Transformer, classes: tuple[str, ...], init: str) -> BuiltModel:
     checkpoint = open_initial_checkpoint(init)
-    changes = config_changes(settings)
+    changes = config_changes(settings, checkpoint)
     is_distilled = recipe.masked or recipe.distillation.mode != "none"
     distillation = _distillation_change(checkpoint, recipe.masked, is_distilled)
     if recipe.masked:
@@ -156,6 +157,8 @@ def _checkpoint_notes(
 ) -> list[str]:
     report = model.load_report
     notes = [f"Initialized from {init}", *checkpoint.notes]
+    if checkpoint.config.num_channels != model.config.num_channels:
+        notes.append(GRAY_NOTE)
     if new:
         notes.append(f"Newly initialized: {_modules(new)}")
     old_grid, new_grid = checkpoint.config.grid, model.config.grid
