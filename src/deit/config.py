@@ -63,6 +63,7 @@ class ViTConfig(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     PREFIX_TOKENS: ClassVar[int] = 1
+    _commit_hash: ClassVar[None] = None  # read by transformers' pipelines
 
     model_type: str = "vit"
     hidden_size: Annotated[int, Field(ge=1, le=16_384)] = 768
