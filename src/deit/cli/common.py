@@ -131,13 +131,15 @@ class RunOptions:
         return recipe_settings(self.assignments, {**own, **shared})
 
     def check_resume(self, *other_settings: object) -> None:
-        """Checks that a run is resumed without other settings.
+        """Checks that a run is resumed without another recipe, teacher, checkpoint or directory.
 
         Raises:
-            UserError: another setting is given beside ``--resume``.
+            UserError: one is given beside ``--resume``.
         """
         if self.resume is not None and any((*other_settings, self.recipe, self.init, self.out)):
-            raise UserError("A resumed run keeps its own recipe and teacher", "pass --resume without other settings")
+            raise UserError(
+                "A resumed run keeps its own recipe and teacher", "pass --resume without them; --epochs and --minutes extend it"
+            )
 
     def run_arguments(self) -> dict[str, Any]:
         """Returns the keyword arguments that all training functions take."""

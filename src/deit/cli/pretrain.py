@@ -26,7 +26,7 @@ def pretrain(
 
     settings = options.settings({"model.variant": model})
     check_init_shape(options.init, model)
-    options.check_resume(settings)
+    options.check_resume()
     result = run(
         data,
         options.recipe or "pretrain-mim",

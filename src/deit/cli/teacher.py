@@ -44,7 +44,7 @@ def train(
 
     settings = options.settings({"model.architecture": arch})
     check_init_shape(options.init, arch, "--arch")
-    options.check_resume(settings)
+    options.check_resume()
     result = run(
         data,
         options.recipe or ("digits-convnet" if data == "digits" else "convnet"),

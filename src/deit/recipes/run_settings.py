@@ -22,6 +22,7 @@ class RunSettings:
         split_seed: seed of the split, where a split of the data set is missing.
         validation_fraction: fraction of each class that is then set aside for validation.
         skip_unreadable: leave out unreadable images and count them.
+        extended: the extensions of the run: finished epochs, and the number of epochs that were planned until then.
     """
 
     data: str
@@ -32,6 +33,7 @@ class RunSettings:
     split_seed: int = 0
     validation_fraction: float = VALIDATION_FRACTION
     skip_unreadable: bool = False
+    extended: tuple[tuple[int, int], ...] = ()
 
 
 def absolute(name: str | Path) -> str:

@@ -19,6 +19,7 @@ from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
 from deit.system.signals import stop_on_signals
+from deit.training.extension import extend, requested_length
 from deit.training.finishing import PretrainResult, TrainResult, finish_pretraining, finish_training
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.model_building import build_model
@@ -35,6 +36,7 @@ class _Request:
     directory: Path
     recipe: Recipe
     settings: RunSettings
+    length: Recipe | None = None  # the recipe with another length, if the run is extended
 
 
 def train(
@@ -58,7 +60,8 @@ def train(
         data: a data set, as :func:`deit.data.opening.open_data` takes it; may be omitted with ``resume``.
         recipe: a :class:`Recipe`, its name, or a TOML file.
         out: the run directory, new or empty; None creates one below ``runs``.
-        resume: run directory to resume, with its own recipe, teacher and data.
+        resume: run directory to resume, with its own recipe, teacher and data. Of ``settings``, only ``epochs`` and ``minutes``
+            are allowed: they extend the run (:mod:`deit.training.extension`).
         init: checkpoint to start from: of any format, a run, a hub name or a variant's name. Heads are newly initialized if
             its classes are not those of the data.
         teacher: the teacher, as :meth:`Teacher.load` takes it, or a directory of ``deit teacher cache``; required if the
@@ -79,7 +82,7 @@ def train(
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    return train_on(splits, request.recipe, run, request.directory, device=device, workers=workers)
+    return train_on(splits, request.recipe, run, request.directory, device=device, workers=workers, length=request.length)
 
 
 def pretrain(
@@ -116,7 +119,7 @@ def pretrain(
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
     splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-    trainer, _, _ = _prepare(splits, request.recipe, run, request.directory, device, workers)
+    trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length)
     trainer.fit()
     return finish_pretraining(trainer)
 
@@ -129,9 +132,13 @@ def train_on(
     *,
     device: str = "auto",
     workers: int | None = None,
+    length: Recipe | None = None,
 ) -> TrainResult:
-    """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any."""
-    trainer, readable, teacher = _prepare(splits, recipe, settings, directory, device, workers)
+    """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any.
+
+    ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`.
+    """
+    trainer, readable, teacher, settings = _prepare(splits, recipe, settings, directory, device, workers, length)
     with stop_on_signals() as stop:
         trainer.fit()
         try:
@@ -144,12 +151,18 @@ def train_on(
 
 
 def _prepare(
-    splits: Splits, recipe: Recipe, settings: RunSettings, directory: Path, device_name: str, workers: int | None
-) -> tuple[Trainer, Splits, DistillationTeacher | None]:
+    splits: Splits,
+    recipe: Recipe,
+    settings: RunSettings,
+    directory: Path,
+    device_name: str,
+    workers: int | None,
+    length: Recipe | None,
+) -> tuple[Trainer, Splits, DistillationTeacher | None, RunSettings]:
     """Resolves the recipe, builds everything that training needs, and prints the summary.
 
     Returns:
-        The trainer, the readable part of the data set, and the teacher.
+        The trainer, the readable part of the data set, the teacher, and the settings, which record an extension.
     """
     device = choose_device(device_name)
     check_class_names(splits.classes)
@@ -173,6 +186,9 @@ def _prepare(
         teacher.check(trainer.samples)
     if checkpoint is not None:
         restore(trainer, checkpoint, settings.data)
+    length_notes: list[str] = []
+    if length is not None:
+        settings, length_notes = extend(trainer, length, settings)
 
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
     notes = [
@@ -181,16 +197,19 @@ def _prepare(
         *time_notes,
         *built.notes,
         *view_notes,
+        *length_notes,
         *hash_notes,
         *_teacher_notes(trainer, teacher, settings),
     ]
     if checkpoint is not None:
         notes.append(f"Resumed from {checkpoint}")
+        if trainer.state.epoch == trainer.context.recipe.epochs:
+            notes.append("All epochs are finished; --epochs with a larger number trains on")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
     print_summary(trainer, readable, settings, teacher, notes)
-    write_run(directory, limited, settings)
-    return trainer, readable, teacher
+    write_run(directory, trainer.context.recipe, settings)
+    return trainer, readable, teacher, settings
 
 
 def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settings: RunSettings) -> list[str]:
@@ -219,8 +238,12 @@ def _request(
 ) -> _Request:
     """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
     if resume is not None:
+        if any(value is not None for value in (out, init, teacher, teacher_weights)):
+            raise UserError("A resumed run keeps its own recipe, teacher and directory", "pass none of them to resume it")
         resumed_recipe, resumed_settings = read_run(Path(resume), data)
-        return _Request(Path(resume), resumed_recipe, resumed_settings)
+        length = requested_length(resumed_recipe, changes or {}, Path(resume))
+        resumed_settings = replace(resumed_settings, skip_unreadable=resumed_settings.skip_unreadable or skip_unreadable)
+        return _Request(Path(resume), resumed_recipe, resumed_settings, length)
     if data is None:
         raise UserError("There is no data to train on", "pass a folder of images, or a name from `deit data list`")
     requested = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(changes or {})

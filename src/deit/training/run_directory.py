@@ -51,8 +51,9 @@ def read_run(directory: Path, data: str | Path | None = None) -> tuple[Recipe, R
     if data is not None:
         content["data"] = absolute_name(data)
     try:
+        content["extended"] = tuple((int(done), int(planned)) for done, planned in content.get("extended", ()))
         settings = RunSettings(**content)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is corrupt", "train again") from error
     return Recipe.load(directory / RECIPE_NAME), settings
 

@@ -39,7 +39,8 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
         "Model": f"{_model_name(trainer, settings.init)} at {height} x {width}, {_parameter_counts(trainer)}",
         "Recipe": (
             f"{recipe.name}: {plural(recipe.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, "
-            f"batch size {recipe.batch_size}, peak learning rate {recipe.peak_lr:.3g}, seed {recipe.seed}"
+            f"{_extensions(settings)}batch size {recipe.batch_size}, peak learning rate {recipe.peak_lr:.3g}, "
+            f"seed {recipe.seed}"
         ),
         "Precision": f"{context.precision} on {trainer.device}",
         "Run": str(trainer.directory),
@@ -48,6 +49,11 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
         features = "" if context.features is None else " with feature distillation"
         summary["Teacher"] = f"{teacher.name}, {recipe.distillation.mode} distillation{features}"
     return summary
+
+
+def _extensions(settings: RunSettings) -> str:
+    """Returns how the run was extended, with a final separator."""
+    return "".join(f"extended from {planned:,} after epoch {done:,}, " for done, planned in settings.extended)
 
 
 def image_counts(splits: Splits) -> dict[str, int]:

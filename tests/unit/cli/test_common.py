@@ -43,12 +43,12 @@ def test_run_options_become_recipe_settings() -> None:
 
 @pytest.mark.parametrize("other", [{"recipe": "digits"}, {"init": "a model"}, {"out": Path("here")}])
 def test_resume_takes_no_other_settings(other: dict[str, Any]) -> None:
-    RunOptions(resume=Path("run")).check_resume({}, None)
-    RunOptions(**other).check_resume({"epochs": "1"}, "a teacher")
-    with pytest.raises(UserError, match="pass --resume without other settings"):
-        RunOptions(resume=Path("run"), **other).check_resume({}, None)
-    with pytest.raises(UserError, match="pass --resume without other settings"):
-        RunOptions(resume=Path("run")).check_resume({"epochs": "1"})
+    RunOptions(resume=Path("run")).check_resume(None, None)
+    RunOptions(**other).check_resume("a teacher")
+    with pytest.raises(UserError, match="pass --resume without them; --epochs and --minutes extend it"):
+        RunOptions(resume=Path("run"), **other).check_resume(None, None)
+    with pytest.raises(UserError, match="pass --resume without them; --epochs and --minutes extend it"):
+        RunOptions(resume=Path("run")).check_resume("a teacher")
 
 
 def run_command(*arguments: str, excluded: tuple[str, ...] = ()) -> tuple[dict[str, Any], str, int]:
