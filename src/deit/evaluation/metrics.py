@@ -60,11 +60,13 @@ class Scores:
     @classmethod
     def of(cls, logits: torch.Tensor, labels: torch.Tensor) -> Scores:
         """Computes the scores of logits (n, K), float32, and class indices (n,)."""
-        confidence, predictions = logits.softmax(dim=-1).max(dim=-1)
+        probabilities = logits.softmax(dim=-1).numpy()
+        predictions = probabilities.argmax(axis=1)  # the first of equal ones, as in inference
+        confidence = np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0]
         top5 = (logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]).any(dim=-1)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        tensors = (labels, predictions, confidence, losses, top5 | (predictions == labels))
-        return cls(*(tensor.numpy() for tensor in tensors))
+        in_top5 = top5.numpy() | (predictions == labels.numpy())
+        return cls(labels.numpy(), predictions, confidence, losses.numpy(), in_top5)
 
     @classmethod
     def join(cls, batches: Sequence[Scores]) -> Scores:

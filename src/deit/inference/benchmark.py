@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import tempfile
 import time
@@ -120,6 +121,8 @@ def benchmark(
         MissingExtraError: a requested runtime is not installed.
         UserError: a runtime or the device does not fit the model.
     """
+    if not 0 < seconds < math.inf:
+        raise UserError(f"A measurement cannot take {seconds:g} seconds", "pass a positive number of seconds")
     bundle = open_bundle(model) if is_bundle(model) else None
     runtime_device = "cpu" if device == "auto" and bundle is not None and bundle.metadata.format != "torch" else device
     jobs: list[tuple[RuntimeName, Precision]]

@@ -22,7 +22,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_precision
-from deit.system.files import IMAGE_HASHES_NAME, RECORD_NAME, json_text
+from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, RECORD_NAME, json_text, write_bytes
 from deit.system.progress import plural, print_status
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
@@ -107,6 +107,9 @@ def add_image_hashes(trainer: Trainer, splits: Splits, settings: RunSettings, ch
         if len(hashes) > MAX_IMAGES:
             return ["There are too many images to record which ones were used for training"]
     trainer.files[IMAGE_HASHES_NAME] = hashes.to_bytes()
+    for model in (trainer.directory / BEST_NAME, trainer.directory / LAST_NAME):  # of a resumed run
+        if model.is_dir() and not (model / IMAGE_HASHES_NAME).exists():
+            write_bytes(model / IMAGE_HASHES_NAME, trainer.files[IMAGE_HASHES_NAME])
     if not hashes.copies:
         return []
     images = plural(hashes.copies, "validation image")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from deit.cli.main import app
-from deit.evaluation.metrics import Evaluation
+from deit.data.image_hashes import SeenImages
+from deit.evaluation.metrics import Evaluation, HeadMetrics, Scores
 from tests.unit.evaluation.test_metrics import evaluation
 
 
@@ -41,3 +43,42 @@ def test_restricted_predictions_are_reported(monkeypatch: pytest.MonkeyPatch) ->
 def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluation([[4, 0], [0, 4]])
     assert json.loads(output(result, monkeypatch, "--json")) == result.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("seen", "lines"),
+    [
+        (SeenImages(30, 0, 0), ["The model was trained on 30 of 40 images; the other 10 were evaluated."]),
+        (SeenImages(0, 4, 0), ["The model was trained on 4 of these 10 images: it may be less accurate on others."]),
+        (SeenImages(0, 0, 5), ["5 of these images also selected the checkpoint: the accuracy is slightly optimistic."]),
+        (SeenImages(0, 0, 0), []),
+        (None, []),
+    ],
+)
+def test_images_that_training_saw_are_reported(
+    monkeypatch: pytest.MonkeyPatch, seen: SeenImages | None, lines: list[str]
+) -> None:
+    result = replace(evaluation([[4, 2], [0, 2]]), seen=seen)  # and two unreadable images
+    text = output(result, monkeypatch)
+    assert [line for line in text.splitlines() if "trained on" in line or "selected the" in line] == lines
+    printed = json.loads(output(result, monkeypatch, "--json"))["seen"]
+    assert printed == (None if seen is None else asdict(seen))
+
+
+@pytest.mark.parametrize(("classes", "listed"), [(40, 40), (41, 20)])
+def test_of_many_classes_the_worst_are_listed(monkeypatch: pytest.MonkeyPatch, classes: int, listed: int) -> None:
+    correct = np.arange(classes)[::-1] % 2 == 0
+    labels = np.arange(classes)
+    scores = Scores(labels, np.where(correct, labels, 0), np.full(classes, 0.5), np.ones(classes), correct)
+    names = tuple(f"class {index}" for index in range(classes))
+    metrics = {"class": HeadMetrics(0.5, 0.5, 0.5, 0.5)}
+    text = output(Evaluation(names, metrics, scores, labels, 0, 1.0), monkeypatch)
+    assert ("The 20 worst of 41 classes" in text) == (classes == 41)
+    assert len([line for line in text.splitlines() if line.startswith("class ") and "%" in line]) == listed + 1  # and the head
+
+
+def test_classes_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = replace(evaluation([[3, 1, 0], [0, 4, 0], [0, 1, 1]]), classes=("crane", "heron", "crane"))
+    rows = [line.split() for line in output(result, monkeypatch).splitlines()]
+    assert ["crane", "[0]", "75.00%", "4"] in rows
+    assert ["crane", "[2]", "50.00%", "2"] in rows

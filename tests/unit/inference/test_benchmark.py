@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,9 @@ def test_synthetic_photos_are_reproducible(tmp_path: Path) -> None:
     assert paths[0].read_bytes() != paths[1].read_bytes()
     with Image.open(paths[0]) as photo:
         assert photo.size == (500, 375)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0])
+def test_duration_is_a_positive_number(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(UserError, match=r"A measurement cannot take .* seconds: pass a positive number"):
+        benchmark(tmp_path, seconds=seconds)
