@@ -31,7 +31,9 @@ class TinyModel:
 
     def __init__(self, config_class: type[deit.ViTConfig]) -> None:
         self.config_class = config_class
-        self.seq_length = (self.image_size // self.patch_size) ** 2 + config_class.PREFIX_TOKENS
+        self.mask_length = (self.image_size // self.patch_size) ** 2
+        self.num_masks = self.mask_length // 2
+        self.seq_length = self.mask_length + config_class.PREFIX_TOKENS
 
     def get_config(self) -> deit.ViTConfig:
         """Returns the configuration of a small model with dropout, so that the tests see the difference of its modes."""
@@ -62,7 +64,8 @@ class CommonTests(ModelTesterMixin):  # type: ignore[misc]
 
     def setUp(self) -> None:
         self.model_tester = TinyModel(self.config_class)
-        self.config_tester = ConfigTester(self, config_class=self.config_class, has_text_modality=False, hidden_size=32)
+        shape = {"hidden_size": 32, "num_attention_heads": 4}
+        self.config_tester = ConfigTester(self, config_class=self.config_class, has_text_modality=False, **shape)
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()

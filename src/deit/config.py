@@ -7,15 +7,15 @@ In the examples, ``config`` is a small :class:`DeiTConfig` with five classes and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from deit.errors import ConfigError, did_you_mean, validation_problem
+from deit.errors import ConfigError, UserError, did_you_mean, validation_problem
 from deit.hub import fetch_file, hub_arguments
-from deit.system.files import CONFIG_NAME, json_text, read_json, write_json
+from deit.system.files import CONFIG_NAME, json_text, read_json, write_json, write_text
 from deit.variants import variant
 
 MAX_TOKENS = 65_536  # a 4096 x 4096 image in patches of 16
@@ -32,6 +32,20 @@ def _to_pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+# Names of transformers for a field.
+ALIASES = {"_attn_implementation": "attn_implementation", "_attn_implementation_internal": "attn_implementation"}
+# Fields of every configuration of transformers without effect on an image classifier -> default. Values are kept and saved.
+COMMON_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("add_cross_attention", "is_decoder", "is_encoder_decoder", "torchscript", "use_bfloat16"), False),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id")),
+    **dict.fromkeys(("architectures", "dtype", "finetuning_task", "prefix", "task_specific_params", "tokenizer_class")),
+    **dict.fromkeys(("cross_attention_hidden_size", "tie_encoder_decoder", "torch_dtype", "transformers_version")),
+    "chunk_size_feed_forward": 0,
+    "tie_word_embeddings": True,
+    "use_cache": False,
+}
+# Fields that apply to a model in memory, and are not part of ``config.json``, as in transformers.
+RUNTIME_FIELDS = {"attn_implementation", "gradient_checkpointing"}
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Size = Annotated[Side | tuple[Side, Side], BeforeValidator(_to_pair)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -48,6 +62,9 @@ class ViTConfig(BaseModel):
     Attributes:
         image_size: side of the square input in pixels, or (height, width).
         patch_size: side of a square patch in pixels, or (height, width).
+        attn_implementation: how attention is computed: ``sdpa``, fused, which None means; or ``eager``, with explicit weights.
+            Not part of ``config.json``.
+        gradient_checkpointing: create models with activation checkpointing enabled. Not part of ``config.json``.
         problem_type: loss for ``labels``; None means that it follows from their dtype and the number of classes.
         pruned_heads: layer index -> indices of the attention heads removed from it.
         encoder_stride: pixels per side that the decoder predicts for each token in masked image modeling.
@@ -86,6 +103,8 @@ class ViTConfig(BaseModel):
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
+    attn_implementation: Literal["sdpa", "eager"] | None = None
+    gradient_checkpointing: bool = False
     layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     pruned_heads: Annotated[dict[int, list[int]], Field(max_length=256)] = {}
     id2label: Annotated[dict[int, str], Field(max_length=MAX_CLASSES)] = Field(
@@ -99,15 +118,13 @@ class ViTConfig(BaseModel):
             raise ConfigError(f"Model configuration: {validation_problem(error)}", "correct config.json") from error
 
     def __setattr__(self, name: str, value: Any) -> None:
-        changed = self.replace(**{name: value})
-        self.__dict__.update(changed.__dict__)
-        object.__setattr__(self, "__pydantic_extra__", changed.__pydantic_extra__)
+        self._become(self.replace(**{name: value}))
 
     @model_validator(mode="before")
     @classmethod
     def _resolve_classes(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Derives ``id2label`` from ``num_labels`` or ``label2id`` if it is missing; turns numeric class names into strings."""
-        resolved = {key: value for key, value in fields.items() if key not in ("num_labels", "label2id")}
+        resolved = {ALIASES.get(key, key): value for key, value in fields.items() if key not in ("num_labels", "label2id")}
         count, id2label, label2id = fields.get("num_labels"), fields.get("id2label"), fields.get("label2id")
         if id2label is None and isinstance(label2id, dict) and all(isinstance(id_, int | str) for id_ in label2id.values()):
             id2label = {id_: label for label, id_ in label2id.items()}
@@ -206,6 +223,7 @@ class ViTConfig(BaseModel):
             >>> config.replace(image_size=64).grid
             (4, 4)
         """
+        fields = {ALIASES.get(name, name): value for name, value in fields.items()}
         replaces_classes = {"num_labels", "label2id", "id2label"} & fields.keys()
         kept = self.model_dump(exclude={"id2label"} if replaces_classes else None)
         return type(self)(**{**kept, **fields})
@@ -222,10 +240,11 @@ class ViTConfig(BaseModel):
             ...
             deit.errors.ConfigError: DeiTConfig has no field 'num_label': did you mean num_labels.
         """
-        known = {*type(self).model_fields, *(self.__pydantic_extra__ or {}), "num_labels", "label2id"}
+        own = {*type(self).model_fields, "num_labels", "label2id", *ALIASES}
+        known = {*own, *COMMON_FIELDS, *(self.__pydantic_extra__ or {})}
         for name in fields:
             if name not in known:
-                raise ConfigError(f"{type(self).__name__} has no field {name!r}", did_you_mean(name, known))
+                raise ConfigError(f"{type(self).__name__} has no field {name!r}", did_you_mean(name, own))
         return self.replace(**fields) if fields else self
 
     def as_class(self, config_class: type[Config]) -> Config:
@@ -245,28 +264,79 @@ class ViTConfig(BaseModel):
             4
         """
         content = {**self.model_dump(mode="json", fallback=_to_json), "label2id": self.label2id}
-        return content if self.layer_scale is not None else {key: content[key] for key in content if key != "layer_scale"}
+        left_out = RUNTIME_FIELDS if self.layer_scale is not None else {*RUNTIME_FIELDS, "layer_scale"}
+        return {key: content[key] for key in content if key not in left_out}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns the content of ``config.json`` that differs from the defaults, and ``model_type``.
+
+        Example:
+            >>> deit.DeiTConfig(image_size=384).to_diff_dict()
+            {'model_type': 'deit', 'image_size': 384}
+        """
+        defaults = type(self)().to_dict()
+        content = self.to_dict()
+        return {key: content[key] for key in content if key == "model_type" or defaults.get(key) != content[key]}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
+    def from_dict(cls, config_dict: dict[str, Any], **fields: Any) -> Self:
         """Builds a configuration from the content of ``config.json``. The ``model_type`` must be that of this class.
+
+        Args:
+            config_dict: content of ``config.json``.
+            fields: fields that override it.
 
         Example:
             >>> deit.DeiTConfig.from_dict(config.to_dict()) == config
             True
         """
-        return cls(**content)
+        return cls(**config_dict).override(fields)
 
-    def to_json_string(self) -> str:
-        """Returns the content of ``config.json`` as text.
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Assigns several fields at once.
+
+        Example:
+            >>> changed = config.replace()
+            >>> changed.update({"image_size": 60, "patch_size": 12})
+            >>> changed.grid
+            (5, 5)
+        """
+        self._become(self.replace(**config_dict))
+
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """Returns the content of ``config.json`` as text; with ``use_diff``, only what differs from the defaults.
 
         Example:
             >>> config.to_json_string().splitlines()[1]
             '  "model_type": "deit",'
         """
-        return json_text(self.to_dict())
+        return json_text(self.to_diff_dict() if use_diff else self.to_dict())
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = False) -> None:
+        """Writes :meth:`to_json_string` to a file.
+
+        Example:
+            >>> config.to_json_file(f"{folder}/model.json")
+            >>> deit.DeiTConfig.from_json_file(f"{folder}/model.json") == config
+            True
+        """
+        write_text(Path(json_file_path), self.to_json_string(use_diff))
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """Reads a file that :meth:`to_json_file` wrote.
+
+        Raises:
+            CheckpointError: the file does not exist, or is not a JSON object.
+
+        Example:
+            >>> config.to_json_file(f"{folder}/model.json")
+            >>> deit.DeiTConfig.from_json_file(f"{folder}/model.json").hidden_size
+            48
+        """
+        return cls.from_dict(read_json(Path(json_file)))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes ``config.json``.
 
         Example:
@@ -274,14 +344,14 @@ class ViTConfig(BaseModel):
             >>> [path.name for path in folder.iterdir()]
             ['config.json']
         """
-        write_json(Path(directory) / CONFIG_NAME, self.to_dict())
+        write_json(Path(save_directory) / CONFIG_NAME, self.to_dict())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **arguments: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
         """Loads ``config.json``.
 
         Args:
-            name: model directory, run, path of the file, name on the hub, or name of a variant.
+            pretrained_model_name_or_path: model directory, run, path of the file, name on the hub, or name of a variant.
             arguments: fields that override those of the file, and arguments of :func:`deit.hub.fetch` such as ``revision``,
                 ``cache_dir``, ``local_files_only`` or ``token``.
 
@@ -295,11 +365,73 @@ class ViTConfig(BaseModel):
             3
         """
         hub, fields = hub_arguments(arguments)
-        path = fetch_file(name, (CONFIG_NAME,), **hub)
+        path = fetch_file(pretrained_model_name_or_path, (CONFIG_NAME,), **hub)
         content = read_json(path)
         if not content.keys() & cls.model_fields.keys():  # of timm, of an image processor
             raise ConfigError(f"{path} does not configure a DeiT or ViT", "pass one, or use load_model(...).config")
         return cls.from_dict(content).override(fields)
+
+    # The rest is what programs for transformers expect of every configuration. It says that a model of images has one part.
+
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    attribute_map: ClassVar[dict[str, str]] = {}
+    is_composition: ClassVar[bool] = False
+    base_model_tp_plan: ClassVar[None] = None
+    base_model_pp_plan: ClassVar[None] = None
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:  # noqa: ARG002
+        """Returns the configuration itself: there is no other part.
+
+        Example:
+            >>> config.get_text_config() is config
+            True
+        """
+        return self
+
+    def set_name(self, name: str) -> None:
+        """Keeps the name that the model was loaded by. It is not part of ``config.json``.
+
+        Example:
+            >>> config.set_name("me/digits")
+            >>> config.name_or_path
+            'me/digits'
+        """
+        self.__dict__["name_or_path"] = name  # not a field, so that equal models have equal configurations
+
+    @property
+    def name_or_path(self) -> str:
+        """Name that the model was loaded by; empty for a new model."""
+        return str(self.__dict__.get("name_or_path", ""))
+
+    @property
+    def _name_or_path(self) -> str:
+        """Another name of ``name_or_path``."""
+        return self.name_or_path
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Older name of ``return_dict``."""
+        return self.return_dict
+
+    @property
+    def _attn_implementation(self) -> str:
+        """Name of transformers for ``attn_implementation``, with its default."""
+        return self.attn_implementation or "sdpa"
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__pydantic_extra__ or {}
+        if name in COMMON_FIELDS and name not in fields:
+            return COMMON_FIELDS[name]
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        """Iterates over the names of the fields, as in transformers."""
+        yield from type(self).model_fields
+        yield from self.__pydantic_extra__ or {}
+
+    def _become(self, changed: Self) -> None:
+        self.__dict__.update(changed.__dict__)
+        object.__setattr__(self, "__pydantic_extra__", changed.__pydantic_extra__)
 
 
 class DeiTConfig(ViTConfig):
@@ -320,6 +452,33 @@ class DeiTConfig(ViTConfig):
 
     def __init__(self, /, **fields: Any) -> None:  # explicit, so that type checkers accept num_labels
         super().__init__(**fields)
+
+
+def as_config(config: Any) -> ViTConfig:
+    """Returns a configuration of this package for what transformers accepts as one.
+
+    Args:
+        config: configuration of this package, which is returned as it is; configuration of transformers, or the content of its
+            file; name or path as in :meth:`ViTConfig.from_pretrained`.
+
+    Raises:
+        UserError: not a configuration.
+        ConfigError: unsupported model type, or invalid value.
+
+    Example:
+        >>> as_config({"model_type": "deit", "image_size": 64}).tokens
+        18
+    """
+    if isinstance(config, ViTConfig):
+        return config
+    if isinstance(config, str | Path):
+        return config_from_dict(read_json(fetch_file(config, (CONFIG_NAME,))))
+    if isinstance(config, Mapping):
+        return config_from_dict(dict(config))
+    if not callable(getattr(config, "to_dict", None)):
+        raise UserError(f"A {type(config).__name__} is not a model configuration", "pass a DeiTConfig or a ViTConfig")
+    attention = getattr(config, "_attn_implementation", None)  # to_dict leaves it out
+    return config_from_dict({**config.to_dict(), **({"attn_implementation": attention} if attention else {})})
 
 
 def config_from_dict(content: dict[str, Any]) -> ViTConfig:

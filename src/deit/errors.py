@@ -7,7 +7,7 @@ DeiTError
 │   ├── DataError             unusable data set
 │   │   └── ImageError        file that cannot be decoded as an image
 │   │       └── ImageTooLargeError    image above the limits of pixels, memory or time
-│   ├── CheckpointError       missing, corrupt or incompatible checkpoint
+│   ├── CheckpointError       missing, corrupt or incompatible checkpoint; also an OSError
 │   ├── TeacherError          teacher that does not match the data set
 │   └── MissingExtraError     optional dependency that is not installed
 └── WorkError                 failure during the work; the command line exits with 1
@@ -72,8 +72,11 @@ class ImageTooLargeError(ImageError):
     """Image above the limits of pixels, memory or time. The file need not be damaged."""
 
 
-class CheckpointError(UserError):
-    """Checkpoint that is missing, corrupt, or does not fit the model."""
+class CheckpointError(UserError, OSError):
+    """Checkpoint that is missing, corrupt, or does not fit the model.
+
+    It is an ``OSError``, too, because transformers raises that for a model that cannot be loaded, and programs catch it.
+    """
 
 
 class TeacherError(UserError):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch._C._distributed_c10d import HashStore
@@ -25,7 +26,7 @@ from deit.models.modeling import (
     ViTForImageClassification,
     load_model,
 )
-from tests.helpers import backward, noise, tiny_deit, tiny_vit
+from tests.helpers import TINY, backward, noise, tiny_deit, tiny_vit
 
 
 def examples(**columns: Any) -> list[dict[str, Any]]:
@@ -78,11 +79,63 @@ def test_trainer_of_transformers_trains_two_steps(tmp_path: Path, make: Any, dat
     predicted = trainer.predict(data[:5]).predictions
     assert (predicted[0] if isinstance(predicted, tuple) else predicted).shape == (5, 5)
 
+
+CLASSES = {"id2label": {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "eel"}}
+IMAGES = noise(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ViTForImageClassification(tiny_vit(**CLASSES)),
+        lambda: DeiTForImageClassificationWithTeacher(tiny_deit(layer_norm_eps=1e-6, **CLASSES)),
+        lambda: DeiTForImageClassification(tiny_deit(num_attention_heads=2, **CLASSES)),
+        lambda: ViTForImageClassification(tiny_vit(layer_scale=0.1, **CLASSES)),
+    ],
+    ids=["ViT", "two heads", "one head", "layer scale"],
+)
+def test_what_trainer_saves_is_a_model_everywhere(tmp_path: Path, make: Any) -> None:
+    model = make()
+    settings = training_arguments(tmp_path, save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
+    trainer = Trainer(model=model, args=settings, train_dataset=examples(), eval_dataset=examples()[:3])
+    trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
-    # Trainer saved no configuration.
-    loaded = load_model(tmp_path / "saved", num_attention_heads=3, layer_norm_eps=1e-12)
-    assert type(loaded) is type(model)
-    assert torch.equal(loaded(noise(1, 3, 32, 32)).logits, model.eval()(noise(1, 3, 32, 32)).logits)
+    expected = model.eval()(IMAGES).logits
+    for directory in (tmp_path / "saved", tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"):
+        ours = load_model(directory)
+        theirs = getattr(transformers, type(model).__name__).from_pretrained(directory)
+        assert type(ours) is type(model)
+        assert ours.config.classes == ("ant", "bee", "cat", "dog", "eel")
+        assert theirs.config.id2label == CLASSES["id2label"]
+        torch.testing.assert_close(theirs.eval()(IMAGES).logits, ours(IMAGES).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(load_model(tmp_path / "saved")(IMAGES).logits, expected, rtol=1e-4, atol=1e-5)
+
+    resumed = make()
+    trainer = Trainer(model=resumed, args=settings, train_dataset=examples(), eval_dataset=examples()[:3])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(
+        resumed.eval()(IMAGES).logits, load_model(tmp_path / "checkpoint-2")(IMAGES).logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_trainer_saves_a_compiled_model_and_the_state_dict_that_it_gathered(tmp_path: Path) -> None:
+    model = ViTForImageClassification(tiny_vit(**CLASSES))
+    compiled: Any = torch.compile(model, backend="eager")
+    trainer = Trainer(model=compiled, args=training_arguments(tmp_path), train_dataset=examples())
+    trainer.save_model(str(tmp_path / "compiled"))
+    gathered = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    trainer._save(str(tmp_path / "gathered"), state_dict=gathered)
+    for name in ("compiled", "gathered"):
+        assert torch.equal(load_model(tmp_path / name)(IMAGES).logits, model.eval()(IMAGES).logits)
+
+
+def test_trainer_saves_models_of_transformers_as_before(tmp_path: Path) -> None:
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**TINY))
+    for model, files in ((theirs, {"config.json", "model.safetensors"}), (torch.nn.Linear(2, 2), {"model.safetensors"})):
+        trainer = Trainer(model=ViTForImageClassification(tiny_vit()), args=training_arguments(tmp_path))
+        trainer.model = model
+        trainer.save_model(str(tmp_path / type(model).__name__))
+        assert {path.name for path in (tmp_path / type(model).__name__).iterdir()} == {*files, "training_args.bin"}
 
 
 def test_trainer_of_transformers_averages_the_loss_over_accumulated_batches(tmp_path: Path) -> None:

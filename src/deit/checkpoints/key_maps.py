@@ -275,10 +275,11 @@ def names_in_layout(place: TensorSlice, layout: str, trunk: str = "") -> str:
     return ("" if key.startswith(HEADS) else trunk) + names[place.position].replace("{n}", layer)
 
 
-def _best_layout(names: Collection[str]) -> str:
-    """Returns the layout that has the most of the names."""
+def _best_layout(names: Collection[str], two_heads: bool = False) -> str:
+    """Returns the layout that has the most of the names; of those with two heads if ``two_heads``, or if a name says so."""
     keys = {name: _split_layer(name) for name in names}
-    distilled = any(key == "dist_token" or key.startswith(("head_dist.", "head.layers.head_dist.")) for key, _ in keys.values())
+    second_head = ("head_dist.", "head.layers.head_dist.")
+    distilled = two_heads or any(key == "dist_token" or key.startswith(second_head) for key, _ in keys.values())
     candidates = [name for name in _TABLES if f"{name}-distilled" not in _TABLES or not distilled]
     candidates = [name for name in candidates if not name.endswith("-distilled") or distilled]
     return max(candidates, key=lambda layout: sum(key in _TABLES[layout][1] for key, _ in keys.values()))
@@ -294,6 +295,24 @@ def _unknown_tensor(names: Collection[str], table: Table) -> CheckpointError:
         f"The checkpoint has an unknown tensor, {printable(unknown[0])}",
         "it is not a DeiT or ViT classifier, or has more than the model: save the model's own state dict",
     )
+
+
+def canonical_slices(names: Collection[str], two_heads: bool) -> dict[str, TensorSlice]:
+    """Maps those names that the closest known layout has to slices of canonical tensors, and leaves out all others.
+
+    The layer of a canonical name is filled in.
+
+    Args:
+        names: tensor names, possibly of a part of a model.
+        two_heads: whether the model that the tensors are for has two heads; some projects call one of them as a single head.
+    """
+    keys = {name: _split_layer(name) for name in names}
+    _, table = _TABLES[_best_layout(names, two_heads)]
+    return {
+        name: table[key]._replace(canonical=table[key].canonical.replace("{n}", layer))
+        for name, (key, layer) in keys.items()
+        if key in table
+    }
 
 
 def to_layout(state: Mapping[str, Tensor], layout: str, trunk: str = "") -> dict[str, Tensor]:

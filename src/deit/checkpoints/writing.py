@@ -20,15 +20,19 @@ from deit.checkpoints.timm_config import PREPROCESSING, TO_TIMM
 from deit.checkpoints.weights import serialize_tensors
 from deit.config import DeiTConfig, ViTConfig
 from deit.errors import CheckpointError
+from deit.hub import WEIGHT_FILES
 from deit.system.files import CONFIG_NAME, WEIGHTS_NAME, json_bytes, write_bytes, write_files
 from deit.variants import VARIANTS, Variant
 
 State = Mapping[str, Tensor]
 
+PICKLE_NAME = "pytorch_model.bin"
 TIMM_EPS = (1e-6, 1e-12)  # of timm, and of the published Hugging Face files, where the difference is a rounding error
 
 
-def write_transformers(directory: Path, config: ViTConfig, state: State, architecture: str) -> None:
+def write_transformers(
+    directory: Path, config: ViTConfig, state: State, architecture: str, safe_serialization: bool = True
+) -> None:
     """Writes a model directory that transformers 4 and 5 can load.
 
     Args:
@@ -36,13 +40,15 @@ def write_transformers(directory: Path, config: ViTConfig, state: State, archite
         config: configuration of the model.
         state: canonical name -> tensor.
         architecture: name of the class, such as ``DeiTModel``.
+        safe_serialization: False writes ``pytorch_model.bin`` with torch.save instead of ``model.safetensors``.
 
     Raises:
         CheckpointError: the tensors do not match the configuration.
     """
     check_shapes(_shapes(state), config, "The model")
     trunk = "" if architecture.endswith("Model") else f"{config.model_type}."
-    _write_model(directory, {**config.to_dict(), "architectures": [architecture]}, to_layout(state, "transformers-4", trunk))
+    content = {**config.to_dict(), "architectures": [architecture]}
+    _write_model(directory, content, to_layout(state, "transformers-4", trunk), safe_serialization)
 
 
 def write_timm(directory: Path, config: ViTConfig, state: State, preprocessing: Mapping[str, Any]) -> None:
@@ -105,10 +111,7 @@ def write_authors(path: Path, config: ViTConfig, state: State) -> None:
             f"The authors' format does not store the number of attention heads, here {heads} for a width of {width}",
             "choose another format",
         )
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _timm_state(config, state).items()}
-    buffer = io.BytesIO()
-    torch.save({"model": tensors}, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, _pickled({"model": _on_cpu(_timm_state(config, state))}))
 
 
 def timm_architecture(config: ViTConfig) -> tuple[str, dict[str, Any]]:
@@ -128,10 +131,28 @@ def timm_architecture(config: ViTConfig) -> tuple[str, dict[str, Any]]:
     return row.name.replace("-", "_"), {name: value for name, (value, default) in values.items() if value != default}
 
 
-def _write_model(directory: Path, content: Mapping[str, Any], tensors: State) -> None:
-    """Writes weights and configuration. Existing files are replaced only after both are written."""
-    text = json_bytes(content, directory / CONFIG_NAME)
-    write_files({directory / WEIGHTS_NAME: serialize_tensors(tensors), directory / CONFIG_NAME: text})
+def _write_model(directory: Path, content: Mapping[str, Any], tensors: State, safe_serialization: bool = True) -> None:
+    """Writes weights and configuration. Existing files are replaced only after both are written.
+
+    Weights of an earlier model in the same directory are removed: readers might prefer them.
+    """
+    name = WEIGHTS_NAME if safe_serialization else PICKLE_NAME
+    weights = serialize_tensors(tensors) if safe_serialization else _pickled(_on_cpu(tensors))
+    write_files({directory / name: weights, directory / CONFIG_NAME: json_bytes(content, directory / CONFIG_NAME)})
+    for other in WEIGHT_FILES:
+        if other != name:
+            (directory / other).unlink(missing_ok=True)
+
+
+def _on_cpu(tensors: State) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _pickled(content: dict[str, Any]) -> bytes:
+    """Returns the content of a file of torch.save, for ``torch.load(weights_only=True)``."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def _closest_variant(config: ViTConfig) -> Variant:

@@ -141,11 +141,11 @@ class PrefixOnlyBlock(nn.Module):
         self.num_tokens, self.block = num_tokens, block
         del block.attention
 
-    def forward(self, x: Tensor, *_: None) -> tuple[Tensor, None]:
-        """(B, N, D) -> (B, num_tokens, D), and None in place of the attention weights."""
+    def forward(self, x: Tensor, *_: None) -> Tensor:
+        """(B, N, D) -> (B, num_tokens, D)."""
         attended, _ = self.attention(self.block.layernorm_before(x))
         x = x[:, : self.num_tokens] + self.block.scale_residual(attended, None, 0)
-        return x + self.block.scale_residual(self.block.mlp(self.block.layernorm_after(x)), None, 1), None
+        return x + self.block.scale_residual(self.block.mlp(self.block.layernorm_after(x)), None, 1)
 
 
 def normalization_map(processor: DeiTImageProcessor, channels: int) -> tuple[np.ndarray, np.ndarray]:

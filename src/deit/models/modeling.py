@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from deit.checkpoints.adapting import DistillationChange
 from deit.checkpoints.position_embeddings import resample_position_embeddings
 from deit.checkpoints.reading import Checkpoint
-from deit.config import DeiTConfig, ViTConfig
+from deit.config import DeiTConfig, ViTConfig, as_config
 from deit.errors import CheckpointError, UserError
 from deit.models.cpu_attention import matmul_attention, prefers_matmul_attention
 from deit.models.losses import Distillation, as_targets, labels_loss, training_loss
@@ -45,16 +45,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
-
-
-class ForwardOptions(TypedDict, total=False):
-    """Keyword arguments of ``forward`` that all models share, documented in :meth:`ViTModel.forward`."""
-
-    head_mask: Tensor | None
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-    interpolate_pos_encoding: bool | None
-    residual_scale: Tensor | None
 
 
 class PatchEmbed(nn.Module):
@@ -235,22 +225,23 @@ class Block(nn.Module):
         residual_scale: Tensor | None = None,
         head_mask: Tensor | None = None,
         eager: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Applies the layer.
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Applies the layer to tokens (B, N, D) and returns tokens (B, N, D), so that forward hooks see a tensor.
 
         Args:
             x: tokens (B, N, D).
             residual_scale: factor of each residual branch for each image (2, B).
             head_mask: see :meth:`Attention.forward`.
-            eager: see :meth:`Attention.forward`.
-
-        Returns:
-            Tokens (B, N, D), and the attention weights (B, H, N, N) if ``eager``, else None.
+            eager: compute the attention weights explicitly.
+            attentions: list to which the attention weights (B, H, N, N) are appended if they are computed explicitly.
         """
         attended, weights = self.attention(self.layernorm_before(x), head_mask, eager)
+        if attentions is not None and weights is not None:
+            attentions.append(weights)
         x = x + self.scale_residual(self.dropout(attended), residual_scale, 0)
         expanded = self.dropout(self.mlp(self.layernorm_after(x)))
-        return x + self.scale_residual(expanded, residual_scale, 1), weights
+        return x + self.scale_residual(expanded, residual_scale, 1)
 
     def scale_residual(self, branch: Tensor, residual_scale: Tensor | None, index: int) -> Tensor:
         """Scales residual branch ``index`` (B, N, D) per channel (layer scale) and per image (stochastic depth)."""
@@ -294,31 +285,20 @@ class ViTModel(PreTrainedModel):
             self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             if add_pooling_layer:
                 self.pooler = nn.ModuleDict({"dense": nn.Linear(width, config.pooler_output_size or width)})
-        self.eager_attention = False
-        self.checkpoint_arguments: dict[str, Any] = {}
-        self.checkpointed_layers = range(0)
+        self.checkpoint_arguments: dict[str, Any] = {"use_reentrant": False}
+        self.checkpointed_layers = range(config.num_hidden_layers if config.gradient_checkpointing else 0)
         self.materialize()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the patch embedding.
-
-        Example:
-            >>> model.deit.get_input_embeddings().projection.weight.shape
-            torch.Size([48, 3, 16, 16])
-        """
-        return self.embeddings.patch_embeddings
 
     def forward(
         self,
         pixel_values: Tensor,
-        *,
         bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
         head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        residual_scale: Tensor | None = None,
         return_dict: bool | None = None,
+        residual_scale: Tensor | None = None,
     ) -> BaseModelOutput:
         """Computes the tokens after the last layer.
 
@@ -345,23 +325,26 @@ class ViTModel(PreTrainedModel):
         config = self.config
         return_attentions = config.output_attentions if output_attentions is None else output_attentions
         return_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        eager = return_attentions or self.eager_attention
+        eager = return_attentions or config.attn_implementation == "eager"
         masks = self._layer_head_masks(head_mask)
+        if isinstance(interpolate_pos_encoding, Tensor) and interpolate_pos_encoding.numel() != 1:
+            raise UserError("interpolate_pos_encoding is a tensor, not True or False", "pass labels by keyword")
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         x = self.embeddings(pixel_values, bool(interpolate_pos_encoding), bool_masked_pos)  # (B, N, D)
         # Only requested outputs are kept: the others are freed as soon as the next layer has read them.
-        hidden_states, attentions = [], []
+        hidden_states: list[Tensor] = []
+        attentions: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             if return_states:
                 hidden_states.append(x)
             inputs = x, None if residual_scale is None else residual_scale[index], masks[index], eager
-            if index in self.checkpointed_layers and self.training:
-                x, weights = checkpoint(layer, *inputs, **self.checkpoint_arguments)  # (B, N, D), (B, H, N, N)
+            if return_attentions:  # not recomputed: the weights are kept anyway
+                x = layer(*inputs, attentions)  # (B, N, D)
+            elif index in self.checkpointed_layers and self.training:
+                x = checkpoint(layer, *inputs, **self.checkpoint_arguments)  # (B, N, D)
             else:
-                x, weights = layer(*inputs)  # (B, N, D), (B, H, N, N)
+                x = layer(*inputs)  # (B, N, D)
             del inputs
-            if return_attentions:
-                attentions.append(weights)
         if return_states:
             hidden_states.append(x)
         x = self.layernorm(x)
@@ -416,9 +399,12 @@ class PreTrainedClassifier(PreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        *,
+        interpolate_pos_encoding: bool | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[ForwardOptions],
+        residual_scale: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classifies images.
 
@@ -426,8 +412,8 @@ class PreTrainedClassifier(PreTrainedModel):
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             labels: if given, the output has a loss; see :func:`deit.models.losses.labels_loss`, which also receives the
                 configuration's ``problem_type``.
-            return_dict: see :meth:`ViTModel.forward`.
-            options: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
 
         Example:
             >>> plain = DeiTForImageClassification(config)
@@ -435,7 +421,15 @@ class PreTrainedClassifier(PreTrainedModel):
             >>> output.logits.shape, output.loss.ndim
             (torch.Size([2, 5]), 0)
         """
-        base = self.base_model(pixel_values, return_dict=True, **options)
+        base = self.base_model(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            residual_scale=residual_scale,
+        )
         logits = self.classifier(base.last_hidden_state[:, 0])  # (B, K)
         output = ImageClassifierOutput(
             loss=None if labels is None else labels_loss(logits, labels, self.config.problem_type),
@@ -497,11 +491,14 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
+        interpolate_pos_encoding: bool | None = None,
         labels: Tensor | None = None,
         teacher_logits: Tensor | None = None,
-        *,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[ForwardOptions],
+        residual_scale: Tensor | None = None,
     ) -> ImageClassifierWithTeacherOutput:
         """Classifies images.
 
@@ -512,8 +509,8 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
                 ``distillation_type``. Without: the mean of both heads' losses, with labels as in
                 :meth:`DeiTForImageClassification.forward`.
             teacher_logits: (B, K), the teacher's logits for the same images.
-            return_dict: see :meth:`ViTModel.forward`.
-            options: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
 
         Raises:
             UserError: labels or teacher logits of another shape, or teacher logits without labels.
@@ -526,7 +523,15 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
         """
         if teacher_logits is not None and labels is None:
             raise UserError("There are teacher_logits but no labels", "pass both for a loss")
-        base = self.deit(pixel_values, return_dict=True, **options)
+        base = self.deit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            residual_scale=residual_scale,
+        )
         x = base.last_hidden_state  # (B, N, D)
         class_logits, distillation_logits = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])  # (B, K)
         output = ImageClassifierWithTeacherOutput(
@@ -585,17 +590,20 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         self,
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None = None,
-        *,
+        interpolate_pos_encoding: bool | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[ForwardOptions],
+        residual_scale: Tensor | None = None,
     ) -> MaskedImageModelingOutput:
         """Reconstructs images.
 
         Args:
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             bool_masked_pos: (B, P), true for masked patches; if given, the output has a loss.
-            return_dict: see :meth:`ViTModel.forward`.
-            options: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
 
         Raises:
             UserError: images of another size or number of channels, or a mask of another shape.
@@ -608,7 +616,16 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         if pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
             height, width = pixel_values.shape[2:]
             raise UserError(f"The images are {height} x {width}", f"both sides must be divisible by {stride}")
-        base = self.deit(pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **options)
+        base = self.deit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            residual_scale=residual_scale,
+        )
         grid = pixel_values.shape[2] // stride, pixel_values.shape[3] // stride  # rows, columns
         patches = base.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :]  # (B, P, D)
         reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, grid))  # (B, C, height, width)
@@ -657,16 +674,17 @@ def new_classifier(config: ViTConfig, generator: torch.Generator | None = None) 
 
 
 def load_model(
-    name: str | Path,
+    pretrained_model_name_or_path: str | Path,
     *,
-    config: ViTConfig | None = None,
+    config: Any = None,
     ema: bool = False,
     distillation: DistillationChange | None = None,
     dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
-    attn_implementation: AttentionName = "sdpa",
+    attn_implementation: AttentionName | None = None,
     ignore_mismatched_sizes: bool = True,
     device_map: DeviceMap = None,
+    device: str | torch.device | None = None,
     **arguments: Any,
 ) -> TransformerClassifier:
     """Loads a classifier as the class that it was saved from, in evaluation mode.
@@ -674,7 +692,7 @@ def load_model(
     The arguments are those of :meth:`PreTrainedModel.from_pretrained`.
 
     Args:
-        name: file, directory, name on the hub, or name of a variant.
+        pretrained_model_name_or_path: file, directory, name on the hub, or name of a variant.
         distillation: ``drop`` loads a distilled checkpoint as a plain model, ``new`` a plain checkpoint as a distilled model.
 
     Raises:
@@ -685,17 +703,19 @@ def load_model(
         >>> type(load_model(folder)).__name__
         'DeiTForImageClassificationWithTeacher'
     """
-    opened, fields = open_pretrained(name, ema, arguments, config)
+    target = None if config is None else as_config(config)
+    opened, fields = open_pretrained(pretrained_model_name_or_path, ema, arguments, target)
     model = classifier_from_checkpoint(
         opened,
         fields,
-        config=config,
+        config=target,
         distillation=distillation,
         dtype=dtype or torch_dtype,
         attn_implementation=attn_implementation,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
     )
-    return apply_device_map(model, device_map)
+    model.set_name(pretrained_model_name_or_path)
+    return apply_device_map(model, device if device_map is None else device_map)
 
 
 def classifier_from_checkpoint(

@@ -218,7 +218,7 @@ def test_unknown_argument_is_refused(tmp_path: Path) -> None:
     for dtype in ("int8", "float8_e4m3fn", "nn"):
         with pytest.raises(UserError, match=f"'{dtype}' is not a floating-point dtype"):
             load_model(tmp_path, dtype=dtype)
-    with pytest.raises(UserError, match="no attention implementation 'flash'"):
+    with pytest.raises(UserError, match=r'attn_implementation="flash".* is not supported: use sdpa or eager'):
         load_model(tmp_path, attn_implementation="flash")  # type: ignore[arg-type]
 
 
@@ -283,8 +283,6 @@ def test_save_pretrained_refuses_unknown_arguments(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path, is_main_proces=False)
     with pytest.raises(UserError, match="push_to_hub needs a repo_id"):
         model.save_pretrained(tmp_path, push_to_hub=True)
-    with pytest.raises(UserError, match="always saved as safetensors"):
-        model.save_pretrained(tmp_path, safe_serialization=False)
     model.save_pretrained(tmp_path, is_main_process=False)
     assert list(tmp_path.iterdir()) == []
     model.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="5GB", save_function=torch.save)
