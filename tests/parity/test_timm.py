@@ -74,3 +74,25 @@ def test_layer_scale_agrees() -> None:
     expected = reference(x)
     assert torch.allclose(model(x).logits, expected, atol=1e-5, rtol=0)
     assert torch.allclose(model.without_layer_scale()(x).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("deit3_small_patch16_224", {}),
+        ("deit3_small_patch16_384", {"depth": 2}),
+        ("deit3_medium_patch16_224", {"depth": 2, "num_classes": 21841}),  # classes of ImageNet-21k
+        ("deit3_huge_patch14_224", {"depth": 1, "embed_dim": 128, "num_heads": 2}),
+        ("vit_small_patch14_dinov2", {"depth": 2, "img_size": 224, "num_classes": 3}),
+        ("vit_small_patch16_224", {"depth": 2}),
+    ],
+)
+def test_related_models_of_timm_have_the_same_logits(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    reference = randomized(timm.create_model(name, **arguments), std=0.05)
+    torch.save({"model": reference.state_dict()}, tmp_path / "weights.pth")
+    model = load_model(tmp_path / "weights.pth")
+    x = noise(1, 3, *model.config.image_hw)
+    expected = reference(x)
+    assert expected.std() > 1e-4
+    assert torch.allclose(model(x).logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
