@@ -81,11 +81,14 @@ def test_layer_scale_agrees() -> None:
     ("name", "arguments"),
     [
         ("deit3_small_patch16_224", {}),
-        ("deit3_small_patch16_384", {"depth": 2}),
-        ("deit3_medium_patch16_224", {"depth": 2, "num_classes": 21841}),  # classes of ImageNet-21k
+        ("deit3_small_patch16_384", {"depth": 1}),
+        (
+            "deit3_medium_patch16_224",
+            {"depth": 1, "embed_dim": 64, "num_heads": 1, "num_classes": 21841},
+        ),  # classes of ImageNet-21k
         ("deit3_huge_patch14_224", {"depth": 1, "embed_dim": 128, "num_heads": 2}),
-        ("vit_small_patch14_dinov2", {"depth": 2, "img_size": 224, "num_classes": 3}),
-        ("vit_small_patch16_224", {"depth": 2}),
+        ("vit_small_patch14_dinov2", {"depth": 1, "img_size": 224, "num_classes": 3}),
+        ("vit_small_patch16_224", {"depth": 1}),
     ],
 )
 def test_related_models_of_timm_have_the_same_logits(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -28,9 +28,11 @@ MODEL_ANCHORS = ("deit.embeddings.cls_token", "vit.embeddings.cls_token", "embed
 # Modules that wrap others at any depth: torch.compile, FSDP, activation checkpointing, Lightning Fabric.
 _TRANSPARENT = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGE_WORDS = frozenset({"ema", "swa", "average", "averaged", "averages", "avg", "momentum", "shadow"})
-# Containers of what is not a model, by a part of their name.
+# Containers of what is not a model, by a word of their path. Optimizers may have tensors by the names of the weights.
 _NO_MODEL = re.compile(
-    r"optim|sched|scaler|callback|loops|rng|hyper|amp|args|config|cfg|metric|criterion|loss|history|meta", re.IGNORECASE
+    r"(?:^|[._])(?:optim\w*|\w*sched\w*|\w*scaler|callbacks?|loops|rng|hyper\w*|amp|args|config|cfg|metrics?|criterion|loss"
+    r"|history|meta)(?:[._]|$)",
+    re.IGNORECASE,
 )
 # Tensors beside a model that do not take part in its predictions: losses, metrics, other networks of the training program,
 # counters of moving averages, and the projection heads of self-supervised training.
@@ -88,7 +90,7 @@ def find_state_dict(content: Mapping[Any, Any], anchors: Sequence[str], ema: boo
     found = dict(_state_dicts(content))
     wanted = frozenset(anchors)
     fitting = [path for path, state in found.items() if any(suffix in wanted for name in state for suffix in _suffixes(name))]
-    candidates = fitting or _outermost([path for path in found if not _NO_MODEL.search(path)])
+    candidates = [path for path in fitting or _outermost(list(found)) if not _NO_MODEL.search(path)]
     if not candidates:
         return None
     path, averaged, notes = _choose(candidates, ema, source)

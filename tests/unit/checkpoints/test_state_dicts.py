@@ -63,6 +63,7 @@ NAMED_OPTIMIZER = {"state": {"cls_token": {"exp_avg": torch.ones(2, 2)}, "head.w
         lambda state: {"state_dict": prefixed("module.model.", state), "ema": None},
         lambda state: {"model": wrap_layers(prefixed("_orig_mod.", state))},
         lambda state: {"n_averaged": torch.tensor(7), **prefixed("module.", state)},
+        lambda state: {"optimizer": {"momentum_buffer": state, "lr": 0.1}, "model": state},
         lambda state: {"teacher": prefixed("module.backbone.", state)},
         lambda state: prefixed("my_network.", state),
         lambda state: {**prefixed("backbone.", {k: v for k, v in state.items() if "head" not in k}), **state_of(state, "head")},
