@@ -217,18 +217,20 @@ def measure(path: Path, reader_name: str) -> dict[str, Any]:
             outcome = ""
         except ImageError as error:
             outcome = str(error)
-        row = {
+        measured = {
             "refused": outcome.replace(str(path), "IMAGE"),
             "gb": memory("VmHWM") - before,
             "cpu_s": time.process_time() - start,
         }
-        os.write(outlet, json.dumps(row).encode())
+        os.write(outlet, json.dumps(measured).encode())
         os._exit(0)
     os.close(outlet)
     with os.fdopen(inlet, "rb") as pipe:
         content = pipe.read()
     os.waitpid(process, 0)
-    row = json.loads(content) if content else {"refused": "the process died", "gb": float("inf"), "cpu_s": float("inf")}
+    row: dict[str, Any] = (
+        json.loads(content) if content else {"refused": "the process died", "gb": float("inf"), "cpu_s": float("inf")}
+    )
     return {**row, "within": row["gb"] <= MAX_GB and row["cpu_s"] <= MAX_CPU_SECONDS}
 
 

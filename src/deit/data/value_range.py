@@ -31,12 +31,12 @@ def find_value_range(source: ImageSource) -> ValueRange | None:
     indices = _spaced(len(source.labels), MAX_HEADERS)
     modes = dict(zip(indices, thread_map(lambda index: _deep_mode(source, index), indices), strict=True))
     ranges = {}
-    for kind in ("integer", "float"):
-        deep = [index for index, mode in modes.items() if mode and (mode == "F") == (kind == "float")]
+    for kind in ("integers", "floats"):
+        deep = [index for index, mode in modes.items() if mode and (mode == "F") == (kind == "floats")]
         sample = [deep[position] for position in _spaced(len(deep), MAX_DECODED)]
         extrema = [bounds for bounds in thread_map(lambda index: _extrema(source, index), sample) if bounds is not None]
         if extrema:
-            ranges[kind] = _joint_bounds("F" if kind == "float" else "I", extrema)
+            ranges[kind] = _joint_bounds("F" if kind == "floats" else "I", extrema)
     return ValueRange(**ranges) if ranges else None
 
 

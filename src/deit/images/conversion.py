@@ -27,20 +27,20 @@ class ValueRange:
     It belongs to a data set: every image of it is converted in the same way, in training, evaluation and prediction.
 
     Attributes:
-        integer: black and white of 16-bit and 32-bit integers; None if unknown.
-        float: black and white of floating-point images; None if unknown.
+        integers: black and white of 16-bit and 32-bit integers; None if unknown.
+        floats: black and white of floating-point images; None if unknown.
     """
 
-    integer: Bounds | None = None
-    float: Bounds | None = None
+    integers: Bounds | None = None
+    floats: Bounds | None = None
 
     def bounds(self, mode: str) -> Bounds | None:
         """Returns black and white for a Pillow mode; None if unknown."""
-        return self.float if mode == "F" else self.integer
+        return self.floats if mode == "F" else self.integers
 
     def to_dict(self) -> dict[str, list[float]]:
         """Returns the range as JSON values."""
-        known = {"integer": self.integer, "float": self.float}
+        known = {"integers": self.integers, "floats": self.floats}
         return {name: list(bounds) for name, bounds in known.items() if bounds is not None}
 
     @classmethod
@@ -50,12 +50,12 @@ class ValueRange:
         Raises:
             ValueError: a value is missing or invalid.
         """
-        if not isinstance(content, Mapping) or set(content) - {"integer", "float"}:
-            raise ValueError("takes 'integer' and 'float', each with the values of black and white")
+        if not isinstance(content, Mapping) or set(content) - {"integers", "floats"}:
+            raise ValueError("takes 'integers' and 'floats', each with the values of black and white")
         return cls(**{name: _parse_bounds(bounds) for name, bounds in content.items()})
 
     def __str__(self) -> str:
-        known = {"integers": self.integer, "floating-point values": self.float}
+        known = {"integers": self.integers, "floating-point values": self.floats}
         texts = [f"{name} {low:g} to {high:g}" for name, bounds in known.items() if bounds for low, high in [bounds]]
         return " and ".join(texts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import stat
 import struct
@@ -160,7 +161,7 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
         image = self._image
         assert image is not None, "an image is decoded once"
         if reduction > 1 and image.format in ("JPEG", "MPO"):
-            image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))  # type: ignore[no-untyped-call]
+            image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
         expected = image.size
         image.load()
         if image.size != expected or image.mode != self._mode:
@@ -248,6 +249,7 @@ def configure_pillow() -> None:
     retain a few blocks of at most 16 MiB. Its warnings on odd metadata and large images are silenced, since limits are checked
     here. The filter is set once, because filters that come and go (``warnings.catch_warnings``) are not thread-safe.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # errors are raised here; Pillow logs some of them, too
     Image.MAX_IMAGE_PIXELS = None  # deit.images.limits decides instead
     Image.core.set_blocks_max(RETAINED_BLOCKS)  # type: ignore[attr-defined]  # documented, but not exported
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -347,7 +349,7 @@ def _check_16_bit_color(image: Image.Image, name: str) -> None:
     """Checks that 16-bit color, of which Pillow keeps the upper 8 bits, uses the upper bits."""
     extrema = image.getextrema()
     colors = extrema[:-1] if "A" in image.getbands() else extrema
-    highest = max(int(high) for _, high in colors)  # type: ignore[misc, arg-type]
+    highest = max(int(high) for _, high in colors)  # type: ignore[misc]
     if highest < MIN_16_BIT_MAXIMUM >> 8:
         raise ImageError(
             f"{name} has 16 bits per channel, but no value above {(highest << 8) + 255:,} of 65,535", "convert it to 8 bits"

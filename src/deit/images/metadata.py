@@ -15,6 +15,7 @@ from deit.images.cost import UNCHECKED_METADATA
 from deit.images.sniffing import heic_remedy
 
 MAX_SEGMENTS = 2048  # of a JPEG, before its pixels
+MAX_FILL = 2**12  # bytes between two segments
 MAX_PPM_HEADER = 2**16
 JPEG_STARTS_WITH, SCAN = b"\xff\xd8", 0xDA
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 277, 339
@@ -71,11 +72,12 @@ def _jpeg_metadata_is_long(file: BinaryIO) -> bool:
     """Reads the lengths of the segments up to the first scan. The file is positioned after the first marker."""
     for _ in range(MAX_SEGMENTS):
         marker = file.read(2)
-        while marker[:1] == b"\xff" and marker[1:] == b"\xff" and file.tell() < UNCHECKED_METADATA:  # fill bytes
-            marker = marker[1:] + file.read(1)
+        fill = 0
+        while marker == b"\xff\xff" and fill < MAX_FILL:
+            marker, fill = marker[1:] + file.read(1), fill + 1
         if len(marker) < 2 or marker[1] == SCAN:
             return file.tell() > UNCHECKED_METADATA
-        if marker[0] != 0xFF:  # junk
+        if marker[0] != 0xFF or fill == MAX_FILL:  # junk
             return True
         if marker[1] in (0x01, *range(0xD0, 0xD9)):  # markers without a length
             continue

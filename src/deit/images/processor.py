@@ -74,7 +74,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
 
     ``crop_rounding`` is "even" where the pixels are those of the authors and of timm: torchvision rounds the offset of an odd
     center crop half to even, transformers rounds it down. ``value_range`` is the black and white of files with more than 8
-    bits, as training found it: ``{"integer": [0, 4095]}``. It applies to files only: Pillow clips 16-bit images at 255 when it
+    bits, as training found it: ``{"integers": [0, 4095]}``. It applies to files only: Pillow clips 16-bit images at 255 when it
     converts them to RGB, as transformers does.
 
     Arguments of transformers that have no effect here, such as ``use_fast`` and ``backend``, are accepted. ``device`` is the
@@ -242,7 +242,7 @@ class DeiTImageProcessor(PreTrainedProcessor):
         """Black and white of files with more than 8 bits; None if unknown.
 
         Example:
-            >>> str(DeiTImageProcessor(value_range={"integer": [0, 4095]}).file_range)
+            >>> str(DeiTImageProcessor(value_range={"integers": [0, 4095]}).file_range)
             'integers 0 to 4095'
         """
         return None if self.value_range is None else ValueRange.from_dict(self.value_range)

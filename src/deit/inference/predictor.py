@@ -169,8 +169,11 @@ class Predictor:
         loaded = load_runtime(bundle, runtime_name, runtime_device, performance_hint)
         return cls(loaded, processor, metadata.classes, metadata.input_dtype, exact)
 
+    # Of types that are both, such as str, the first applies.
     @overload
-    def __call__(self, images: ImageLike, top: int = 5, names: str | Sequence[str] = ()) -> Prediction: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: ImageLike, top: int = 5, names: str | Sequence[str] = ()
+    ) -> Prediction: ...
 
     @overload
     def __call__(self, images: Iterable[ImageLike], top: int = 5, names: Sequence[str] = ()) -> list[Prediction]: ...

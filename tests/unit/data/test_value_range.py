@@ -25,17 +25,17 @@ SIDE = 24
 def noise(seed: int) -> np.ndarray:
     """Returns (24, 24) values in 0..1, some of which are 0 and 1."""
     values = np.asarray(pattern(SIDE, SIDE, seed).convert("L")).astype(np.float64)
-    return (values - values.min()) / (values.max() - values.min())
+    return np.asarray((values - values.min()) / (values.max() - values.min()))
 
 
 KINDS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], ValueRange | None]] = {
-    "12 bits in 16": (lambda values: (values * 4000).astype(np.uint16), ValueRange(integer=(0, 4095))),
-    "10 bits in 32": (lambda values: (values * 1000).astype(np.int32), ValueRange(integer=(0, 1023))),
-    "16 bits": (lambda values: (values * 60_000).astype(np.uint16), ValueRange(integer=(0, 65_535))),
-    "signed": (lambda values: (values * 4000 - 1000).astype(np.int32), ValueRange(integer=(-1000, 3000))),
-    "fractions": (lambda values: values.astype(np.float32), ValueRange(float=(0, 1))),
-    "large floats": (lambda values: (values * 4000).astype(np.float32), ValueRange(float=(0, 4095))),
-    "negative floats": (lambda values: (values * 2 - 1).astype(np.float32), ValueRange(float=(-1, 1))),
+    "12 bits in 16": (lambda values: (values * 4000).astype(np.uint16), ValueRange(integers=(0, 4095))),
+    "10 bits in 32": (lambda values: (values * 1000).astype(np.int32), ValueRange(integers=(0, 1023))),
+    "16 bits": (lambda values: (values * 60_000).astype(np.uint16), ValueRange(integers=(0, 65_535))),
+    "signed": (lambda values: (values * 4000 - 1000).astype(np.int32), ValueRange(integers=(-1000, 3000))),
+    "fractions": (lambda values: values.astype(np.float32), ValueRange(floats=(0, 1))),
+    "large floats": (lambda values: (values * 4000).astype(np.float32), ValueRange(floats=(0, 4095))),
+    "negative floats": (lambda values: (values * 2 - 1).astype(np.float32), ValueRange(floats=(-1, 1))),
     "8 bits": (lambda values: (values * 255).astype(np.uint8), None),
 }
 
@@ -66,7 +66,7 @@ def test_range_of_a_data_set(convert: Callable[[np.ndarray], np.ndarray], expect
 def test_images_of_8_bits_are_unchanged_by_a_range(tmp_path: Path) -> None:
     write_data(tmp_path, KINDS["8 bits"][0])
     source = open_data(tmp_path).train
-    ranged = with_value_range(source, ValueRange(integer=(0, 9), float=(0, 9)))
+    ranged = with_value_range(source, ValueRange(integers=(0, 9), floats=(0, 9)))
     assert ranged.load(0) == source.load(0)
     assert with_value_range(source, None) is source
 
@@ -76,7 +76,7 @@ def test_integers_and_floats_have_ranges_of_their_own(tmp_path: Path) -> None:
     write_data(tmp_path / "b", KINDS["fractions"][0], 2)
     names = tuple(str(path) for path in sorted(tmp_path.rglob("*.tif")))
     source = FileSource(tmp_path, names, ("x",), np.zeros(len(names), np.int64))
-    assert find_value_range(source) == ValueRange(integer=(0, 4095), float=(0, 1))
+    assert find_value_range(source) == ValueRange(integers=(0, 4095), floats=(0, 1))
 
 
 def test_outliers_do_not_decide_the_range_of_signed_values(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_outliers_do_not_decide_the_range_of_signed_values(tmp_path: Path) -> No
     names = tuple(f"{index:03}.tif" for index in range(count))
     found = find_value_range(FileSource(tmp_path, names, ("x",), np.zeros(count, np.int64)))
     assert found is not None
-    assert found.integer is not None
-    assert found.integer[0] > -20_000
-    assert found.integer[1] == 3000
+    assert found.integers is not None
+    assert found.integers[0] > -20_000
+    assert found.integers[1] == 3000
 
 
 def test_unreadable_images_and_images_in_memory_have_no_range(tmp_path: Path) -> None:

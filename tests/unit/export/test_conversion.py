@@ -34,7 +34,9 @@ MAKERS: dict[str, Any] = {
     "plain": lambda **fields: ViTForImageClassification(tiny_vit(layer_norm_eps=1e-6, **fields)),
     "distilled": lambda **fields: DeiTForImageClassificationWithTeacher(tiny_deit(layer_norm_eps=1e-6, **fields)),
 }
-PROCESSOR = DeiTImageProcessor.for_size(32, 32, 0.8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop="squash")
+PROCESSOR = DeiTImageProcessor.for_size(32, 32, 0.8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop="squash").replace(
+    crop_rounding="even"  # as timm crops
+)
 
 
 def destination(directory: Path, output_format: str) -> Path:

@@ -27,17 +27,17 @@ def row(values: list[float], dtype: Any) -> Image.Image:
     return Image.fromarray(np.array([values], dtype))
 
 
-CT = ValueRange(integer=(-1000, 3000))
+CT = ValueRange(integers=(-1000, 3000))
 
 
 @pytest.mark.parametrize(
     ("image", "value_range", "expected"),
     [
-        (row([0, 4095, 2048, 9999], np.uint16), ValueRange(integer=(0, 4095)), [0, 255, 128, 255]),
+        (row([0, 4095, 2048, 9999], np.uint16), ValueRange(integers=(0, 4095)), [0, 255, 128, 255]),
         (row([-1000, 3000, 1000, -2048], np.int32), CT, [0, 255, 128, 0]),
-        (row([0, 1, 0.5, 2], np.float32), ValueRange(float=(0, 1)), [0, 255, 128, 255]),
-        (row([0, 4000, 1000, np.nan], np.float32), ValueRange(float=(0, 4000)), [0, 255, 64, 0]),
-        (row([-np.inf, np.inf, 99.6, -5], np.float32), ValueRange(float=(0, 255)), [0, 255, 100, 0]),
+        (row([0, 1, 0.5, 2], np.float32), ValueRange(floats=(0, 1)), [0, 255, 128, 255]),
+        (row([0, 4000, 1000, np.nan], np.float32), ValueRange(floats=(0, 4000)), [0, 255, 64, 0]),
+        (row([-np.inf, np.inf, 99.6, -5], np.float32), ValueRange(floats=(0, 255)), [0, 255, 100, 0]),
     ],
     ids=["12 bits", "signed", "fractions", "large floats", "not finite"],
 )
@@ -84,7 +84,7 @@ def test_without_a_range_other_values_are_refused_with_the_remedy(image: Image.I
     with pytest.raises(ImageError, match=rf"a\.tif has .* from {low:g} to {high:g}.*convert it to 8 bits, or train the model"):
         to_rgb(image, name="a.tif")
     with pytest.raises(ImageError):
-        to_rgb(image, ValueRange(integer=(0, 1)) if image.mode == "F" else ValueRange(float=(0, 1)))  # of the other kind
+        to_rgb(image, ValueRange(integers=(0, 1)) if image.mode == "F" else ValueRange(floats=(0, 1)))  # of the other kind
 
 
 def test_12_bit_file_tells_its_range() -> None:
@@ -163,7 +163,7 @@ def test_standard_bounds(mode: str, low: float, high: float, expected: tuple[flo
 
 
 def test_range_is_saved_as_json() -> None:
-    both = ValueRange(integer=(-1000, 3000), float=(0, 1))
+    both = ValueRange(integers=(-1000, 3000), floats=(0, 1))
     assert ValueRange.from_dict(both.to_dict()) == both
     assert ValueRange.from_dict({}) == ValueRange()
     assert str(both) == "integers -1000 to 3000 and floating-point values 0 to 1"
@@ -171,7 +171,7 @@ def test_range_is_saved_as_json() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=3),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(["integer", "float", "x"]), children),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(["integers", "floats", "x"]), children),
 )
 
 
@@ -181,5 +181,5 @@ def test_any_json_is_a_range_or_a_value_error(content: Any) -> None:
         value_range = ValueRange.from_dict(content)
     except ValueError:
         return
-    for bounds in (value_range.integer, value_range.float):
+    for bounds in (value_range.integers, value_range.floats):
         assert bounds is None or bounds[0] < bounds[1]

@@ -174,13 +174,13 @@ def test_arrays_of_more_than_8_bits_are_converted_as_their_files(model: Path, tm
     values = np.asarray(pattern(60, 50).convert("L")).astype(np.uint16) * 16
     Image.fromarray(values).save(tmp_path / "a.png")
     predictor = Predictor.from_pretrained(model, "cpu", exact=True)
-    inputs = [values, values[..., None], values.astype(np.int32), Image.fromarray(values), tmp_path / "a.png"]
+    inputs: list[Any] = [values, values[..., None], values.astype(np.int32), Image.fromarray(values), tmp_path / "a.png"]
     assert all(prediction.error for prediction in predictor(inputs))
-    predictor.processor.value_range = {"integer": [0, 4080]}
+    predictor.processor.value_range = {"integers": [0, 4080]}
     expected = predictor(pattern(60, 50).convert("L"))
     for item in inputs:
         assert predictor(item).probabilities == expected.probabilities
-    predictor.processor.value_range = {"float": [0, 16]}
+    predictor.processor.value_range = {"floats": [0, 16]}
     scaled = values / np.float32(255)
     assert predictor(scaled).probabilities == pytest.approx(expected.probabilities, abs=1e-3)
 
