@@ -112,8 +112,10 @@ def add_image_hashes(trainer: Trainer, splits: Splits, settings: RunSettings, ch
             write_bytes(model / IMAGE_HASHES_NAME, trainer.files[IMAGE_HASHES_NAME])
     if not hashes.copies:
         return []
-    images = plural(hashes.copies, "validation image")
-    return [f"{images} of {len(hashes.validation):,} are also training images; the final evaluation leaves them out"]
+    return [
+        f"{hashes.copies:,} of {plural(len(hashes.validation), 'validation image')} were also used for training, so that the "
+        "validation accuracy is optimistic; the final evaluation leaves such copies out, unless there are no other images"
+    ]
 
 
 def fit_recipe_to_time(

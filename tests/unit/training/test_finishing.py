@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
+from deit.data.image_hashes import ImageHashes, SeenImages
+from deit.data.sources import subset
+from deit.data.splits import Splits
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training.finishing import finish_pretraining, finish_training
-from tests.helpers import memory_splits
+from tests.helpers import MemorySource, memory_splits
 from tests.unit.training.trainers import tiny_trainer
 
 
@@ -34,3 +40,21 @@ def test_pretraining_ends_with_its_loss(tmp_path: Path) -> None:
         "best_epoch": result.epoch,
         "loss": result.loss,
     }
+
+
+@pytest.mark.parametrize(
+    ("validation", "images", "seen"),
+    [(range(18, 30), 6, SeenImages(6, 0, 6)), (range(12), 12, SeenImages(0, 12, 0)), (range(24, 30), 6, SeenImages(0, 0, 6))],
+)
+def test_copies_of_training_images_are_left_out(tmp_path: Path, validation: range, images: int, seen: SeenImages) -> None:
+    source = MemorySource(30)
+    splits = Splits(subset(source, range(24)), subset(source, validation), None, "made in memory", "0" * 64)
+    trainer = tiny_trainer(tmp_path)
+    for name in ("best", "last"):
+        trainer.model.save_pretrained(tmp_path / name)
+        trainer.validation.processor.save_pretrained(tmp_path / name)
+    (tmp_path / "best" / "training_images.bin").write_bytes(ImageHashes.of(splits.train, splits.validation).to_bytes())
+    trainer.state.best = {"epoch": 1}
+    result = finish_training(trainer, splits, None, RunSettings("memory"))
+    assert (result.evaluation.images, result.evaluation.seen) == (images, seen)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["seen"] == asdict(seen)

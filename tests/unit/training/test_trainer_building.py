@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
+from deit.data.image_hashes import ImageHashes, content_hashes
+from deit.data.sources import subset
+from deit.data.splits import Splits
 from deit.errors import CheckpointError
 from deit.recipes.planning import needs_planning
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training import trainer_building
 from deit.training.state import latest_checkpoint
-from deit.training.trainer_building import fit_recipe_to_time, restore
-from tests.helpers import memory_splits
+from deit.training.trainer_building import add_image_hashes, fit_recipe_to_time, restore
+from tests.helpers import MemorySource, memory_splits
 from tests.unit.training.trainers import tiny_trainer
 
 
@@ -52,3 +56,50 @@ def test_recipe_is_fitted_to_the_measured_speed(monkeypatch: pytest.MonkeyPatch,
     assert not needs_planning(timed)
     assert notes[0].startswith("112 epochs in 1 min, at a measured 100 images/s")
     assert "Measuring how fast candidate models train" in capsys.readouterr().err
+
+
+def splits_of(train: range, validation: range) -> Splits:
+    """Splits of images in memory, by their numbers."""
+    source = MemorySource(60)
+    return Splits(subset(source, train), subset(source, validation), None, "made in memory", "0" * 64)
+
+
+def hashes_of(images: Iterable[int]) -> list[int]:
+    return sorted(content_hashes(subset(MemorySource(60), images)).tolist())
+
+
+@pytest.mark.parametrize("init_format", ["model", "file", "none"])
+def test_images_of_the_initial_checkpoint_count_as_training_images(tmp_path: Path, init_format: str) -> None:
+    trainer, folder = tiny_trainer(tmp_path / "run"), tmp_path / "init"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    if init_format != "none":
+        previous = splits_of(range(40, 50), range(50, 60))
+        (folder / "training_images.bin").write_bytes(ImageHashes.of(previous.train, previous.validation).to_bytes())
+    init = folder / "model.safetensors" if init_format == "file" else folder
+    notes = add_image_hashes(trainer, splits_of(range(8), range(8, 12)), RunSettings("memory", init=str(init)), None)
+    (tmp_path / "training_images.bin").write_bytes(trainer.files["training_images.bin"])
+    hashes = ImageHashes.from_file(tmp_path / "training_images.bin")
+    expected = range(8) if init_format == "none" else [*range(8), *range(40, 50)]
+    assert hashes.train.tolist() == hashes_of(expected)
+    assert hashes.validation.tolist() == hashes_of(range(8, 12))
+    assert notes == []
+
+
+def test_copies_in_the_validation_split_are_noted(tmp_path: Path) -> None:
+    notes = add_image_hashes(tiny_trainer(tmp_path), splits_of(range(8), range(5, 12)), RunSettings("memory"), None)
+    assert "3 of 7 validation images were also used for training" in notes[0]
+
+
+def test_resumed_run_keeps_its_hashes_and_adds_them_to_its_models(tmp_path: Path) -> None:
+    trainer, checkpoint = tiny_trainer(tmp_path), tmp_path / "checkpoint"
+    for folder in (checkpoint, tmp_path / "best"):
+        folder.mkdir()
+    splits = splits_of(range(8), range(8, 12))
+    content = ImageHashes.of(splits.train, splits.validation).to_bytes()
+    (checkpoint / "training_images.bin").write_bytes(content)
+    add_image_hashes(trainer, splits_of(range(1), range(1, 2)), RunSettings("memory", init="gone"), checkpoint)
+    assert trainer.files["training_images.bin"] == (tmp_path / "best" / "training_images.bin").read_bytes() == content
+    (checkpoint / "training_images.bin").unlink()  # a run of an earlier version
+    add_image_hashes(trainer, splits, RunSettings("memory", init="gone"), checkpoint)
+    assert trainer.files["training_images.bin"] == content
