@@ -75,6 +75,7 @@ def check_data(data: DataArgument, _max_pixels: MaxPixelsOption = None, *, outpu
 
 
 def _print_check(found: DataCheck, output: Output) -> None:
+    from deit.images.listing import examples
     from deit.system.progress import plural
 
     report = print_line if output.for_people else print_status  # programs read only the table
@@ -90,6 +91,11 @@ def _print_check(found: DataCheck, output: Output) -> None:
         report(f"{note}.")
     if left_out := found.left_out.describe(hidden=True):
         report(f"Not read: {left_out}.")
+    for note in found.copies.notes():
+        report(f"{note}.")
+    if found.animations:
+        several = plural(len(found.animations), "image")
+        report(f"{several} with several frames or pages, of which the first is used: {examples(found.animations)}.")
     report(f"{plural(len(found.damaged), 'unreadable image')}, {len(found.too_large)} too large.")
     if found.obstacle:
         report(f"Not for training: {found.obstacle}")

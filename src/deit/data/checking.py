@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deit.data.datasets.named import named_reference
+from deit.data.image_hashes import UNREADABLE, content_hash
 from deit.data.opening import read_splits
-from deit.data.sources import ImageSource, check_image, subset
+from deit.data.sources import ImageSource, WithContent, check_image, image_content, subset
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits
 from deit.data.value_range import find_value_range, range_notes, splits_with_value_range, with_value_range
 from deit.errors import DataError, ImageError, ImageTooLargeError
-from deit.images.listing import LeftOut, OtherKind
+from deit.images.decoding import has_more_frames
+from deit.images.listing import LeftOut, OtherKind, examples
 from deit.system.progress import Progress
 
 MAX_HEADER_CHECKS = 50_000  # larger splits are checked only by `deit data check`, not before every training
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images whose files are equal, each pair as "a.jpg and b.jpg".
+
+    Attributes:
+        in_two_classes: labels contradict each other.
+        in_two_splits: the accuracy on one split is measured on images of another.
+        repeated: in one class of one split.
+    """
+
+    in_two_classes: list[str]
+    in_two_splits: list[str]
+    repeated: list[str]
+
+    def notes(self) -> list[str]:
+        """Returns a remark on each kind of copies that there is."""
+        texts = {
+            "Equal images in two classes, which contradict each other": self.in_two_classes,
+            "Equal images in two splits": self.in_two_splits,
+            "Equal images within a class": self.repeated,
+        }
+        return [f"{text}: {len(pairs):,} ({examples(pairs)})" for text, pairs in texts.items() if pairs]
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,8 @@ class DataCheck:
         too_large: a message for each image above the limits of pixels, memory or time.
         notes: remarks on how the data was read.
         left_out: what is beside the images and not read.
+        copies: images whose files are equal.
+        animations: images with several frames or pages, of which the first is used.
         obstacle: why it cannot be trained on, if so.
     """
 
@@ -41,6 +70,8 @@ class DataCheck:
     too_large: list[str]
     notes: tuple[str, ...]
     left_out: LeftOut
+    copies: Copies
+    animations: list[str]
     obstacle: str = ""
 
     @property
@@ -67,6 +98,8 @@ class DataCheck:
                 {"kind": kind.value, "count": count, "examples": self.left_out.examples[kind]}
                 for kind, count in self.left_out.counts.items()
             ],
+            "copies": asdict(self.copies),
+            "animations": self.animations,
             "notes": list(self.notes),
             "trainable": not self.obstacle,
             "obstacle": self.obstacle,
@@ -96,6 +129,7 @@ def check_data(data: str | Path) -> DataCheck:
         for source in sources.values()
         for error in check_images(with_value_range(source, value_range), decode=True).values()
     ]
+    inspected = {split: _inspect(source) for split, source in sources.items()}
     return DataCheck(
         origin=origin,
         sources=sources,
@@ -103,8 +137,46 @@ def check_data(data: str | Path) -> DataCheck:
         too_large=[str(error) for error in errors if isinstance(error, ImageTooLargeError)],
         notes=(*dataset.notes, *range_notes(value_range)),
         left_out=dataset.left_out,
+        copies=_find_copies(sources, {split: hashes for split, (hashes, _) in inspected.items()}),
+        animations=[sources[split].name(index) for split, (_, indices) in inspected.items() for index in indices],
         obstacle=obstacle,
     )
+
+
+def _inspect(source: ImageSource) -> tuple[list[int], list[int]]:
+    """Returns the content hash of each image, 0 if unreadable, and the indices of those with several frames or pages."""
+
+    def inspect(index: int) -> tuple[int, bool]:
+        try:
+            content = image_content(source, index) if isinstance(source, WithContent) else b""
+            return content_hash(source, index), bool(content) and has_more_frames(content)
+        except ImageError:
+            return UNREADABLE, False
+
+    with Progress("Comparing images", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
+        found = []
+        for result in pool.map(inspect, range(len(source.labels))):
+            found.append(result)
+            progress.advance(1)
+    return [value for value, _ in found], [index for index, (_, several) in enumerate(found) if several]
+
+
+def _find_copies(sources: Mapping[str, ImageSource], hashes: Mapping[str, Sequence[int]]) -> Copies:
+    """Groups equal files, and counts those that are in two classes, in two splits, or repeated in one place."""
+    first: dict[int, tuple[str, int]] = {}
+    pairs: dict[str, list[str]] = {"classes": [], "splits": [], "same": []}
+    for split, source in sources.items():
+        for index, value in enumerate(hashes[split]):
+            if value == UNREADABLE:
+                continue
+            earlier_split, earlier = first.setdefault(value, (split, index))
+            if (earlier_split, earlier) == (split, index):
+                continue
+            other = sources[earlier_split]
+            is_other_class = other.classes[other.labels[earlier]] != source.classes[source.labels[index]]
+            kind = "classes" if is_other_class else "splits" if split != earlier_split else "same"
+            pairs[kind].append(f"{other.name(earlier)} and {source.name(index)}")
+    return Copies(pairs["classes"], pairs["splits"], pairs["same"])
 
 
 def _split(dataset: DatasetSplits) -> tuple[str, dict[str, ImageSource], str]:

@@ -227,6 +227,19 @@ def read_mode(source: Path | bytes, name: str = "") -> str:
         return mode
 
 
+def has_more_frames(source: Path | bytes, name: str = "") -> bool:
+    """Whether an image is an animation or has several pages, of which only the first is used. Reads no pixels.
+
+    Raises:
+        ImageError: the file is not an image, or too large.
+    """
+    name = _source_name(source, name)
+    with _as_image_error(name):
+        image, _ = _open(source, name)
+        with image:
+            return image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a photo and its preview
+
+
 def reduction_of(encoded: Decodable, image: Image.Image) -> int:
     """Returns by how many times per side an image was decoded smaller: 1, 2, 4 or 8."""
     full = encoded.width, encoded.height

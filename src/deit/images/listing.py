@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -220,6 +220,11 @@ def join(folder: str, name: str) -> str:
 def base_name(path: str) -> str:
     """Returns the name at the end of a path."""
     return path.rpartition(os.sep)[2]
+
+
+def examples(names: Sequence[str]) -> str:
+    """Returns a few of several names, for a message: "a.jpg, b.jpg, c.jpg, ..."."""
+    return ", ".join(names[:MAX_EXAMPLES]) + (", ..." if len(names) > MAX_EXAMPLES else "")
 
 
 def path_key(path: str) -> str:

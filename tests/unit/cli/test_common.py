@@ -123,6 +123,20 @@ def test_image_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no images"):
         image_files(tmp_path / "empty")
+    (tmp_path / "empty" / "clip.mp4").touch()
+    with pytest.raises(UserError, match=r"contains no images: it has 1 video \(clip\.mp4\)"):
+        image_files(tmp_path / "empty")
+
+
+def test_image_files_leave_out_what_data_sets_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = (".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "run/run.json", "run/recipe.toml", "run/a.png", "._a.jpg", "a.txt")
+    for name in ("a.jpg", "b/c.jfif", *names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "run" / "a.png").unlink()
+    assert image_files(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b" / "c.jfif"]
+    output = capsys.readouterr().err
+    assert output.startswith(f"Not read in {tmp_path}: 1 directory of runs, models or exports (run), 1 text file (a.txt)")
 
 
 def test_heads_are_printed_after_the_teacher(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,3 +51,32 @@ def test_check_of_a_data_set_for_evaluation_only(tmp_path: Path) -> None:
     assert "imagenet-a is for evaluation only" in text
     assert "bad.jpg" in text
     assert "1 unreadable image, 0 too large" in text
+
+
+def test_check_says_what_is_not_read(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat/0.jfif", "cat/1", "dog/0.jpe", "dog/1.png", "loose.jpg")):
+        photo(tmp_path / name, number)
+    (tmp_path / "dog" / "copy.jpg").write_bytes((tmp_path / "cat" / "1").read_bytes())
+    (tmp_path / "cat" / "clip.mov").touch()
+    (tmp_path / "@eaDir").mkdir()
+    text = output("check", str(tmp_path))
+    assert "1 loose image beside class folders (loose.jpg)" in text
+    assert "1 video (cat/clip.mov)" in text
+    assert "1 hidden or system file (@eaDir)" in text
+    assert "Equal images in two classes, which contradict each other: 1 (" in text
+    assert "0 unreadable images, 0 too large" in text
+    found = json.loads(output("check", str(tmp_path), "--json"))
+    assert sum(sum(counts.values()) for counts in found["classes"].values()) == 5
+    assert {row["kind"]: row["count"] for row in found["not_read"]} == {
+        "hidden or system file": 1,
+        "loose image beside class folders": 1,
+        "video": 1,
+    }
+
+
+def test_check_of_a_folder_for_evaluation_only(tmp_path: Path) -> None:
+    photo(tmp_path / "Testing" / "cat" / "0.jpg")
+    text = output("check", str(tmp_path))
+    assert "Splits: the folder's own splits: Testing." in text
+    assert "Not for training: " in text
+    assert "add a folder `train`" in text
