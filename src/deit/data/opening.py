@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deit.data.datasets.folders import folder_splits, unlabeled_splits
 from deit.data.datasets.hub_datasets import PREFIX, hub_splits, hub_unlabeled, is_saved, saved_splits, saved_unlabeled
-from deit.data.datasets.manifest import is_manifest, manifest_splits, unlabeled_manifest
+from deit.data.datasets.manifest import is_manifest, manifest_splits, metadata_splits, unlabeled_manifest
 from deit.data.datasets.named import DIGITS, NAMED, digits_splits, named_reference, named_splits
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
 from deit.errors import DataError, did_you_mean
@@ -37,7 +37,7 @@ def read_splits(data: str | Path, known_classes: Sequence[str] = ()) -> DatasetS
     if is_saved(path):
         return saved_splits(path)
     _check_name(path)
-    return folder_splits(path, known_classes)
+    return metadata_splits(path) or folder_splits(path, known_classes)
 
 
 def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALIDATION_FRACTION) -> Splits:
@@ -45,8 +45,8 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
 
     Args:
         data: a folder (``train/CLASS/image`` and ``val/CLASS/image``, or ``CLASS/image``, which is split by the seed); a
-            manifest, ``.csv`` or ``.jsonl``; a directory that Hugging Face's ``save_to_disk`` wrote; ``hf:owner/name`` on the
-            hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in ``$DEIT_DATA``.
+            manifest, ``.csv``, ``.tsv`` or ``.jsonl``; a directory that Hugging Face's ``save_to_disk`` wrote;
+            ``hf:owner/name`` on the hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in ``$DEIT_DATA``.
         seed: seed of the split, if a split is missing.
         validation_fraction: fraction of each class that is set aside if the validation split is missing and the data set does
             not define one.

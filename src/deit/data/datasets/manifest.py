@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from deit.data.class_names import ClassLookup, similar_names_note
-from deit.data.datasets.manifest_paths import PathResolver
-from deit.data.datasets.manifest_table import MISSING, Row, read_table
+from deit.data.datasets.manifest_paths import PathResolver, joined
+from deit.data.datasets.manifest_table import MISSING, Row, has_label_column, read_table
 from deit.data.sources import UNLABELED, FileSource, ImageSource
 from deit.data.split_names import SPLITS, split_of
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
 from deit.images.listing import LeftOut, OtherKind
 
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _OTHER_TABLES = {
     ".xlsx": "save it as the type 'CSV UTF-8' in Excel",
@@ -73,7 +74,43 @@ def manifest_splits(path: Path) -> DatasetSplits:
         DataError: the file is missing, a line is invalid (the message has its number), an image has no label or two, or is in
             two splits, or there are no images.
     """
-    manifest = read_manifest(path, labeled=True)
+    return _dataset(path, read_manifest(path, labeled=True))
+
+
+def metadata_splits(root: Path) -> DatasetSplits | None:
+    """Reads a folder whose labels are in ``metadata.csv`` or ``metadata.jsonl``, as Hugging Face's ``imagefolder`` does.
+
+    The file is in the folder itself, or in a folder of each split.
+
+    Returns:
+        The data set; None if there is no such file with a column of labels.
+
+    Raises:
+        DataError: as in :func:`manifest_splits`.
+    """
+    if (path := _metadata(root)) is not None:
+        return manifest_splits(path)
+    folders = [] if not root.is_dir() else sorted(folder for folder in root.iterdir() if folder.is_dir())
+    files = {folder: path for folder in folders if split_of(folder.name) and (path := _metadata(folder)) is not None}
+    if not files:
+        return None
+    rows: list[Row] = []
+    left_out = LeftOut()
+    for folder, path in files.items():
+        manifest = read_manifest(path, labeled=True)
+        prefix, split = folder.name, split_of(folder.name)
+        rows += [replace(row, path=joined(prefix, row.path), split=split) for row in manifest.rows]
+        left_out.update(manifest.left_out)
+    return _dataset(root / next(iter(files.values())).name, Manifest(rows, ("The labels are in metadata files",), left_out))
+
+
+def _metadata(folder: Path) -> Path | None:
+    """Returns the metadata file in a folder that has a column of labels, if any."""
+    paths = [folder / name for name in METADATA_NAMES]
+    return next((path for path in paths if path.is_file() and has_label_column(path)), None)
+
+
+def _dataset(path: Path, manifest: Manifest) -> DatasetSplits:
     rows = manifest.rows
     if not rows:
         raise DataError(f"{path} lists no images", "write one line per image below the header")
@@ -97,9 +134,9 @@ def manifest_splits(path: Path) -> DatasetSplits:
     }
     if "train" not in sources and None not in sources:
         obstacle = DataError(f"{path} has no images of the split train", "mark some as train, or leave the column out")
-    unsplit = None in sources
+    unsplit = set(sources) in ({None}, {"train"})
     return DatasetSplits(
-        sources.get(None if unsplit else "train"),
+        sources.get("train", sources.get(None)),
         sources.get("validation"),
         sources.get("test"),
         unsplit=unsplit,

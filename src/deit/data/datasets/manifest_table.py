@@ -102,6 +102,27 @@ def read_table(path: Path) -> Table:
     return table
 
 
+def has_label_column(path: Path) -> bool:
+    """Whether a table has a column of paths and one that is named as labels.
+
+    Raises:
+        DataError: as in :func:`read_table`.
+    """
+    try:
+        first = next((line for _, line in _lines(path) if line.strip()), "").lstrip("\ufeff")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}", error.strerror or "check the path") from error
+    if path.suffix.lower() == ".csv":
+        names = next(csv.reader([first], delimiter=_delimiter(first, path)), [])
+    else:
+        try:
+            names = list(json.loads(first))
+        except (ValueError, TypeError, RecursionError):
+            return False
+    columns = [_column_name(str(name)) for name in names]
+    return _first(columns, PATH_COLUMNS) is not None and _first(columns, LABEL_COLUMNS) is not None
+
+
 def _read_csv(path: Path) -> Table:
     lines = _lines(path)
     number, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))

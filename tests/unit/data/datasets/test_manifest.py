@@ -406,6 +406,33 @@ def test_bytes_that_are_no_table(tmp_path: Path, content: bytes, message: str) -
         read_splits(tmp_path / "list.csv")
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("folders", [("",), ("train", "test"), ("Train", "validation", "Test")])
+def test_folder_with_metadata_of_hugging_face(tmp_path: Path, name: str, folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        image_files(tmp_path / folder, 4)
+        rows = [(f"{number:03}.png", ("cat", "dog")[number % 2]) for number in range(4)]
+        if name.endswith("csv"):
+            written(tmp_path / folder, ["file_name,label", *map(",".join, rows)], name)
+        else:
+            written(tmp_path / folder, [json.dumps({"file_name": path, "label": label}) for path, label in rows], name)
+    dataset = read_splits(tmp_path)
+    assert len(dataset.sources) == len(folders)
+    for source, folder in zip(dataset.sources.values(), folders, strict=True):
+        assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
+        assert source.name(3) == str(Path(folder) / "003.png")
+        assert source.load(3).size == (9, 7)
+
+
+@pytest.mark.parametrize("content", ["file_name,text\n000.png,a cat\n", "", "file_name\n000.png\n", "\n\n", "[1]", "{"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_without_labels_is_not_a_manifest(tmp_path: Path, name: str, content: str) -> None:
+    for label in ("cat", "dog"):
+        image_files(tmp_path / label, 2)
+    (tmp_path / name).write_text(content)
+    assert read_splits(tmp_path).train.classes == ("cat", "dog")
+
+
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
