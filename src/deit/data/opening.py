@@ -46,7 +46,8 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
     Args:
         data: a folder (``train/CLASS/image`` and ``val/CLASS/image``, or ``CLASS/image``, which is split by the seed); a
             manifest, ``.csv``, ``.tsv`` or ``.jsonl``; a directory that Hugging Face's ``save_to_disk`` wrote;
-            ``hf:owner/name`` on the hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in ``$DEIT_DATA``.
+            ``hf:owner/name`` on the hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in
+            ``$DEIT_DATA``.
         seed: seed of the split, if a split is missing.
         validation_fraction: fraction of each class that is set aside if the validation split is missing and the data set does
             not define one.
