@@ -84,7 +84,7 @@ class ViTTest(CommonTests, unittest.TestCase):
     """Models without a distillation token."""
 
     config_class = deit.ViTConfig
-    all_model_classes = (deit.ViTModel, deit.ViTForImageClassification)
+    all_model_classes = (deit.ViTModel, deit.ViTForImageClassification, deit.ViTForMaskedImageModeling)
 
 
 class DeiTTest(CommonTests, unittest.TestCase):

@@ -20,6 +20,7 @@ MODELS = [
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
     "DeiTForMaskedImageModeling",
+    "ViTForMaskedImageModeling",
 ]
 
 

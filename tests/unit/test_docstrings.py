@@ -22,6 +22,7 @@ MODULES = [
     "config",
     "models.outputs",
     "models.pretrained",
+    "models.compatibility",
     "models.modeling",
     "images.processor",
 ]

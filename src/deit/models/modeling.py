@@ -258,7 +258,28 @@ class Block(nn.Module):
         del self.layer_scale
 
 
-class ViTModel(PreTrainedModel):
+class ViTPreTrainedModel(PreTrainedModel):
+    """Base class of the models with a :class:`ViTConfig`.
+
+    Example:
+        >>> issubclass(ViTForImageClassification, ViTPreTrainedModel)
+        True
+    """
+
+
+class DeiTPreTrainedModel(PreTrainedModel):
+    """Base class of the models with a :class:`DeiTConfig`.
+
+    Example:
+        >>> issubclass(DeiTForImageClassification, DeiTPreTrainedModel)
+        True
+    """
+
+    config_class = DeiTConfig
+    base_model_prefix = "deit"
+
+
+class ViTModel(ViTPreTrainedModel):
     """Vision transformer without a head (paper, section 3).
 
     Args:
@@ -370,16 +391,13 @@ class ViTModel(PreTrainedModel):
         return [row[attention.heads] for row, attention in zip(rows, attentions, strict=True)]
 
 
-class DeiTModel(ViTModel):
+class DeiTModel(DeiTPreTrainedModel, ViTModel):
     """:class:`ViTModel` with a distillation token at index 1 (paper, section 4).
 
     Example:
         >>> DeiTModel(config)(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape  # [CLS], distillation token, 4 patches
         torch.Size([1, 6, 48])
     """
-
-    config_class = DeiTConfig
-    base_model_prefix = "deit"
 
 
 class PreTrainedClassifier(PreTrainedModel):
@@ -440,7 +458,7 @@ class PreTrainedClassifier(PreTrainedModel):
         return self._as_requested(output, return_dict)
 
 
-class ViTForImageClassification(PreTrainedClassifier):
+class ViTForImageClassification(PreTrainedClassifier, ViTPreTrainedModel):
     """Vision transformer with one head, on [CLS]: the four published models without distillation.
 
     Example:
@@ -452,7 +470,7 @@ class ViTForImageClassification(PreTrainedClassifier):
     vit: ViTModel
 
 
-class DeiTForImageClassification(PreTrainedClassifier):
+class DeiTForImageClassification(DeiTPreTrainedModel, PreTrainedClassifier):
     """DeiT with one head, on [CLS]; the distillation token has none.
 
     Example:
@@ -460,12 +478,10 @@ class DeiTForImageClassification(PreTrainedClassifier):
         torch.Size([1, 5])
     """
 
-    config_class = DeiTConfig
-    base_model_prefix = "deit"
     deit: DeiTModel
 
 
-class DeiTForImageClassificationWithTeacher(PreTrainedModel):
+class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
     """DeiT with two heads, on [CLS] and on the distillation token (paper, section 4).
 
     The prediction is the mean of both heads' logits, as for the released checkpoints; the paper adds the softmax outputs.
@@ -476,8 +492,6 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
         (torch.Size([2, 5]), torch.Size([2, 5]))
     """
 
-    config_class = DeiTConfig
-    base_model_prefix = "deit"
     config: DeiTConfig
 
     def __init__(self, config: DeiTConfig) -> None:
@@ -557,31 +571,23 @@ class DeiTForImageClassificationWithTeacher(PreTrainedModel):
         return training_loss(settings, class_logits, targets, distillation_logits, teacher_logits)
 
 
-class DeiTForMaskedImageModeling(PreTrainedModel):
-    """DeiT that reconstructs masked patches: a linear decoder maps each token to the pixels of its patch.
+class PreTrainedMaskedImageModel(PreTrainedModel):
+    """Base class of the models that reconstruct masked patches: a linear decoder maps each token to the pixels of its patch.
 
     The method is SimMIM (arXiv 2111.09886).
 
     Raises:
         UserError: ``encoder_stride`` differs from the patch size, so that the decoded pixels would not fill the image.
-
-    Example:
-        >>> mask = torch.tensor([[True, False, False, True]])
-        >>> output = DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32), bool_masked_pos=mask)
-        >>> output.reconstruction.shape, output.loss.ndim
-        (torch.Size([1, 3, 32, 32]), 0)
     """
 
-    config_class = DeiTConfig
-    base_model_prefix = "deit"
-
-    def __init__(self, config: DeiTConfig) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         stride = config.encoder_stride
         if config.patch_hw != (stride, stride):
             raise UserError(f"encoder_stride is {stride}, but the patch size is {config.patch_hw}", "make them equal")
+        base_class = DeiTModel if self.base_model_prefix == "deit" else ViTModel
         with torch.device("meta"):
-            self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
+            setattr(self, self.base_model_prefix, base_class(config, add_pooling_layer=False, use_mask_token=True))
             pixels = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
             self.decoder = nn.Sequential(pixels, nn.PixelShuffle(stride))
         self.materialize()
@@ -616,7 +622,7 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
         if pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
             height, width = pixel_values.shape[2:]
             raise UserError(f"The images are {height} x {width}", f"both sides must be divisible by {stride}")
-        base = self.deit(
+        base = self.base_model(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -627,7 +633,7 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
             residual_scale=residual_scale,
         )
         grid = pixel_values.shape[2] // stride, pixel_values.shape[3] // stride  # rows, columns
-        patches = base.last_hidden_state[:, DeiTConfig.PREFIX_TOKENS :]  # (B, P, D)
+        patches = base.last_hidden_state[:, self.config.PREFIX_TOKENS :]  # (B, P, D)
         reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, grid))  # (B, C, height, width)
         loss = None
         if bool_masked_pos is not None:
@@ -639,6 +645,36 @@ class DeiTForMaskedImageModeling(PreTrainedModel):
             loss=loss, reconstruction=reconstruction, hidden_states=base.hidden_states, attentions=base.attentions
         )
         return self._as_requested(output, return_dict)
+
+
+class ViTForMaskedImageModeling(PreTrainedMaskedImageModel, ViTPreTrainedModel):
+    """Vision transformer without a distillation token that reconstructs masked patches.
+
+    Example:
+        >>> vit = ViTConfig(image_size=32, hidden_size=48, num_hidden_layers=2, num_attention_heads=3)
+        >>> ViTForMaskedImageModeling(vit)(torch.zeros(1, 3, 32, 32)).reconstruction.shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    vit: ViTModel
+
+
+class DeiTForMaskedImageModeling(DeiTPreTrainedModel, PreTrainedMaskedImageModel):
+    """DeiT that reconstructs masked patches: a linear decoder maps each token to the pixels of its patch.
+
+    The method is SimMIM (arXiv 2111.09886).
+
+    Raises:
+        UserError: ``encoder_stride`` differs from the patch size, so that the decoded pixels would not fill the image.
+
+    Example:
+        >>> mask = torch.tensor([[True, False, False, True]])
+        >>> output = DeiTForMaskedImageModeling(config)(torch.zeros(1, 3, 32, 32), bool_masked_pos=mask)
+        >>> output.reconstruction.shape, output.loss.ndim
+        (torch.Size([1, 3, 32, 32]), 0)
+    """
+
+    deit: DeiTModel
 
 
 def _head(config: ViTConfig) -> nn.Linear:
