@@ -101,11 +101,11 @@ def check_cost(name: str, image: Image.Image, file_bytes: int, scans: int) -> in
         raise ImageTooLargeError(f"{name} has {width} x {height} pixels, and a side may have {MAX_SIDE:,}", "cut it up")
     allowed = max(1.0, max_pixels() / DEFAULT_MAX_PIXELS)
     reductions = JPEG_REDUCTIONS if image.format in ("JPEG", "MPO") else (1,)
-    costs = [decoding_cost(image, file_bytes, scans, reduction) for reduction in reductions]
-    for reduction, cost in zip(reductions, costs, strict=True):
+    for reduction in reductions:
+        cost = decoding_cost(image, file_bytes, scans, reduction)
         if cost.share <= allowed:
             return reduction
-    least = min(costs, key=lambda cost: cost.share)
+    least = cost  # of the largest reduction
     raise ImageTooLargeError(
         f"{name}: decoding {width} x {height} pixels of mode {image.mode} from a {image.format} file takes about "
         f"{least.memory / 1e9:.1f} GB and {least.seconds:.1f} s, and at most {allowed * MAX_BYTES / 1e9:.1f} GB and "
