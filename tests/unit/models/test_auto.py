@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deit.errors import CheckpointError
 from deit.images.processor import DeiTImageProcessor
@@ -53,6 +54,15 @@ def test_directory_of_a_run_refers_to_its_best_model(tmp_path: Path) -> None:
     DeiTForImageClassificationWithTeacher(tiny_deit()).save_pretrained(tmp_path / "best")
     assert load_classifier(tmp_path).path == tmp_path / "best"
     assert load_classifier(str(tmp_path)).classes[0] == "LABEL_0"
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "checkpoint.bin", "other.safetensors"])
+def test_preprocessing_of_another_model_in_the_same_directory_is_not_used(tmp_path: Path, name: str) -> None:
+    model = randomized(DeiTForImageClassificationWithTeacher(tiny_deit(hidden_size=64, num_attention_heads=1)))
+    DeiTImageProcessor(crop_size=99).save_pretrained(tmp_path)
+    save = save_file if name.endswith(".safetensors") else torch.save
+    save(model.state_dict(), tmp_path / name)
+    assert load_classifier(tmp_path / name).processor == DeiTImageProcessor.for_size(32, 32)
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
