@@ -20,13 +20,13 @@ from deit.data.opening import open_data
 from deit.data.sources import ImageSource, MultiLabelSource
 from deit.data.splits import DataRecord, read_record
 from deit.errors import CheckpointError, DataError, ImageError, NonFiniteOutputError
-from deit.evaluation.evaluate import evaluate, evaluate_source, evaluation_split
+from deit.evaluation.evaluate import SplitName, evaluate, evaluate_source, evaluation_split
 from deit.evaluation.metrics import Evaluation
 from deit.images.processor import DeiTImageProcessor
 from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from tests.conftest import CLASSES
 from tests.helpers import MemorySource, pattern, randomized, tiny_deit
-from tests.unit.data.layouts import WNIDS, cifar10, devkit, imagenet_flat, photo
+from tests.unit.data.layouts import WNIDS, cifar10, devkit, image_files, imagenet_flat, photo
 
 CROPS: list[Any] = [None, "keep", "squash", "pad"]
 PROCESSOR = DeiTImageProcessor.for_size(32, 32)
@@ -391,3 +391,40 @@ def test_every_split_of_a_named_data_set_can_be_selected(tmp_path: Path) -> None
     assert counts == {"auto": 20, "train": 90, "validation": 10, "test": 20}
     with pytest.raises(DataError, match="has separate splits"):
         evaluation_split(data, "all")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "count", "classes"),
+    [
+        ("test/cat test/dog", "auto", 4, ("cat", "dog")),
+        ("Val/cat Val/dog Testing/cat", "auto", 2, ("cat", "dog")),
+        ("Val/cat Val/dog Testing/cat", "validation", 4, ("cat", "dog")),
+        ("cat", "auto", 2, ("cat",)),
+        ("Testing/cat", "auto", 2, ("cat",)),
+        ("train/cat train/dog", "auto", 4, ("cat", "dog")),
+        ("cat/2020 cat/2021", "auto", 4, ("cat",)),
+        ("photos/cat", "auto", 2, ("photos",)),
+    ],
+)
+def test_folders_of_one_split_or_one_class(
+    tmp_path: Path, folders: str, split: SplitName, count: int, classes: tuple[str, ...]
+) -> None:
+    for folder in folders.split():
+        image_files(tmp_path / folder, 2)
+    source = evaluation_split(tmp_path, split, known_classes=("cat", "dog"))
+    assert (len(source.labels), source.classes) == (count, classes)
+
+
+def test_split_that_a_folder_without_training_images_lacks(tmp_path: Path) -> None:
+    image_files(tmp_path / "test" / "cat", 2)
+    splits: tuple[SplitName, ...] = ("train", "validation")
+    for split in splits:
+        with pytest.raises(DataError, match=f"has no {split} split: evaluate on --split test"):
+            evaluation_split(tmp_path, split)
+
+
+def test_notes_on_the_data_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_files(tmp_path / "cat", 2)
+    (tmp_path / "cat" / "clip.mp4").touch()
+    evaluation_split(tmp_path)
+    assert "Note: Not read: 1 video (cat/clip.mp4)." in capsys.readouterr().err
