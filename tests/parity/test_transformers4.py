@@ -39,7 +39,7 @@ MODELS: dict[str, tuple[Any, deit.DeiTImageProcessor]] = {
     ),
     "ViT, entries of later versions": (
         lambda: deit.ViTForImageClassification(tiny_vit(some_entry={"a": [1]})),
-        deit.DeiTImageProcessor.from_dict({**Crop(32, 32).to_dict(), "value_range": {"integer": [0, 4095]}, "later": 1}),
+        deit.DeiTImageProcessor.from_dict({**Crop(32, 32).to_dict(), "value_range": {"integers": [0, 4095]}, "later": 1}),
     ),
 }
 NAMES = [*MODELS, "from timm", "run"]
