@@ -46,6 +46,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks import signs_dataset
 from benchmarks.reporting import RESULTS, hardware_and_software
+from deit.checkpoints.run_log import read_log
 from deit.data.datasets.named import DIGITS
 from deit.data.loader import EvaluationSamples, Loader
 from deit.data.opening import open_data
@@ -66,7 +67,6 @@ from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_device, choose_precision
 from deit.system.progress import print_status
 from deit.training.finishing import TrainResult
-from deit.training.loop import read_log
 from deit.training.run import pretrain, train_on
 
 SIGNS = "signs"

@@ -6,13 +6,12 @@ unknown.
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deit.checkpoints.run_log import read_log
 from deit.checkpoints.selection import best_epoch
 from deit.checkpoints.shapes import trunk_shapes
 from deit.checkpoints.tensors import TensorFile, open_index, open_safetensors
@@ -24,19 +23,17 @@ from deit.system.files import (
     EVALUATION_NAME,
     INDEX_NAME,
     LAST_NAME,
-    LOG_NAME,
-    MAX_JSON_BYTES,
     PROCESSOR_NAME,
     RECIPE_NAME,
     RECORD_NAME,
     RUN_NAME,
     WEIGHTS_NAME,
     read_json,
+    read_toml,
 )
 from deit.variants import VARIANTS
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of a convnet that are not parameters
-WITHOUT_LOG = "remove the file to go on without it"
 EVALUATED_HEADS = ("class", "distillation", "both")  # the last one present is the prediction of the model
 EVALUATED_SPLITS = ("validation", "test")
 
@@ -117,7 +114,7 @@ def read_metadata(directory: Path) -> ModelMetadata:
     directory = directory.resolve()
     content, run = read_json(directory / CONFIG_NAME), directory.parent
     in_run = directory.name in (BEST_NAME, LAST_NAME) and (run / RUN_NAME).is_file()
-    log = read_log_rows(run / LOG_NAME) if in_run else []
+    log = read_log(run) if in_run else []
     log_row = _best_row(log) if directory.name == BEST_NAME else log[-1] if log else {}
     evaluation = _read_json(run / EVALUATION_NAME) if in_run else {}
     same_epoch = get_count(evaluation, "best_epoch") == get_count(log_row, "epoch") > 0
@@ -127,7 +124,7 @@ def read_metadata(directory: Path) -> ModelMetadata:
         processor=_read_json(directory / PROCESSOR_NAME),
         record=_read_json(directory / RECORD_NAME),
         run=_read_json(run / RUN_NAME) if in_run else {},
-        recipe=_read_toml(run / RECIPE_NAME) if in_run else {},
+        recipe=read_toml(run / RECIPE_NAME) if (run / RECIPE_NAME).is_file() and in_run else {},
         log_row=log_row,
         evaluation=evaluation if directory.name == BEST_NAME or same_epoch else {},
         parameters=sum(
@@ -137,24 +134,6 @@ def read_metadata(directory: Path) -> ModelMetadata:
             if not name.endswith(BUFFERS)
         ),
     )
-
-
-def read_log_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of ``log.jsonl``, one per epoch; there are none without the file.
-
-    Raises:
-        CheckpointError: the file is too large or corrupt.
-    """
-    rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"Line {number} of {path} is not valid JSON", WITHOUT_LOG) from error
-        if not isinstance(row, dict):
-            raise CheckpointError(f"Line {number} of {path} is not a JSON object", WITHOUT_LOG)
-        rows.append(row)
-    return rows
 
 
 def open_weights(directory: Path) -> list[TensorFile]:
@@ -211,24 +190,3 @@ def _best_row(log: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid TOML", "the file is corrupt; remove it or train again") from error
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-        if len(raw) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is not a file of a run")
-        return raw.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read", "the file is corrupt; remove it or train again") from error

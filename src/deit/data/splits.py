@@ -132,7 +132,7 @@ class DataRecord:
         """
         try:
             return cls(str(content["fingerprint"]), int(content["split_seed"]), float(content["validation_fraction"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{RECORD_NAME} has a missing or invalid value: {error}", "remove it or train again"
             ) from error

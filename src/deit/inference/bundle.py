@@ -1,6 +1,7 @@
 """Bundle: an exported model on disk.
 
-A directory with ``bundle.json``, ``preprocessor_config.json`` and the files of the graph, whose hashes are in ``bundle.json``.
+A directory with ``bundle.json``, ``preprocessor_config.json`` and the files of the graph. ``bundle.json`` has the hashes of all
+others.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Bundle:
     @property
     def graph_bytes(self) -> int:
         """Total size of the graph's files."""
-        return sum((self.path / name).stat().st_size for name in self.metadata.files)
+        return sum((self.path / name).stat().st_size for name in GRAPH_FILES[self.metadata.format])
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -104,7 +105,7 @@ def open_bundle(path: str | Path) -> Bundle:
         metadata = BundleMetadata.model_validate(read_json(path / BUNDLE_NAME))
     except ValidationError as error:
         raise CheckpointError(f"{path / BUNDLE_NAME}: {validation_problem(error)}", "export the model again") from error
-    if set(metadata.files) != set(GRAPH_FILES[metadata.format]):
+    if set(metadata.files) != {*GRAPH_FILES[metadata.format], PROCESSOR_NAME}:
         raise CheckpointError(
             f"{path / BUNDLE_NAME} does not list the files of the format {metadata.format}", "export the model again"
         )
@@ -127,8 +128,8 @@ def write_bundle(draft: Path, processor: DeiTImageProcessor, fields: Mapping[str
         processor: image processor for the input of the graph.
         fields: the fields of :class:`BundleMetadata` except ``files``.
     """
-    names = GRAPH_FILES[fields["format"]]
-    metadata = BundleMetadata(**fields, files={name: sha256(draft / name) for name in names})
     processor.save_pretrained(draft)
+    names = (*GRAPH_FILES[fields["format"]], PROCESSOR_NAME)
+    metadata = BundleMetadata(**fields, files={name: sha256(draft / name) for name in names})
     write_json(draft / BUNDLE_NAME, metadata.model_dump(mode="json"))
     return Bundle(draft, metadata, processor)

@@ -27,6 +27,7 @@ def load_runtime(
         MissingExtraError: the runtime is not installed.
     """
     metadata = bundle.metadata
+    classes = len(metadata.classes)
     if name not in FORMAT_RUNTIMES[metadata.format]:
         supported = " or ".join(FORMAT_RUNTIMES[metadata.format])
         raise UserError(f"{name} does not run {metadata.format} bundles", f"pass --runtime {supported}")
@@ -34,9 +35,9 @@ def load_runtime(
         if device != "cpu":
             raise UserError(f"OpenVINO is supported on CPUs only, not on {device}", "pass --device cpu")
         cache_key = hashlib.sha256("".join(metadata.files.values()).encode()).hexdigest()[:32]
-        return OpenVinoRuntime(bundle.graph, metadata.heads, metadata.precision, performance_hint, cache_key)
+        return OpenVinoRuntime(bundle.graph, metadata.heads, metadata.precision, performance_hint, cache_key, classes)
     if name == "onnxruntime":
-        return OnnxRuntime(bundle.graph, metadata.heads, device, performance_hint)
+        return OnnxRuntime(bundle.graph, metadata.heads, device, performance_hint, classes)
     from deit.inference.torch_runtime import load_torch_runtime
 
     return load_torch_runtime(bundle, device, compiled=name == "torch-compiled")

@@ -5,21 +5,26 @@ Shapes: B images, C channels, K classes.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import mmap
 import os
 import queue
 import re
 import shutil
 import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from deit.errors import CheckpointError, UserError
+from deit.errors import CheckpointError, DeiTError, UserError
 from deit.inference import optional_libraries
 from deit.inference.bundle import Format, Precision
+from deit.system.files import read_json, write_json
 from deit.system.hardware import cores, has_bf16
 
 RuntimeName = Literal["openvino", "onnxruntime", "torch", "torch-compiled"]
@@ -43,8 +48,10 @@ MAX_CONCURRENT_BYTES = 32 * 2**20  # weights of a graph; larger ones do not fit 
 
 CACHE_VARIABLE = "DEIT_CACHE"
 CACHE_KEY = re.compile("[0-9a-f]{32}")
+CHECKSUMS_NAME = "checksums.json"  # beside compiled graphs, name -> CRC-32
 MAX_CACHED_GRAPHS = 16  # compiled graphs, each about as large as its weights
 MAX_ERROR_LENGTH = 200
+EXTERNAL_LOCATION = b"\x0a\x08location\x12"  # entry of a tensor in ONNX that names the file of its values
 
 _OPENVINO_LOCK = threading.Lock()
 
@@ -87,6 +94,7 @@ class OpenVinoRuntime:
             call at a time if the weights do not fit into the CPU's caches, since each parallel call reads all of them.
         cache_key: key of the compiled graph in the cache, 32 hexadecimal digits that depend on the content of the graph;
             compiling takes longer than a prediction. None does not cache it.
+        num_classes: number of classes that each output must have; None does not check it.
 
     Raises:
         CheckpointError: OpenVINO cannot read the graph.
@@ -103,6 +111,7 @@ class OpenVinoRuntime:
         precision: Precision,
         performance_hint: PerformanceHint = "latency",
         cache_key: str | None = None,
+        num_classes: int | None = None,
     ) -> None:
         openvino = _load_openvino()
         self.heads = heads
@@ -115,14 +124,15 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": cores(),
             "NUM_STREAMS": str(self.concurrency),
         }
-        if cache_key is not None and (directory := _use_cache(cache_directory() / "openvino" / cache_key)):
-            settings["CACHE_DIR"] = str(directory)
-        try:
+        cache = None if cache_key is None else _use_cache(cache_directory() / "openvino" / cache_key)
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
+        with _as_checkpoint_error(f"OpenVINO cannot run {graph}"):
+            _check_self_contained(graph)
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
-            if len(compiled.outputs) != len(heads):
-                raise CheckpointError(f"{graph} has {len(compiled.outputs)} outputs", f"{len(heads)} heads are expected")
-        except RuntimeError as error:
-            raise CheckpointError(f"OpenVINO cannot run {graph} ({_last_line(error)})", "export the model again") from error
+            _check_outputs(graph, [output.partial_shape[-1] for output in compiled.outputs], heads, num_classes)
+        if cache is not None:
+            _record_checksums(cache)
         self._idle_requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.concurrency):
             self._idle_requests.put(compiled.create_infer_request())
@@ -146,6 +156,7 @@ class OnnxRuntime:
         heads: names of the outputs.
         device: ``cpu``, or ``cuda`` if a build with CUDA is installed.
         performance_hint: ``latency`` uses all cores for one call, ``throughput`` runs one call per core in parallel.
+        num_classes: number of classes that each output must have; None does not check it.
 
     Raises:
         CheckpointError: ONNX Runtime cannot read the graph.
@@ -156,7 +167,12 @@ class OnnxRuntime:
     name: RuntimeName = "onnxruntime"
 
     def __init__(
-        self, graph: Path, heads: tuple[str, ...], device: str = "cpu", performance_hint: PerformanceHint = "latency"
+        self,
+        graph: Path,
+        heads: tuple[str, ...],
+        device: str = "cpu",
+        performance_hint: PerformanceHint = "latency",
+        num_classes: int | None = None,
     ) -> None:
         onnxruntime = optional_libraries.load("onnxruntime", "This graph")
         self.heads, self.device = heads, device
@@ -170,11 +186,11 @@ class OnnxRuntime:
         self.batch_size = GPU_BATCH_SIZE if on_gpu else ONNX_BATCH_SIZE
         options.intra_op_num_threads = 1 if self.concurrency > 1 else cores()
         options.inter_op_num_threads = 1
-        try:
+        with _as_checkpoint_error(f"ONNX Runtime cannot run {graph}"):
+            _check_self_contained(graph)
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
-        except _onnxruntime_errors() as error:
-            raise CheckpointError(f"ONNX Runtime cannot run {graph} ({_last_line(error)})", "export it again") from error
-        self._input_name = self._session.get_inputs()[0].name
+            _check_outputs(graph, [output.shape[-1] for output in self._session.get_outputs()], heads, num_classes)
+            self._input_name = self._session.get_inputs()[0].name
         self._idle_slots: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(self.concurrency):
             self._idle_slots.put(None)
@@ -222,10 +238,12 @@ def _weight_bytes(graph: Path) -> int:
 def _use_cache(directory: Path) -> Path | None:
     """Creates the cache directory of a compiled graph or marks it as used; returns None if it is not writable.
 
-    Removes the least recently used compiled graphs. Directories whose name is not a cache key are not touched.
+    Removes damaged graphs, from which OpenVINO computes other logits without an error, and the least recently used ones.
+    Directories whose name is not a cache key are not touched.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        _remove_damaged(directory)
         os.utime(directory)
         cached = (path for path in directory.parent.iterdir() if CACHE_KEY.fullmatch(path.name))
         latest_first = sorted(cached, key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -236,10 +254,63 @@ def _use_cache(directory: Path) -> Path | None:
     return directory if os.access(directory, os.W_OK) else None
 
 
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Returns the exception classes of ONNX Runtime, which have no common base class."""
-    values = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
-    return tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception))
+def _checksums(directory: Path) -> dict[str, int]:
+    """Returns the checksum of each compiled graph in a directory."""
+    return {path.name: zlib.crc32(path.read_bytes()) for path in directory.iterdir() if path.suffix == ".blob"}
+
+
+def _remove_damaged(directory: Path) -> None:
+    """Removes compiled graphs that are not as they were written."""
+    try:
+        recorded = read_json(directory / CHECKSUMS_NAME) if (directory / CHECKSUMS_NAME).is_file() else {}
+    except CheckpointError:
+        recorded = {}
+    for name, checksum in _checksums(directory).items():
+        if recorded.get(name) != checksum:
+            (directory / name).unlink()
+            (directory / CHECKSUMS_NAME).unlink(missing_ok=True)  # written again with the new graph
+
+
+def _record_checksums(directory: Path) -> None:
+    """Writes the checksums of the compiled graphs, if there is a new one."""
+    with contextlib.suppress(OSError, CheckpointError):
+        names = {path.name for path in directory.glob("*.blob")}
+        known = directory / CHECKSUMS_NAME
+        if not known.is_file() or names != read_json(known).keys():
+            write_json(known, _checksums(directory))
+
+
+@contextmanager
+def _as_checkpoint_error(problem: str) -> Iterator[None]:
+    """Turns any exception of a runtime that reads a damaged graph into a :class:`CheckpointError`.
+
+    These are of many kinds: ONNX Runtime's exceptions have no common base class, and the text of a message may be damaged, too.
+    """
+    try:
+        yield
+    except DeiTError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{problem} ({_last_line(error)})", "copy or export the model again") from error
+
+
+def _check_self_contained(graph: Path) -> None:
+    """Refuses an ONNX graph whose weights are in other files, which could be any file on this machine."""
+    if graph.suffix != ".onnx" or not graph.is_file() or not graph.stat().st_size:
+        return
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(EXTERNAL_LOCATION) >= 0:
+            raise CheckpointError(f"{graph} refers to other files", "export the model again, into one file")
+
+
+def _check_outputs(graph: Path, sizes: Sequence[Any], heads: Sequence[str], num_classes: int | None) -> None:
+    """Compares the outputs of a graph with the metadata of its bundle. A size that is not known is not an integer."""
+    if len(sizes) != len(heads):
+        raise CheckpointError(f"{graph} has {len(sizes)} outputs", f"{len(heads)} heads are expected")
+    for size in sizes:
+        size = getattr(size, "get_length", lambda size=size: size)() if getattr(size, "is_static", True) else None
+        if num_classes is not None and isinstance(size, int) and size != num_classes:
+            raise CheckpointError(f"{graph} has {size} classes", f"{num_classes} are expected: export the model again")
 
 
 def _last_line(error: Exception) -> str:

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deit.config import ViTConfig, variant_config
 from deit.data.transforms.augment import Augmentation
 from deit.data.transforms.mixing import Mixing
-from deit.errors import ConfigError, RecipeError, did_you_mean, validation_problem
+from deit.errors import CheckpointError, ConfigError, RecipeError, did_you_mean, validation_problem
 from deit.images.crops import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from deit.images.processor import DeiTImageProcessor
 from deit.models.losses import Distillation
-from deit.system.files import write_text
+from deit.system.files import read_toml, write_text
 from deit.variants import variant
 
 TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # without and with the distillation token
@@ -362,11 +362,9 @@ class Recipe(Section):
             RecipeError: the file is missing, is not valid TOML, or holds invalid values.
         """
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"Cannot read the recipe {path}", error.strerror or "check the path") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RecipeError(f"{path} is not valid TOML", str(error)) from error
+            content = read_toml(path)
+        except CheckpointError as error:
+            raise RecipeError(error.problem, error.remedy) from error
         return cls(**content)
 
 
@@ -386,7 +384,7 @@ def _parse_value(text: str) -> Any:
     """Parses a TOML value, or ``none``; anything else is a string."""
     try:
         return None if text.lower() == "none" else tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

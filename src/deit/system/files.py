@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ LAST_NAME = "last"
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
+MAX_JSON_VALUES = 1_000_000
+MAX_TOML_BYTES = 32 * 2**10  # a recipe has 3,000; keys with many dots take quadratic time
 _NUMBERS = re.compile(r"\[\n[-+\w.,\s]*\]")  # a raw line break cannot be inside a string
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a lone surrogate can be escaped in JSON and cannot be encoded in UTF-8
 
@@ -147,13 +150,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, too deeply nested, or not a JSON object.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "it is not a configuration file")
+    raw = read_limited(path)
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:  # each becomes an object, which is larger than its text
+        raise CheckpointError(f"{path} has more than {MAX_JSON_VALUES:,} values", "it is not a configuration file")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -163,6 +162,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object", "the file is corrupt; copy or save it again")
     return content
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or not valid TOML.
+    """
+    raw = read_limited(path, MAX_TOML_BYTES)
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(f"{path} is not valid TOML ({reason})", "correct it, or copy or save it again") from error
+
+
+def read_limited(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Reads a file of limited size.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}", getattr(error, "strerror", None) or "check the path") from error
+    if len(raw) > limit:
+        size = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit >> 10} KiB"
+        raise CheckpointError(f"{path} is larger than {size}", "it is not a configuration file")
+    return raw
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deit.checkpoints.model_card import model_card
+from deit.checkpoints.run_log import read_log
 from deit.data.image_hashes import SeenImages, content_hashes, leave_out_seen, read_image_hashes
 from deit.data.loader import EvaluationSamples
 from deit.data.opening import short_name
@@ -23,7 +24,7 @@ from deit.models.auto import LoadedClassifier, load_classifier
 from deit.recipes.run_settings import RunSettings
 from deit.system.files import BEST_NAME, CARD_NAME, EVALUATION_NAME, LAST_NAME, write_json, write_text
 from deit.system.progress import print_status
-from deit.training.loop import Trainer, read_log
+from deit.training.loop import Trainer
 from deit.training.summary import image_counts, run_summary
 
 REPORT_NAME = "report.html"

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.metadata import WITHOUT_LOG, get_count, read_log_rows
+from deit.checkpoints.run_log import read_log, write_log
 from deit.checkpoints.selection import rank
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import CheckpointError, InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
+from deit.errors import InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
@@ -26,12 +26,9 @@ from deit.system.devices import autocast
 from deit.system.files import (
     BEST_NAME,
     LAST_NAME,
-    LOG_NAME,
     PROCESSOR_NAME,
-    json_line,
     new_directory,
     write_bytes,
-    write_text,
 )
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress
@@ -42,7 +39,6 @@ from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import TOTAL, StepContext, train_step
 
-MAX_LOGGED = 1e300  # a larger number is not a measurement
 CHECKPOINTS_NAME = "checkpoints"
 LOSS_LABELS = {"label_loss": "label", "distillation_loss": "distillation", "feature_loss": "feature"}
 
@@ -171,7 +167,7 @@ class Trainer:
             state.best = {"epoch": epoch + 1, **validation}
             self._save_model(BEST_NAME, model)
         state.start_epoch(epoch + 1)
-        write_log(self.directory, [*read_log(self.directory)[:epoch], row])
+        write_log(self.directory, [*(old for old in read_log(self.directory) if old["epoch"] <= epoch), row])
         self._save_model(LAST_NAME, model)
         self._save_checkpoint()
         return row
@@ -236,34 +232,6 @@ class Trainer:
             self.validation.processor.save_pretrained(draft)
             for file, content in self.files.items():
                 write_bytes(draft / file, content)
-
-
-def read_log(directory: Path) -> list[dict[str, Any]]:
-    """Returns the rows of ``log.jsonl``, one per epoch; empty if there is none yet.
-
-    Raises:
-        CheckpointError: the file is corrupt.
-    """
-    path = directory / LOG_NAME
-    rows = read_log_rows(path)
-    for index, row in enumerate(rows):
-        previous = rows[index - 1]["epoch"] if index else 0
-        follows = get_count(row, "epoch") == previous + 1 if index else get_count(row, "epoch") > 0
-        if not follows or not all(map(_is_measurement, row.values())):
-            raise CheckpointError(f"Line {index + 1} of {path} is damaged", WITHOUT_LOG)
-    return rows
-
-
-def _is_measurement(value: object) -> bool:
-    """Whether a value of the log is a number, missing, or a mapping to those."""
-    if isinstance(value, dict):
-        return all(not isinstance(item, dict) and _is_measurement(item) for item in value.values())
-    return value is None or (isinstance(value, int | float) and abs(value) < MAX_LOGGED)
-
-
-def write_log(directory: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes ``log.jsonl``."""
-    write_text(directory / LOG_NAME, "".join(map(json_line, rows)))
 
 
 def format_losses(losses: Mapping[str, float]) -> str:

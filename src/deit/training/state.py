@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
@@ -144,8 +145,8 @@ def read_train_state(path: Path) -> TrainState:
         if not file.is_file() or sha256(file) != expected:
             raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the previous checkpoint")
     try:
-        return TrainState(**read_json(path / STATE_NAME))
-    except TypeError as error:
+        return TypeAdapter(TrainState).validate_python(read_json(path / STATE_NAME))
+    except ValidationError as error:
         raise CheckpointError(f"{path / STATE_NAME} is corrupt", "resume from another checkpoint") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deit.checkpoints.run_log import read_log
 from deit.data.image_hashes import MAX_IMAGES, ImageHashes, read_image_hashes
 from deit.data.loader import EvaluationSamples
 from deit.data.splits import DataRecord, Splits
@@ -22,7 +23,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_precision
-from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, RECORD_NAME, json_text, write_bytes
+from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, LOG_NAME, RECORD_NAME, json_text, write_bytes
 from deit.system.progress import plural, print_status
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
@@ -80,11 +81,17 @@ def restore(trainer: Trainer, checkpoint: Path, data: str) -> None:
     """Restores a trainer from a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another data set.
+        CheckpointError: the checkpoint or the log is damaged, or the checkpoint is of another data set.
     """
     state = read_train_state(checkpoint)
     if state.data != trainer.state.data:
         raise CheckpointError(f"{data} is not the data that {trainer.directory} was trained on", "pass the same data")
+    rows = read_log(trainer.directory)
+    if rows and rows[-1]["epoch"] < state.epoch:
+        raise CheckpointError(
+            f"{trainer.directory / LOG_NAME} ends at epoch {rows[-1]['epoch']} of {state.epoch}",
+            "restore it from a copy, or remove it: the resumed run then starts a new log",
+        )
     trainer.state = state
     features = trainer.context.features
     load_checkpoint(checkpoint, trainer.model, trainer.ema, trainer.optimizer, state.steps_taken, features)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from deit.checkpoints.run_log import write_log
 from deit.recipes.presets import get_recipe
 from deit.recipes.schema import Recipe
 from deit.system.files import write_json
@@ -76,7 +76,7 @@ def make_run(directory: Path, data: str = "/home/alice/holiday photos", classes:
         directory / "run.json", {"data": data, "teacher": teacher, "teacher_weights": "/home/alice/w.pt", "split_seed": 0}
     )
     recipe().save(directory / "recipe.toml")
-    (directory / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log()))
+    write_log(directory, log())
     write_json(directory / "evaluation.json", evaluation())
     return directory
 

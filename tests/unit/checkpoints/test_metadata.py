@@ -35,9 +35,9 @@ def test_log_row_is_that_of_the_weights(run: Path) -> None:
     ("name", "content", "problem"),
     [
         ("recipe.toml", b"name = ", "not valid TOML"),
-        ("recipe.toml", b"name = '\xff'", "cannot be read"),
-        ("log.jsonl", b"{]", "not valid JSON"),
-        ("log.jsonl", b"\xff", "cannot be read"),
+        ("recipe.toml", b"name = '\xff'", "not valid TOML"),
+        ("log.jsonl", b"{]", "damaged in line 1"),
+        ("log.jsonl", b"\xff", "damaged in line 1"),
         ("run.json", b"[]", "not a JSON object"),
         ("evaluation.json", b"{", "not valid JSON"),
         ("best/config.json", b"{", "not valid JSON"),

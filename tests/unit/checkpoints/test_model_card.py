@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from deit.checkpoints.model_card import MAX_LENGTH, _base_name, _one_line, _strip_folders, model_card
+from deit.checkpoints.run_log import write_log
 from deit.errors import DeiTError
 from deit.system.files import write_json
 from deit.variants import variant
@@ -290,7 +291,10 @@ def test_value_of_another_type_is_unknown_or_an_error(
     run = make_run(tmp_path_factory.mktemp("run"))
     file, key = entry
     path = run / file
-    path.write_text(json.dumps({**(log()[0] if file == "log.jsonl" else json.loads(path.read_text())), key: value}))
+    if file == "log.jsonl":
+        write_log(run, [{**log()[0], key: value}])
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     try:
         card = model_card(run / "best")
     except DeiTError:

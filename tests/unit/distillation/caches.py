@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deit.checkpoints.run_log import read_log
 from deit.distillation.build_cache import CacheResult, build_cache_on
 from deit.models.timm_classifier import new_timm_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
-from deit.training.loop import read_log
 from deit.training.run import train_on
 from tests.helpers import MemorySource, MemorySplits, memory_splits, randomized
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from deit.checkpoints.run_log import read_log
 from deit.distillation import build_cache as building
 from deit.distillation.build_cache import build_cache_on
 from deit.distillation.cache_format import MISSING, read_manifest, view_path
@@ -23,7 +24,6 @@ from deit.images.processor import DeiTImageProcessor
 from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
-from deit.training.loop import read_log
 from deit.training.run import train_on
 from tests.helpers import MemorySource, MemorySplits, memory_splits, randomized, tiny_deit
 from tests.unit.distillation.caches import CASES, CLASSES, COUNT, SOFT, Case, build, losses, recipe, teacher_of

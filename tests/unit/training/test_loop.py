@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deit.checkpoints.run_log import read_log, write_log
 from deit.errors import CheckpointError, InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
 from deit.models.modeling import load_model
 from deit.recipes.presets import get_recipe
 from deit.training import loop
-from deit.training.loop import format_losses, read_log, write_log
+from deit.training.loop import format_losses
 from deit.training.state import latest_checkpoint, read_train_state
+from deit.training.trainer_building import restore
 from tests.unit.training.trainers import tiny_trainer
 
 
@@ -163,3 +166,33 @@ def test_progress_shows_the_terms_of_the_loss() -> None:
     losses = {"loss": 31.3, "label_loss": 1.5, "distillation_loss": 1.25, "feature_loss": 0.75}
     assert format_losses(losses) == "label loss 1.500, distillation loss 1.250, feature loss 0.750"
     assert format_losses({"loss": 0.25}) == "loss 0.250"
+
+
+def _shortened(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+
+
+def _changed(path: Path) -> None:
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 3'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_changed, "damaged in line 1"),
+        (_shortened, "ends at epoch 1 of 2: restore it from a copy, or remove it"),
+        (lambda path: path.write_bytes(b"\xff"), "damaged in line 1"),
+    ],
+)
+def test_resuming_notices_a_damaged_log(tmp_path: Path, damage: Callable[[Path], object], problem: str) -> None:
+    tiny_trainer(tmp_path).fit()
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    resumed = tiny_trainer(tmp_path)
+    restore(resumed, checkpoint, "memory")
+    damage(tmp_path / "log.jsonl")
+    with pytest.raises(CheckpointError, match=problem):
+        restore(resumed, checkpoint, "memory")
+    (tmp_path / "log.jsonl").unlink()
+    restore(resumed, checkpoint, "memory")
+    assert read_log(tmp_path) == []

@@ -69,7 +69,7 @@ def _cars(root: Path, folder: str, file: Path, classes: tuple[str, ...]) -> File
     try:
         names = [str(name) for name in rows["fname"]]
         labels = np.asarray([int(number) - 1 for number in rows["class"]], np.int64)
-    except (IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{file} has no file names and classes", "copy it again") from error
     if invalid := next((name for name in names if Path(name).name != name), None):
         raise DataError(f"{file} names {invalid!r}, which is not a file in {folder}", "copy it again")

@@ -226,7 +226,7 @@ def _validation_ids(root: Path) -> dict[int, str]:
     try:
         wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
         return {number: wnids[int(line)] for number, line in enumerate(lines, 1)}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{file} and {truth.name} do not match ({error})", "unpack the development kit again") from error
 
 
@@ -244,7 +244,7 @@ def _real_labels(path: Path) -> list[list[int]]:
     text = _text(path)
     try:
         labels = [[int(label) for label in row] for row in json.loads(text)]
-    except (TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a list of lists of classes", "copy it again") from error
     if any(not 0 <= label < IMAGENET_CLASSES for row in labels for label in row):
         raise DataError(f"{path} has labels beyond the 1,000 classes", "copy it again")

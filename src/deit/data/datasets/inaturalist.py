@@ -96,7 +96,7 @@ def _categories(root: Path, train: Any, named: Any) -> tuple[dict[int, int], tup
         rows = named["categories"] if isinstance(named, dict) else named
         names = {int(row["id"]): str(row["name"]) for row in rows}
         ordered = [names[category] for category in ids]
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"The categories in {root} have a missing or invalid entry ({error})", "copy its JSON files again"
         ) from error
@@ -109,7 +109,7 @@ def _source(root: Path, split: str, content: Any, labels: dict[int, int], classe
     try:
         files = {int(row["id"]): str(row["file_name"]) for row in content["images"]}
         labeled = [(files[int(row["image_id"])], labels[int(row["category_id"])]) for row in content["annotations"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"The images of {split} in {root} have a missing or invalid entry ({error})", "copy its JSON files again"
         ) from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from deit.data.datasets import mat_files
 from deit.data.datasets.mat_files import read_mat
@@ -31,8 +32,43 @@ def test_missing_variable_is_an_error(tmp_path: Path) -> None:
         read_mat(tmp_path / "b.mat", "labels")
 
 
-def test_decompression_bomb_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("it was read"))
+VARIABLES: dict[str, Any] = {
+    "bytes": np.arange(6, dtype=np.uint8).reshape(2, 3),
+    "large": np.asarray([[1, 2**40]]),
+    "fractions": np.asarray([[0.5, -1e300, 3.0]]),
+    "number": 7,
+    "word": "n01440764",
+    "letters": "cafe",
+    "cells": np.asarray(["a cat", "two dogs"], object),
+    "record": {"name": "x", "label": 3},
+    "records": np.asarray([("a.jpg", 1), ("bb.jpg", 2)], [("fname", object), ("class", object)]),
+}
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("name", VARIABLES)
+def test_values_are_those_of_scipy(tmp_path: Path, name: str, compressed: bool) -> None:
+    savemat(tmp_path / "a.mat", VARIABLES, do_compression=compressed)
+    expected = np.asarray(loadmat(tmp_path / "a.mat", squeeze_me=True)[name])
+    found = read_mat(tmp_path / "a.mat", name)
+    assert (found.shape, found.dtype.names) == (expected.shape, expected.dtype.names)
+    assert str(found.tolist()) == str(expected.tolist())
+
+
+def test_damage_that_crashed_scipy_is_an_error(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"labels": np.arange(20)})
+    content = (tmp_path / "a.mat").read_bytes()
+    for kind in range(256):  # the type of the values
+        position = content.rindex(struct.pack("<I", 20 * 8)) - 4
+        (tmp_path / "a.mat").write_bytes(content[:position] + bytes([kind]) + content[position + 1 :])
+        try:
+            assert len(read_mat(tmp_path / "a.mat", "labels")) == 20
+        except DataError as error:
+            assert kind not in (9, 12, 13)
+            assert "holds no readable variable" in str(error)
+
+
+def test_decompression_bomb_is_an_error(tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(mat_files.MAX_BYTES + 1), 9)
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     (tmp_path / "a.mat").write_bytes(header + struct.pack("<II", 15, len(bomb)) + bomb)
