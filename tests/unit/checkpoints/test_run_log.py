@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
     assert read_log(tmp_path) == [{"epoch": 1, "loss": None, "validation": {"loss": None}}]
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[list[str]], list[str]]] = {
     "a changed digit": lambda lines: [lines[0].replace("0.1", "0.2"), *lines[1:]],
     "a changed checksum": lambda lines: [lines[0][:-3] + "z" + lines[0][-2:], *lines[1:]],
     "no checksum": lambda lines: [json.dumps(rows()[0]), *lines[1:]],

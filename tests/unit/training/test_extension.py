@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deit.checkpoints.run_log import read_log
 from deit.checkpoints.weights import read_tensors
 from deit.errors import RecipeError, UserError
 from deit.recipes.presets import get_recipe
@@ -16,7 +17,6 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.training import extension, run
 from deit.training.extension import requested_length
-from deit.training.loop import read_log
 from deit.training.optimization import learning_rate
 from deit.training.run import train, train_on
 from deit.training.run_directory import read_run
