@@ -47,7 +47,8 @@ LAST_NAME = "last"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
 MAX_JSON_VALUES = 1_000_000
-MAX_TOML_BYTES = 32 * 2**10  # a recipe has 3,000; keys with many dots take quadratic time
+MAX_TOML_BYTES = 32 * 2**10  # a recipe has 3,000
+MAX_TOML_DOTS = 200  # of a line; a key takes time that is quadratic in its dots
 _NUMBERS = re.compile(r"\[\n[-+\w.,\s]*\]")  # a raw line break cannot be inside a string
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a lone surrogate can be escaped in JSON and cannot be encoded in UTF-8
 
@@ -171,6 +172,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, too large, or not valid TOML.
     """
     raw = read_limited(path, MAX_TOML_BYTES)
+    if max((line.count(b".") for line in raw.splitlines()), default=0) > MAX_TOML_DOTS:
+        raise CheckpointError(f"{path} has a line with more than {MAX_TOML_DOTS} dots", "it is not a recipe")
     try:
         return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
