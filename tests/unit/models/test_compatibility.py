@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from timm.optim import param_groups_weight_decay
+from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor
 
 import deit
@@ -40,6 +40,10 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def as_arguments(name: str, value: Any) -> dict[str, Any]:
+    return {name: value}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -61,13 +65,13 @@ def test_words_of_old_code_are_accepted(saved: Path, arguments: dict[str, Any]) 
 @pytest.mark.parametrize("name", ["from_tf", "from_flax", "variant", "quantization_config", "tp_plan", "gguf_file"])
 def test_words_that_would_change_the_result_are_refused(saved: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} is not supported: "):
-        load_model(saved, **{name: "fp16"})
+        load_model(saved, **as_arguments(name, "fp16"))
 
 
 @pytest.mark.parametrize("name", ["low_cpu_mem_usag", "use_fas", "trust_remote_cod", "num_label"])
 def test_misspelled_word_is_refused(saved: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"no field '{name}'"):
-        load_model(saved, **{name: True})
+        load_model(saved, **as_arguments(name, True))
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         load_model(saved)(IMAGES, **{name: True})
 
@@ -82,7 +86,7 @@ def test_what_cannot_be_loaded_is_an_os_error(tmp_path: Path, load: Any) -> None
             load(tmp_path / path)
 
 
-THEIRS = transformers.ViTConfig(**TINY, num_labels=5)
+THEIRS: Any = transformers.ViTConfig(**{**TINY, "num_labels": 5})
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def uses_fused_attention(model: Any) -> bool:
 
 
 def test_attention_implementation_of_a_configuration_is_used(saved: Path) -> None:
-    eager = {"attn_implementation": "eager"}
+    eager: dict[str, Any] = {"attn_implementation": "eager"}
     models: dict[Any, bool] = {
         ViTForImageClassification(tiny_vit()): True,
         ViTForImageClassification(tiny_vit(attn_implementation="sdpa")): True,
@@ -119,7 +123,7 @@ def test_attention_implementation_of_a_configuration_is_used(saved: Path) -> Non
         ViTForImageClassification(transformers.ViTConfig(**TINY, **eager)): False,  # type: ignore[arg-type]
         load_model(saved): True,
         load_model(saved, **eager): False,
-        load_model(saved, config=transformers.ViTConfig(**TINY, num_labels=5, **eager)): False,
+        load_model(saved, config=transformers.ViTConfig(**{**TINY, "num_labels": 5, **eager})): False,
         ViTForImageClassification._from_config(tiny_vit(), attn_implementation="eager"): False,
     }
     for model, fused in models.items():
@@ -151,7 +155,7 @@ def test_hooks_on_modules_see_and_replace_tensors() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_attention_weights_have_gradients(checkpointing: bool) -> None:
-    model = randomized(DeiTForImageClassification(tiny_deit(gradient_checkpointing=checkpointing))).train()
+    model: Any = randomized(DeiTForImageClassification(tiny_deit(gradient_checkpointing=checkpointing))).train()
     assert model.is_activation_checkpointing == checkpointing
     attentions = model(IMAGES, output_attentions=True).attentions
     backward(sum(weights.square().sum() for weights in attentions))
@@ -171,7 +175,7 @@ def test_all_arguments_by_position_are_those_by_name() -> None:
 
 
 def test_input_gradients_reach_adapters_through_reentrant_checkpoints() -> None:
-    model = DeiTForImageClassification(tiny_deit()).train().requires_grad_(False)
+    model: Any = DeiTForImageClassification(tiny_deit()).train().requires_grad_(False)
     model.deit.layers[0].attention.qkv.weight.requires_grad_(True)
     model.gradient_checkpointing_enable({"use_reentrant": True})
     for _ in range(2):  # enabling twice adds one hook
@@ -183,7 +187,7 @@ def test_input_gradients_reach_adapters_through_reentrant_checkpoints() -> None:
 
 
 def test_names_that_models_lend() -> None:
-    model = DeiTForImageClassificationWithTeacher(tiny_deit())
+    model: Any = DeiTForImageClassificationWithTeacher(tiny_deit())
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
     assert not {id(model.deit.embeddings.cls_token), id(model.deit.embeddings.position_embeddings)} & decayed
@@ -207,7 +211,8 @@ def test_base_classes_and_aliases(name: str) -> None:
 def test_masked_modeling_without_a_distillation_token_is_that_of_transformers(tmp_path: Path) -> None:
     model = randomized(ViTForMaskedImageModeling(tiny_vit(encoder_stride=8)))
     model.save_pretrained(tmp_path)
-    theirs: Any = transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path).eval()
+    theirs: Any = transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path)
+    theirs.eval()
     mask = torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) > 0.5
     ours = ViTForMaskedImageModeling.from_pretrained(tmp_path)
     for reader in (ours, theirs):

@@ -117,7 +117,7 @@ def test_missing_and_unknown_tensors_are_reported() -> None:
 
 def test_weights_of_the_base_model_are_loaded_with_and_without_its_prefix() -> None:
     model = randomized(ViTForImageClassification(tiny_vit()))
-    trunk = ViTModel(tiny_vit(), add_pooling_layer=False)
+    trunk: Any = ViTModel(tiny_vit(), add_pooling_layer=False)
     state = model.state_dict()
     for names in (state, to_layout(model.canonical_state(), "transformers-4", "vit.")):
         assert trunk.load_state_dict(names, strict=False).missing_keys == []
@@ -129,7 +129,7 @@ def test_weights_of_the_base_model_are_loaded_with_and_without_its_prefix() -> N
 def test_factors_of_layer_scale_are_folded_in_or_one(layer_scale: float | None, names: tuple[str, ...]) -> None:
     plain = randomized(ViTForImageClassification(tiny_vit()))
     state = to_layout(plain.canonical_state(), "timm")
-    expected = copy.deepcopy(plain)
+    expected: Any = copy.deepcopy(plain)
     for layer, factor in zip(expected.vit.layers, FACTORS, strict=True):
         for name, linear in zip(names, (layer.attention.o_proj, layer.mlp.fc2), strict=False):
             state[f"blocks.{0 if factor == 0.5 else 1}.{name}"] = torch.full((24,), float(factor))
