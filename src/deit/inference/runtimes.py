@@ -26,6 +26,7 @@ from deit.inference import optional_libraries
 from deit.inference.bundle import Format, Precision
 from deit.system.files import read_json, write_json
 from deit.system.hardware import cores, has_bf16
+from deit.system.home import user_cache
 
 RuntimeName = Literal["openvino", "onnxruntime", "torch", "torch-compiled"]
 PerformanceHint = Literal["latency", "throughput"]
@@ -59,7 +60,7 @@ _OPENVINO_LOCK = threading.Lock()
 def cache_directory() -> Path:
     """Returns the directory of measurements and compiled graphs: ``$DEIT_CACHE``, or ``deit`` in the user's cache."""
     configured = os.environ.get(CACHE_VARIABLE)
-    return Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
+    return Path(configured) if configured else user_cache() / "deit"
 
 
 class Runtime(Protocol):

@@ -18,6 +18,7 @@ from deit.data.datasets.inaturalist import INATURALIST_2018, INATURALIST_2019, i
 from deit.data.sources import ArraySource, ImageSource
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
+from deit.system.home import expand_user
 
 DIGITS = "digits"
 ROOT_VARIABLE = "DEIT_DATA"
@@ -122,8 +123,8 @@ def named_reference(text: str) -> Reference | None:
     if name not in NAMED or (colon and not folder):
         return None
     if folder:
-        return Reference(name, Path(folder).expanduser())
-    base = Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
+        return Reference(name, expand_user(folder))
+    base = expand_user(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
     return Reference(name, base / (NAMED[name].folder or name))
 
 
