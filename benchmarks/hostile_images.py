@@ -135,7 +135,7 @@ def zipped_chunk(name: bytes, head: bytes, count: int) -> bytes:
 
 FLAT = (128, 128, 128)
 FILES: dict[str, Callable[[], Chunks]] = {
-    "float TIFF, largest": lambda: tiff(11_500, 11_500, (32,), kind=3),
+    "float TIFF, largest": lambda: tiff(10_200, 10_200, (32,), kind=3),
     "float TIFF, 300 Mpx": lambda: tiff(17_400, 17_400, (32,), kind=3),
     "16-bit gray TIFF, largest": lambda: tiff(13_300, 13_300, (16,)),
     "RGBA TIFF, largest": lambda: tiff(10_500, 10_500, (8, 8, 8, 8), photometric=2),

@@ -75,7 +75,7 @@ WHOLE_FILES = ("AVIF", "HEIF", "TIFF", "WEBP")  # formats whose decoder reads th
 SCAN_NS = 1.5  # per pixel and scan of a JPEG
 CONVERSION_NS = 10  # per pixel, of conversion and resize
 TRANSPARENCY_NS = 20
-FULL_PRECISION_NS = 18  # of 32-bit integers and floats
+FULL_PRECISION_NS = 28  # of 32-bit integers and floats
 LAB_NS = 60
 INTERLACED_NS = 12  # of a PNG
 
