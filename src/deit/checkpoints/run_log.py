@@ -11,6 +11,7 @@ from typing import Any
 from deit.errors import CheckpointError
 from deit.system.files import LOG_NAME, json_line, read_limited, write_text
 
+MAX_ROW_BYTES = 64 * 2**10  # a row has 300
 MAX_LOGGED = 1e300  # a larger number is not a measurement
 CHECKSUM = "crc32"  # key of the checksum, 8 hexadecimal digits
 
@@ -62,7 +63,7 @@ def _is_measurement(value: object) -> bool:
 def _parse(line: bytes, previous: int) -> tuple[dict[str, Any] | None, int]:
     """Returns a row, None if it is damaged, and its checksum."""
     try:
-        row = json.loads(line)
+        row = json.loads(line) if len(line) <= MAX_ROW_BYTES else None
         stored = row.pop(CHECKSUM, None) if isinstance(row, dict) else None
         checksum = _checksum(row, previous)
     except (ValueError, RecursionError, OverflowError):

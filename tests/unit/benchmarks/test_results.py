@@ -10,6 +10,7 @@ import pytest
 from benchmarks import (
     cached_teacher,
     data,
+    hostile_files,
     inference,
     preprocessing,
     reporting,
@@ -21,6 +22,7 @@ from benchmarks import (
 PAGES: dict[str, Callable[[Any], str]] = {
     "cached_teacher": cached_teacher.table,
     "data": data.table,
+    "hostile_files": hostile_files.table,
     "inference": inference.table,
     "preprocessing": preprocessing.table,
     "small_data-digits": small_data.table,
