@@ -81,6 +81,7 @@ class _MainFinder:
     def __init__(self) -> None:
         self.found = False
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        self.found = self.found or _MAIN.encode() in bytes(data)
-        return len(data)
+    def write(self, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> int:
+        content = bytes(memoryview(data))  # a large array arrives as a buffer, which has no length
+        self.found = self.found or _MAIN.encode() in content
+        return len(content)

@@ -58,7 +58,7 @@ def spawn(monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
 @pytest.mark.parametrize("guarded", [True, False])
 def test_main_program_is_hidden_unless_it_is_needed(monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
     spawn(monkeypatch, guarded)
-    plan = plan_workers(1, 0, MemorySource(4))
+    plan = plan_workers(1, 0, (MemorySource(4), np.zeros(200_000, np.uint8)))
     assert (plan.workers, plan.hides_main) == (1, True)
     needed = plan_workers(1, 0, "__main__")
     assert (needed.workers, needed.hides_main) == (int(guarded), False)
