@@ -7,6 +7,7 @@ Writes what :func:`read_all` returns to RESULTS, as JSON. This package must be i
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import warnings
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 
 import deit
 
+transformers: Any = importlib.import_module("transformers")  # of either version, so without its types
 WAYS: dict[str, dict[str, Any]] = {"default": {}, "slow": {"use_fast": False}, "fast": {"use_fast": True}}
 Scores = list[list[float]]  # one row per image, one column per class
 

@@ -19,27 +19,34 @@ from tests.parity.auto_classes import read_all
 
 ROOT = Path(__file__).parents[2]
 PYTHON4 = ROOT / ".venv-transformers4" / "bin" / "python"
-SIZES = ((97, 61), (50, 120), (20, 17), (40, 40))  # not cropped by an odd number, half of which transformers rounds down
-Crop = deit.DeiTImageProcessor.for_size
+SIZES = ((97, 61), (50, 120), (20, 17), (40, 40), (61, 46))  # the last is resized to 47 x 36, so that its crop is off center
+
+
+def recipe_processor(*arguments: Any, **options: Any) -> deit.DeiTImageProcessor:
+    """Returns the image processor of a recipe."""
+    return deit.DeiTImageProcessor.for_size(*arguments, **options).replace(crop_rounding=None)
+
 
 # Name -> model and image processor. All models have inputs of 32 x 32, unless they say otherwise.
 MODELS: dict[str, tuple[Any, deit.DeiTImageProcessor]] = {
-    "distilled, keep": (lambda: deit.DeiTForImageClassificationWithTeacher(tiny_deit()), Crop(32, 32)),
-    "DeiT, squash": (lambda: deit.DeiTForImageClassification(tiny_deit(num_labels=2)), Crop(32, 32, crop="squash")),
-    "ViT, keep": (lambda: deit.ViTForImageClassification(tiny_vit()), Crop(32, 32, 1.0)),
+    "distilled, keep": (lambda: deit.DeiTForImageClassificationWithTeacher(tiny_deit()), recipe_processor(32, 32)),
+    "DeiT, squash": (lambda: deit.DeiTForImageClassification(tiny_deit(num_labels=2)), recipe_processor(32, 32, crop="squash")),
+    "ViT, keep": (lambda: deit.ViTForImageClassification(tiny_vit()), recipe_processor(32, 32, 1.0)),
     "ViT, its own processor": (lambda: deit.ViTForImageClassification(tiny_vit()), deit.ViTImageProcessor(size=32)),
     "ViT, not square": (
         lambda: deit.ViTForImageClassification(tiny_vit(image_size=(32, 48), patch_size=(16, 8))),
-        Crop(32, 48),
+        recipe_processor(32, 48),
     ),
-    "distilled, pad": (lambda: deit.DeiTForImageClassificationWithTeacher(tiny_deit()), Crop(32, 32, crop="pad")),
+    "distilled, pad": (lambda: deit.DeiTForImageClassificationWithTeacher(tiny_deit()), recipe_processor(32, 32, crop="pad")),
     "distilled, layer scale": (
         lambda: deit.DeiTForImageClassificationWithTeacher(tiny_deit(layer_scale=0.5)),
-        Crop(32, 32),
+        recipe_processor(32, 32),
     ),
     "ViT, entries of later versions": (
         lambda: deit.ViTForImageClassification(tiny_vit(some_entry={"a": [1]})),
-        deit.DeiTImageProcessor.from_dict({**Crop(32, 32).to_dict(), "value_range": {"integers": [0, 4095]}, "later": 1}),
+        deit.DeiTImageProcessor.from_dict(
+            {**recipe_processor(32, 32).to_dict(), "value_range": {"integers": [0, 4095]}, "later": 1}
+        ),
     ),
 }
 NAMES = [*MODELS, "from timm", "run"]

@@ -223,6 +223,9 @@ def processor_from_timm(settings: Mapping[str, Any], value_range: Any = None) ->
 def timm_preprocessing(processor: DeiTImageProcessor) -> dict[str, Any]:
     """Converts an image processor to timm's ``pretrained_cfg``; the inverse of :func:`processor_from_timm`.
 
+    timm rounds the offset of an odd center crop half to even. Where the processor rounds down, as transformers does, timm's crop
+    is a pixel apart.
+
     Raises:
         CheckpointError: ``pretrained_cfg`` cannot express what the processor does.
     """
@@ -239,7 +242,8 @@ def timm_preprocessing(processor: DeiTImageProcessor) -> dict[str, Any]:
         "mean": list(mean),
         "std": list(std),
     }
-    if not _same_pixels(processor, processor_from_timm(settings), channels):
+    restored = processor_from_timm(settings).replace(crop_rounding=processor.crop_rounding)
+    if not _same_pixels(processor, restored, channels):
         raise CheckpointError(
             "timm's pretrained_cfg cannot express the settings of this image processor", "use another format or crop"
         )

@@ -308,8 +308,13 @@ class Recipe(Section):
         return (size, size) if isinstance(size, int) else size
 
     def processor(self) -> DeiTImageProcessor:
-        """Returns the image processor for evaluation and prediction."""
-        return DeiTImageProcessor.for_size(*self.image_hw, self.crop_ratio, self.mean, self.std)
+        """Returns the image processor for evaluation and prediction.
+
+        The offset of the center crop is rounded as by the program that reads the saved model and knows no other rounding:
+        transformers, or timm for a convolutional network.
+        """
+        processor = DeiTImageProcessor.for_size(*self.image_hw, self.crop_ratio, self.mean, self.std)
+        return processor.replace(crop_rounding=None) if isinstance(self.model, Transformer) else processor
 
     def replace(self, **fields: Any) -> Recipe:
         """Returns a copy with other values; a mapping updates a section."""
