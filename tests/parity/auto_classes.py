@@ -45,7 +45,7 @@ def read_all(folder: Path) -> dict[str, Any]:
 def _sum_of_weights(directory: Path) -> float:
     model, report = transformers.AutoModelForMaskedImageModeling.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
-    return sum(tensor.double().abs().sum().item() for tensor in model.state_dict().values())
+    return float(sum(tensor.double().abs().sum().item() for tensor in model.state_dict().values()))
 
 
 def _classify(directory: Path, files: list[Path]) -> dict[str, Any]:

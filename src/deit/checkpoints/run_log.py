@@ -64,7 +64,9 @@ def _parse(line: bytes, previous: int) -> tuple[dict[str, Any] | None, int]:
     """Returns a row, None if it is damaged, and its checksum."""
     try:
         row = json.loads(line) if len(line) <= MAX_ROW_BYTES else None
-        stored = row.pop(CHECKSUM, None) if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            return None, 0
+        stored = row.pop(CHECKSUM, None)
         checksum = _checksum(row, previous)
     except (ValueError, RecursionError, OverflowError):
         return None, 0

@@ -223,8 +223,8 @@ def processor_from_timm(settings: Mapping[str, Any], value_range: Any = None) ->
 def timm_preprocessing(processor: DeiTImageProcessor) -> dict[str, Any]:
     """Converts an image processor to timm's ``pretrained_cfg``; the inverse of :func:`processor_from_timm`.
 
-    timm rounds the offset of an odd center crop half to even. Where the processor rounds down, as transformers does, timm's crop
-    is a pixel apart.
+    timm rounds the offset of an odd center crop half to even. Where the processor rounds down, as transformers does, timm's
+    crop is a pixel apart.
 
     Raises:
         CheckpointError: ``pretrained_cfg`` cannot express what the processor does.
