@@ -81,6 +81,8 @@ class ViTConfig(BaseModel):
 
     PREFIX_TOKENS: ClassVar[int] = 1
     _commit_hash: ClassVar[None] = None  # read by transformers' pipelines
+    # transformers' Trainer predicts all other outputs: the logits, as a single array for compute_metrics.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cls_logits", "distillation_logits"]
 
     model_type: str = "vit"
     hidden_size: Annotated[int, Field(ge=1, le=16_384)] = 768

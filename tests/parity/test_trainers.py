@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
+from deit import DeiTImageProcessor, Predictor
 from deit.models.modeling import (
     Block,
     DeiTForImageClassification,
@@ -26,7 +31,7 @@ from deit.models.modeling import (
     ViTForImageClassification,
     load_model,
 )
-from tests.helpers import TINY, backward, noise, tiny_deit, tiny_vit
+from tests.helpers import TINY, backward, noise, randomized, tiny_deit, tiny_vit
 
 
 def examples(**columns: Any) -> list[dict[str, Any]]:
@@ -76,8 +81,7 @@ def test_trainer_of_transformers_trains_two_steps(tmp_path: Path, make: Any, dat
     trainer = Trainer(model=model, args=settings, train_dataset=data, eval_dataset=data[:5])
     assert trainer.train().global_step == 2
     assert changed_tensors(before, model) == list(before)
-    predicted = trainer.predict(data[:5]).predictions
-    assert (predicted[0] if isinstance(predicted, tuple) else predicted).shape == (5, 5)
+    assert trainer.predict(data[:5]).predictions.shape == (5, 5)  # of the two-head class, too
 
 
 CLASSES = {"id2label": {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "eel"}}
@@ -116,6 +120,56 @@ def test_what_trainer_saves_is_a_model_everywhere(tmp_path: Path, make: Any) -> 
     torch.testing.assert_close(
         resumed.eval()(IMAGES).logits, load_model(tmp_path / "checkpoint-2")(IMAGES).logits, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "model_class", [ViTForImageClassification, DeiTForImageClassification, DeiTForImageClassificationWithTeacher]
+)
+def test_calls_of_the_image_classification_example_of_transformers(
+    tmp_path: Path, photo_folder: Path, model_class: Any
+) -> None:
+    """The calls of ``run_image_classification.py``, old and new, on a folder of images."""
+    names = sorted(folder.name for folder in photo_folder.iterdir())
+    files = [(file, names.index(file.relative_to(photo_folder).parts[0])) for file in sorted(photo_folder.rglob("*.jp*g"))]
+    pretrained, output = tmp_path / "pretrained", tmp_path / "output"
+    randomized(model_class(model_class.config_class(**TINY, num_labels=4))).save_pretrained(pretrained)
+    DeiTImageProcessor.for_size(32, 32).save_pretrained(pretrained)
+
+    hub = {"cache_dir": None, "revision": "main", "token": None, "trust_remote_code": False}
+    label2id = {name: str(index) for index, name in enumerate(names)}
+    id2label = {str(index): name for index, name in enumerate(names)}
+    classes = {"num_labels": len(names), "label2id": label2id, "id2label": id2label}
+    config = model_class.config_class.from_pretrained(pretrained, **classes, finetuning_task="image-classification", **hub)
+    model = model_class.from_pretrained(pretrained, from_tf=False, config=config, ignore_mismatched_sizes=True, **hub)
+    processor = DeiTImageProcessor.from_pretrained(pretrained, use_fast=True, **hub)
+    height = processor.size["shortest_edge"] if "shortest_edge" in processor.size else processor.size["height"]
+    normalize = Normalize(processor.image_mean, processor.image_std)
+    transform = Compose([Resize(height), CenterCrop(32), ToTensor(), normalize])
+    data = [{"pixel_values": transform(Image.open(file).convert("RGB")), "labels": label} for file, label in files]
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        return {"accuracy": float((np.argmax(prediction.predictions, axis=1) == prediction.label_ids).mean())}
+
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(output, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True),
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=accuracy,
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    trainer.create_model_card(finetuned_from=str(pretrained), tasks="image-classification", tags=["vision"])
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    classify = transformers.pipeline("image-classification", model=str(output), device="cpu")
+    assert {prediction["label"] for prediction in classify(str(files[0][0]), top_k=5)} == set(names)
+    assert Predictor.from_pretrained(output)(files[0][0]).labels[0] in names
+    resumed = get_last_checkpoint(str(output))
+    assert trainer.train(resume_from_checkpoint=resumed).global_step == 2
 
 
 def test_trainer_saves_a_compiled_model_and_the_state_dict_that_it_gathered(tmp_path: Path) -> None:
