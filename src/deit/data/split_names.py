@@ -11,16 +11,19 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _SYNONYMS: dict[Split, str] = {
-    "train": "train training trains trn tr trainval",
-    "validation": "val vals valid validation validate validating dev devel development eval evaluation",
-    "test": "test tests testing tst te holdout heldout",
+    "train": "train training trainings trains trn tr trainval entrenamiento entrainement entraînement treinamento 训练",
+    "validation": (
+        "val vals valid validation validate validating dev devel development eval evaluation validierung validierungs "
+        "validacion validación validação 验证"
+    ),
+    "test": "test tests testing tst te holdout heldout prueba pruebas teste testes 测试",
 }
 _SPLIT_OF_WORD: dict[str, Split] = {word: split for split, words in _SYNONYMS.items() for word in words.split()}
 MIN_AFFIXED = 3  # letters of a synonym that may stand beside another word, as in "seg_train"
 # Words that say nothing about the split: "train_images", "TestSet", "data-val".
 _FILLERS = (
     *("dataset", "datasets", "images", "image", "imgs", "img", "photos", "pictures", "pics", "files", "folder", "samples"),
-    *("split", "data", "set"),
+    *("split", "data", "set", "daten", "bilder", "集"),
 )
 
 

@@ -73,9 +73,8 @@ def find_layout(root: Path, listing: Folder, known_classes: Sequence[str] = ()) 
             layout = Layout(base, {None: _class_folders(base)}, left_out=_loose(base), notes=_class_notes(base))
             break
         base = child
-    if base.path:
-        layout = replace(layout, notes=(f"The data set is in its folder {base.path}", *layout.notes))
-    return layout
+    notes = (f"The data set is in its folder {base.path}",) if base.path else ()
+    return replace(layout, notes=(*notes, *layout.notes, *_nested_notes(layout)))
 
 
 def find_split_folders(listing: Folder) -> dict[Split, list[Folder]]:
@@ -201,9 +200,11 @@ def _wrapped(base: Folder, known: set[str]) -> Folder | None:
     if len(filled) != 1:
         return None
     [(name, child)] = filled.items()
-    if class_key(name) in known or child.images or split_of(name):
+    if class_key(name) in known or split_of(name):
         return None
     inner = _filled(child)
+    if child.images:  # a class with images, unless splits are beside them
+        return child if len(set(splits_of(inner).values())) > 1 else None
     if len(inner) > 1:
         return child
     return child if splits_of(inner) or _wrapped(child, known) else None
@@ -229,6 +230,18 @@ def _class_notes(base: Folder) -> tuple[str, ...]:
     if len(named) == 1:
         return (f"The folder {named[0]} is read as a class, because other class folders are beside it",)
     return (f"The folders {shown(named)} are read as classes, because other class folders are beside them",)
+
+
+def _nested_notes(layout: Layout) -> tuple[str, ...]:
+    """Returns a note if a class folder has several folders, or one that is named as a split: these may be meant otherwise."""
+    for folders in layout.splits.values():
+        for _, folder in folders.classes:
+            inner = _filled(folder)
+            if len(inner) > 1 or any(map(split_of, inner)):
+                start = len(layout.base.path) + 1 if layout.base.path else 0
+                paths = [child.path[start:] for child in inner.values()]
+                return (f"Folders in a class folder belong to its class, such as {shown(paths)}",)
+    return ()
 
 
 def _no_classes(root: Path, base: Folder, names: list[str]) -> DataError:

@@ -179,7 +179,11 @@ def _training_obstacle(path: Path, folders: ClassFolders) -> DataError | None:
         return DataError(f"{path} has no folders in it", remedy)
     names = {unicodedata.normalize("NFC", name) for name, _ in folders.classes}
     if len(names) == 1:
-        return DataError(f"{path} has one class, {next(iter(names))!r}", "a classifier needs two or more")
+        remedy = "a classifier needs two or more"
+        name, folder = folders.classes[0]
+        if len([child for child in folder.folders.values() if child.has_images()]) > 1:
+            remedy += f"; pass {path / name} if its folders are the classes"
+        return DataError(f"{path} has one class, {next(iter(names))!r}", remedy)
     for name in sorted(names):
         same = [folder for other, folder in folders.classes if unicodedata.normalize("NFC", other) == name]
         if not any(folder.has_images() for folder in same):

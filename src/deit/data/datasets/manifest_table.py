@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit.data.split_names import split_of
+from deit.data.split_names import Split, split_of
 from deit.errors import DataError
 from deit.images.sniffing import has_image_ending
 
 MAX_BYTES = 2**30
 MAX_LINE_LENGTH = 2**16
+SAMPLE_ROWS = 20  # whose values tell which column has the paths
 DELIMITERS = ",;\t|"
 # Names of columns without case, spaces and punctuation, in order of preference.
 PATH_COLUMNS = (
@@ -44,6 +45,16 @@ LABEL_COLUMNS = (
 )
 SPLIT_COLUMNS = ("split", "subset", "partition", "mluse")
 MAYBE_SPLIT_COLUMNS = ("set", "dataset", "fold", "phase", "usage")  # only if all their values are names of splits
+# Columns that are true for the images of one split.
+FLAG_COLUMNS: dict[str, Split] = {
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage", "trainflag"), "train"),
+    **dict.fromkeys(("isvalid", "isval", "isvalidation", "validflag"), "validation"),
+    **dict.fromkeys(("istest", "istesting", "testflag"), "test"),
+}
+_FLAGS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False),
+}
 MISSING = frozenset(("", "nan", "null", "none", "n/a", "na"))
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -75,13 +86,14 @@ class Table:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Positions of the columns: index in CSV, key in JSON."""
+    """Positions of the columns: index in CSV, key in JSON. ``flags`` are columns that are true for one split each."""
 
     path: Any
     label: Any
     split: Any
     maybe_split: bool = False
-    note: str = ""
+    flags: tuple[tuple[Any, Split], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_table(path: Path) -> Table:
@@ -135,13 +147,15 @@ def _read_csv(path: Path) -> Table:
     records = _records(path, first, number, lines, delimiter)
     header = next(records, (1, []))[1]
     names = [_column_name(name) for name in header]
-    columns = _find_columns(names, header)
+    columns, rows = _find_columns(names, header), list(records)
+    if columns is None and (found := _column_of_paths(header, [fields for _, fields in rows])) is not None:
+        columns = _find_columns(names, header, path=found)
     if columns is None:
-        return _headerless(path, [(number, header), *records])
+        return _headerless(path, [(number, header), *rows])
     for index in (columns.path, columns.label, columns.split):
         if index is not None and names.count(names[index]) > 1:
             raise DataError(f"{path} has two columns named {header[index].strip()!r}", "rename or remove one of them")
-    return _table(path, [(line, _padded(path, line, fields, header, columns)) for line, fields in records], columns)
+    return _table(path, [(line, _padded(path, line, fields, header, columns)) for line, fields in rows], columns)
 
 
 def _records(
@@ -167,7 +181,8 @@ def _records(
 
 def _padded(path: Path, line: int, fields: list[str], header: list[str], columns: _Columns) -> list[str]:
     """Checks the number of fields. Empty ones may be missing or too many at the end, as spreadsheets write them."""
-    needed = max(index for index in (columns.path, columns.label, columns.split) if index is not None)
+    flags = (index for index, _ in columns.flags)
+    needed = max(index for index in (columns.path, columns.label, columns.split, *flags) if index is not None)
     if len(fields) <= needed or any(field.strip() for field in fields[len(header) :]):
         counts = f"{len(fields)} fields, the header {len(header)}"
         raise DataError(f"{path}, line {line} has {counts}", "quote paths that contain the separator")
@@ -193,7 +208,16 @@ def _headerless(path: Path, records: list[tuple[int, list[str]]]) -> Table:
     if len(labels) != 1:
         raise problem
     note = "The manifest has no header: its columns were told apart by their values"
-    return _table(path, records, _Columns(paths[0], labels[0], next(iter(splits), None), note=note))
+    return _table(path, records, _Columns(paths[0], labels[0], next(iter(splits), None), notes=(note,)))
+
+
+def _column_of_paths(header: Sequence[str], records: Sequence[Sequence[str]]) -> int | None:
+    """Returns the only column whose values, but not whose name, are paths of images, if any."""
+    if not records or any(map(_is_path, header)):
+        return None
+    sample = records[:SAMPLE_ROWS]
+    found = [index for index in range(len(header)) if all(len(row) > index and _is_path(row[index]) for row in sample)]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_path(value: str) -> bool:
@@ -224,7 +248,7 @@ def _read_json(path: Path) -> Table:
 
 def _table(path: Path, records: Sequence[tuple[int, Any]], columns: _Columns) -> Table:
     """Makes rows of records."""
-    notes = [columns.note] if columns.note else []
+    notes = list(columns.notes)
     split = columns.split
     if columns.maybe_split and not all(split_of(_text(path, line, "split", record, split)) for line, record in records):
         notes.append("A column whose values are not train, val or test is not used for splits")
@@ -236,8 +260,29 @@ def _table(path: Path, records: Sequence[tuple[int, Any]], columns: _Columns) ->
             raise DataError(f"{path}, line {line} has no path", "every line needs a path")
         label = None if columns.label is None else _text(path, line, "label", record, columns.label).strip()
         row_split = None if split is None else _text(path, line, "split", record, split).strip()
+        if split is None and columns.flags:
+            row_split = _flagged_split(path, line, record, columns.flags)
         rows.append(Row(line, value, label, row_split))
     return Table(rows, tuple(notes))
+
+
+def _flagged_split(path: Path, line: int, record: Any, flags: Sequence[tuple[Any, Split]]) -> str:
+    """Returns the split whose column is true. If none is: ``train``, or ``test`` if the only column is that of training."""
+    found = []
+    for column, split in flags:
+        value = _text(path, line, "flag", record, column).strip()
+        if value.lower() not in _FLAGS:
+            raise DataError(f"{path}, line {line} has {value!r} in the column of the {split} split", "write true or false")
+        if _FLAGS[value.lower()]:
+            found.append(split)
+    if len(found) > 1:
+        raise DataError(f"{path}, line {line} is in two splits, {found[0]} and {found[1]}", "keep one of them")
+    if found:
+        return found[0]
+    splits = [split for _, split in flags]
+    if "train" not in splits:
+        return "train"
+    return "test" if splits == ["train"] else ""
 
 
 def _text(path: Path, line: int, what: str, record: Any, column: Any) -> str:
@@ -252,33 +297,42 @@ def _text(path: Path, line: int, what: str, record: Any, column: Any) -> str:
     return str(value)
 
 
-def _find_columns(names: list[str], shown: Sequence[str], keys: Sequence[str] | None = None) -> _Columns | None:
+def _find_columns(
+    names: list[str], shown: Sequence[str], keys: Sequence[str] | None = None, path: int | None = None
+) -> _Columns | None:
     """Finds the columns by their names; None if there is no column of paths.
 
     Args:
         names: simplified names.
         shown: the same names as written.
         keys: what finds a field in a record, for each name; None for its index.
+        path: index of the column of paths, if it is known by its values.
     """
-    path = _first(names, PATH_COLUMNS)
+    notes = [] if path is None else [f"The column {shown[path].strip()!r} has the paths"]
+    path = _first(names, PATH_COLUMNS) if path is None else path
     if path is None:
         return None
     split = _first(names, SPLIT_COLUMNS)
     maybe = _first(names, MAYBE_SPLIT_COLUMNS) if split is None else None
     label = _first(names, LABEL_COLUMNS)
-    note = ""
+    flags = [index for index, name in enumerate(names) if name in FLAG_COLUMNS] if split is None and maybe is None else []
     if label is None:
-        others = [
-            index
-            for index, name in enumerate(names)
-            if index not in (path, split, maybe) and name and not name.startswith("unnamed") and name != "index"
-        ]
+        known = (path, split, maybe, *flags)
+        others = [i for i, name in enumerate(names) if i not in known and name not in ("", "index") and name[:7] != "unnamed"]
+        if len(others) > 1:
+            others = [i for i in others if names[i] not in PATH_COLUMNS]  # such as an id beside the path
         if len(others) == 1:
             label = others[0]
-            note = f"The column {shown[label].strip()!r} has the labels"
-    indices = (path, label, maybe if split is None else split)
-    chosen = [index if index is None or keys is None else keys[index] for index in indices]
-    return _Columns(chosen[0], chosen[1], chosen[2], maybe is not None, note)
+            notes.append(f"The column {shown[label].strip()!r} has the labels")
+    if flags:
+        plural = "s" if len(flags) > 1 else ""
+        notes.append(f"The splits come from the column{plural} {', '.join(shown[index].strip() for index in flags)}")
+
+    def key(index: int | None) -> Any:
+        return index if index is None or keys is None else keys[index]
+
+    flagged = tuple((key(index), FLAG_COLUMNS[names[index]]) for index in flags)
+    return _Columns(key(path), key(label), key(maybe if split is None else split), maybe is not None, flagged, tuple(notes))
 
 
 def _first(names: list[str], preferred: Sequence[str]) -> int | None:

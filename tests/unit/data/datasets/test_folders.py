@@ -200,7 +200,16 @@ LAYOUTS = [  # folders, splits, classes, what a note says
     ("tr en de", "train", "de en tr", "The folder tr is read as a class"),
     ("test+tube beaker", "train", "beaker test+tube", ""),
     ("training+shoes boots", "train", "boots training+shoes", ""),
-    ("cat/2020 cat/2021 dog", "train", "cat dog", ""),
+    ("cat/2020 cat/2021 dog", "train", "cat dog", "in a class folder belong to its class, such as cat/2020, cat/2021"),
+    ("cat/train cat/test dog/train dog", "train", "cat dog", "such as cat/test, cat/train"),
+    ("cat/test dog", "train", "cat dog", "such as cat/test"),
+    ("labeled/cat labeled/dog unlabeled", "train", "labeled unlabeled", "such as labeled/cat, labeled/dog"),
+    ("ds/train/a/1 ds/train/a/2 ds/train/b ds/val/a ds/val/b", "train validation", "a b", "such as train/a/1, train/a/2"),
+    ("cat/2020 dog", "train", "cat dog", ""),
+    (CAT_DOG.format("ds/train", "ds/test") + " ds", "train test", "cat dog", "3 loose images beside class folders (ds/000.png"),
+    (CAT_DOG.format("Trainingsdaten", "Testdaten"), "train test", "cat dog", ""),
+    (CAT_DOG.format("训练集", "验证集"), "train validation", "cat dog", ""),
+    (CAT_DOG.format("entrenamiento", "prueba"), "train test", "cat dog", ""),
     ("cat dog .", "train", "cat dog", "3 loose images beside class folders (000.png, ...)"),
 ]
 
@@ -256,6 +265,7 @@ EVALUATED = [  # folders, splits, classes, why it cannot be trained on
     ("Testing/cat", "test", "cat", "no training split"),
     ("val/cat test/Cat test/dog", "validation test", "Cat dog", "no training split"),
     ("cat", "train", "cat", "has one class, 'cat'"),
+    ("ds/cat ds/dog ds", "train", "ds", "has one class, 'ds': .* two or more; pass .*/ds if its folders are the classes"),
     ("train/cat test/cat", "train test", "cat", "has one class, 'cat'"),
     ("cat dog owl/", "train", "cat dog", "The class 'owl' in .* holds no images"),
 ]

@@ -207,6 +207,9 @@ EXCEL = [  # name, content: the same images and labels as others write them
     ("columns 2.csv", "TARGET,IMG,note,note\ncat,{0},a,b\ndog,{1},a,b\ncat,{2},a,b\n"),
     ("birds.csv", "class id,filepaths,labels\n0.0,{0},cat\n1.0,{1},dog\n0.0,{2},cat\n"),
     ("other label.csv", "id,breed\n{0},cat\n{1},dog\n{2},cat\n"),
+    ("id beside the path.csv", "id,image,breed\n7,{0},cat\n8,{1},dog\n9,{2},cat\n"),
+    ("fastai.csv", "name,label\n{0},cat\n{1},dog\n{2},cat\n"),
+    ("other path.csv", "no;fname;breed id;class\n1;{0};5;cat\n2;{1};6;dog\n3;{2};5;cat\n"),
     ("whale.csv", "Image,Id\n{0},cat\n{1},dog\n{2},cat\n"),
     ("headerless.csv", "{0},cat\n{1},dog\n{2},cat\n"),
     ("headerless labels first.csv", "cat;{0}\ndog;{1}\ncat;{2}\n"),
@@ -260,6 +263,45 @@ def test_splits_have_the_synonyms_of_folders(folder: Path, column: str, values: 
     if column == "ML_USE":
         lines = [",".join(reversed(row.split(","))) for row in rows]  # as Google's AutoML, without a header
         assert open_data(written(folder, [lines[0], *lines[1:]])).fingerprint == splits.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags", "counts"),  # of three rows each; images of each split
+    [
+        ("is_valid", "False False True", {"train": 6, "validation": 3}),
+        ("Is Train", "1 1 0", {"train": 6, "test": 3}),
+        ("is_test", "no no yes", {"train": 6, "test": 3}),
+        ("is_val,is_test", "0,0 1,0 0,1", {"train": 3, "validation": 3, "test": 3}),
+        ("is_train,is_val,is_test", "1,0,0 0,1,0 0,0,1", {"train": 3, "validation": 3, "test": 3}),
+        ("split,is_valid", "val,0 train,0 train,0", {"train": 6, "validation": 3}),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_columns_that_are_true_for_a_split(
+    folder: Path, columns: str, flags: str, counts: dict[str, int], as_json: bool
+) -> None:
+    keys = ["path", "label", *columns.split(",")]
+    rows = [[path, label[:3], *flags.split()[number // 3].split(",")] for number, (path, label) in enumerate(ROWS)]
+    rows = [[path, "dog" if label == "a, " else label, *values] for path, label, *values in rows]
+    if as_json:
+        manifest = written(folder, [json.dumps(dict(zip(keys, row, strict=True))) for row in rows], "list.jsonl")
+    else:
+        manifest = written(folder, [",".join(row) for row in (keys, *rows)])
+    dataset = read_splits(manifest)
+    assert {split: len(source.labels) for split, source in dataset.sources.items()} == counts
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags", "message"),
+    [
+        ("is_valid", "perhaps", "line 2 has 'perhaps' in the column of the validation split: write true or false"),
+        ("is_val,is_test", "1,1", "line 2 is in two splits, validation and test"),
+        ("is_train,is_val", "0,0", "line 2 has no split"),
+    ],
+)
+def test_columns_that_are_true_for_no_split_or_two(folder: Path, columns: str, flags: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_splits(written(folder, [f"path,label,{columns}", f"{ROWS[0][0]},cat,{flags}"]))
 
 
 @pytest.mark.parametrize(
