@@ -232,7 +232,11 @@ def _all_seen(data: str | Path, count: int) -> DataError:
 
 def _existing_split(data: str | Path, split: SplitName, sources: Mapping[str, ImageSource]) -> ImageSource:
     """Returns a split of a data set without a training split; for ``auto``, the test split if there is one."""
+    if split == "all" and len(sources) == 1:
+        return next(iter(sources.values()))
     name = ("test" if "test" in sources else "validation") if split == "auto" else split
+    if name == "all":
+        raise DataError(f"{data} has separate splits", f"evaluate on one of them: --split {' or '.join(sources)}")
     if name not in sources:
         raise DataError(f"{data} has no {name} split", f"evaluate on --split {' or '.join(sources)}")
     return sources[name]

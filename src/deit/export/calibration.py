@@ -79,6 +79,9 @@ def calibration_images(
         hashes: of the images that the model was trained on, if known: it is not compared on them, unless there are no others.
         value_range: black and white of images with more than 8 bits, as the model was trained on them.
 
+    Returns:
+        The two. Both are the training split if the validation split has fewer than ``MIN_IMAGES`` images.
+
     Raises:
         DataError: the data set is unusable.
     """
@@ -90,10 +93,10 @@ def calibration_images(
     for note in splits.all_notes:
         print_status(f"Note: {note}.")
     name = short_name(data)
-    return (
-        CalibrationImages(with_value_range(splits.train, value_range), f"images of {name}"),
-        _held_out(with_value_range(splits.validation, value_range), hashes, name),
-    )
+    calibration = CalibrationImages(with_value_range(splits.train, value_range), f"images of {name}")
+    if len(splits.validation.labels) < MIN_IMAGES:  # the held-out images of a small data set are too few to compare on
+        return calibration, calibration
+    return calibration, _held_out(with_value_range(splits.validation, value_range), hashes, name)
 
 
 def _held_out(source: ImageSource, hashes: ImageHashes | None, name: str) -> CalibrationImages:

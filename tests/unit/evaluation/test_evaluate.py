@@ -421,6 +421,10 @@ def test_split_that_a_folder_without_training_images_lacks(tmp_path: Path) -> No
     for split in splits:
         with pytest.raises(DataError, match=f"has no {split} split: evaluate on --split test"):
             evaluation_split(tmp_path, split)
+    assert len(evaluation_split(tmp_path, "all").labels) == 2
+    image_files(tmp_path / "val" / "cat", 1)
+    with pytest.raises(DataError, match="has separate splits: evaluate on one of them: --split validation or test"):
+        evaluation_split(tmp_path, "all")
 
 
 def test_notes_on_the_data_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

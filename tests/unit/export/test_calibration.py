@@ -39,10 +39,17 @@ def test_unreadable_images_are_left_out() -> None:
 
 
 def test_data_is_split_as_for_training(photo_folder: Path) -> None:
-    splits = open_data(photo_folder, seed=7, validation_fraction=0.25)
-    train, validation = calibration_images(photo_folder, DataRecord(splits.fingerprint, 7, 0.25))
-    assert (len(train.source.labels), len(validation.source.labels)) == (18, 6)
+    splits = open_data(photo_folder, seed=7, validation_fraction=0.375)
+    train, validation = calibration_images(photo_folder, DataRecord(splits.fingerprint, 7, 0.375))
+    assert (len(train.source.labels), len(validation.source.labels)) == (15, 9)
     assert validation.description == f"held-out images of {photo_folder.name}"
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.25, 18), (0.125, 21)])
+def test_few_held_out_images_are_not_compared_on(photo_folder: Path, fraction: float, count: int) -> None:
+    train, validation = calibration_images(photo_folder, DataRecord("", 7, fraction))
+    assert train == validation
+    assert (len(validation.source.labels), validation.description) == (count, f"images of {photo_folder.name}")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ def find_layout(root: Path, listing: Folder, known_classes: Sequence[str] = ()) 
     """
     known = {class_key(name) for name in known_classes}
     base = listing
+    name = root.resolve().name
+    if base.images and not _filled(base) and class_key(name) in known:  # the folder of one class
+        return Layout(base, {None: ClassFolders(base, [(name, base)])})
     while True:
         if layout := _split_layout(root, base) or _class_first_layout(base, known):
             break

@@ -288,6 +288,17 @@ def test_folder_of_a_known_class_is_a_class(tmp_path: Path) -> None:
         assert (dataset.train.classes, len(dataset.train.labels)) == (("cat",), 6)
 
 
+@pytest.mark.parametrize(("name", "known"), [("cat", ("cat", "dog")), ("Cat", ("CAT",)), ("квадрат", ("квадрат",))])
+def test_folder_of_images_that_is_named_as_a_known_class_is_a_class(tmp_path: Path, name: str, known: tuple[str, ...]) -> None:
+    layout(tmp_path, name)
+    dataset = read_splits(tmp_path / name, known)
+    assert (dataset.train.classes, len(dataset.train.labels)) == ((name,), 3)
+    assert not dataset.all_notes
+    dataset.train.load(0)
+    with pytest.raises(DataError, match="has no folders in it"):
+        read_splits(tmp_path / name)
+
+
 UNLABELED = [  # folders, number of images
     ("train test", 3),
     ("train/a train/b valid test", 9),
