@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from deit.inference.runtime_selection import save_speeds
 from deit.inference.runtimes import PerformanceHint, Runtime, RuntimeName, available_runtimes
 from deit.system.hardware import cores
 from deit.system.malloc import retain_freed_memory
+from deit.system.processes import run_in_new_process
 from deit.system.progress import print_status
 from deit.system.threads import ordered_map
 
@@ -120,6 +119,7 @@ def benchmark(
         CheckpointError: the model is not readable.
         MissingExtraError: a requested runtime is not installed.
         UserError: a runtime or the device does not fit the model.
+        WorkError: a measurement was killed.
     """
     if not 0 < seconds < math.inf:
         raise UserError(f"A measurement cannot take {seconds:g} seconds", "pass a positive number of seconds")
@@ -134,14 +134,14 @@ def benchmark(
     flops = _flops_per_image(model)  # also finds an unreadable model before the first measurement
     if not jobs:
         raise UserError(f"No installed runtime runs {model} on {device}", "see `deit info`")
-    results = []
+    results: list[RuntimeBenchmark] = []
     with tempfile.TemporaryDirectory() as folder:
         files = [str(path) for path in images] or [str(path) for path in write_synthetic_photos(Path(folder), FILES)]
         for name, precision in jobs:
             print_status(f"Measuring {name} in {precision}")
             # One process for each: libraries keep threads and memory that would affect the next measurement.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                result = pool.submit(_measure_in_process, str(model), name, precision, runtime_device, files, seconds).result()
+            arguments = (str(model), name, precision, runtime_device, files, seconds)
+            result: RuntimeBenchmark = run_in_new_process(f"Measuring {name} in {precision}", _measure_in_process, *arguments)
             if result.device == "cpu":
                 result = replace(result, share_of_peak=result.best[1].median * flops / measure_matmul_peak(precision))
             results.append(result)

@@ -84,7 +84,23 @@ class Runtime(Protocol):
         """(B, C, height, width) -> logits (B, K), float32, by head."""
 
 
-class OpenVinoRuntime:
+class GraphRuntime:
+    """Base of the runtimes that open a graph file. A pickled one holds the path, and opens the same file again.
+
+    Args:
+        graph: path of the graph.
+        arguments: further arguments of the class.
+    """
+
+    def __init__(self, graph: Path, *arguments: Any) -> None:
+        self._arguments = (graph.absolute(), *arguments)
+        self._files = _file_versions(graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self._arguments, self._files)
+
+
+class OpenVinoRuntime(GraphRuntime):
     """OpenVINO, usually the fastest runtime on x86 CPUs. Implements :class:`Runtime`.
 
     Args:
@@ -114,6 +130,7 @@ class OpenVinoRuntime:
         cache_key: str | None = None,
         num_classes: int | None = None,
     ) -> None:
+        super().__init__(graph, heads, precision, performance_hint, cache_key, num_classes)
         openvino = _load_openvino()
         self.heads = heads
         parallel = performance_hint == "throughput" and _weight_bytes(graph) <= MAX_CONCURRENT_BYTES
@@ -149,7 +166,7 @@ class OpenVinoRuntime:
             self._idle_requests.put(request)
 
 
-class OnnxRuntime:
+class OnnxRuntime(GraphRuntime):
     """ONNX Runtime, for every platform and CPU. Implements :class:`Runtime`.
 
     Args:
@@ -175,6 +192,7 @@ class OnnxRuntime:
         performance_hint: PerformanceHint = "latency",
         num_classes: int | None = None,
     ) -> None:
+        super().__init__(graph, heads, device, performance_hint, num_classes)
         onnxruntime = optional_libraries.load("onnxruntime", "This graph")
         self.heads, self.device = heads, device
         on_gpu = device.startswith("cuda")
@@ -232,8 +250,28 @@ def _load_openvino() -> ModuleType:
 
 def _weight_bytes(graph: Path) -> int:
     """Returns the approximate size of a graph's weights."""
-    weights = graph.with_suffix(".bin")
-    return max(file.stat().st_size for file in (graph, weights) if file.is_file()) if graph.is_file() else 0
+    return max((size for size, _ in _file_versions(graph)), default=0)
+
+
+def _file_versions(graph: Path) -> list[tuple[int, int]]:
+    """Returns size and modification time of a graph's files; empty if there is none."""
+    if not graph.is_file():
+        return []
+    stats = [file.stat() for file in (graph, graph.with_suffix(".bin")) if file.is_file()]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _reopen(kind: type[GraphRuntime], arguments: tuple[Any, ...], files: list[tuple[int, int]]) -> GraphRuntime:
+    """Opens the graph of a pickled runtime.
+
+    Raises:
+        CheckpointError: the file is missing, or it was replaced, so that its classes may have another order.
+    """
+    graph = arguments[0]
+    if _file_versions(graph) != files:
+        what = "was replaced after the predictor was pickled" if graph.is_file() else "does not exist"
+        raise CheckpointError(f"{graph} {what}", "call Predictor.from_pretrained in this process")
+    return kind(*arguments)
 
 
 def _use_cache(directory: Path) -> Path | None:

@@ -50,12 +50,16 @@ class TorchRuntime:
         self.batch_size = GPU_BATCH_SIZE if torch_device.type == "cuda" else TORCH_BATCH_SIZE
         if precision != "fp32" or torch_device.type != "cpu":
             model = copy.deepcopy(model).to(torch_device, DTYPES[precision])
+        self._arguments = (model, self.device, precision, compiled)
         self._device, self._compiled = torch_device, compiled
         mode = "max-autotune" if torch_device.type == "cuda" else "default"
         self._forward: Callable[[Tensor], Any] = torch.compile(model, mode=mode, dynamic=False) if compiled else model
         # Calls from other threads than the main one run on one thread: torch starts a pool of compute threads for each thread
         # that calls it. On a GPU, calls from the main thread run there too: recorded CUDA graphs belong to one thread.
         self._thread = ThreadPoolExecutor(1, "deit-torch")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TorchRuntime, self._arguments  # threads and compiled code cannot be pickled
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """(B, C, height, width) -> logits (B, K), float32, by head."""

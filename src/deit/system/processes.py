@@ -5,12 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from deit.errors import WorkError
+from deit.system.signals import blocked_signals, ignore_stop_signals
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps shared memory; in containers often limited to 64 MiB
 _MAIN = "__main__"
@@ -51,6 +57,56 @@ def hidden_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules[_MAIN] = main
+
+
+def run_in_new_process(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new process, and returns its result or raises its error.
+
+    The process ignores the stop signals and is killed when this call ends: a signal to the whole group is reported once.
+
+    Args:
+        what: what the process does, for the error: "Measuring onnxruntime in fp32".
+        function: a function of a module, but not of the main program.
+        arguments: its arguments.
+
+    Raises:
+        WorkError: the process ended without a result, such as for lack of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, function, *arguments), daemon=True)
+    try:
+        with blocked_signals(), hidden_main_module():
+            process.start()
+        sender.close()  # the child has the other copy; when that is closed, too, receiving ends
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        if code == -signal.SIGKILL:
+            raise WorkError(f"{what} was killed, most likely because memory ran out", "close other programs") from None
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        raise WorkError(f"{what} {how}") from None
+    finally:
+        receiver.close()
+        if process.pid is not None:
+            process.kill()
+            process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _send_result(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    ignore_stop_signals()
+    try:
+        result = function(*arguments)
+    except Exception as error:  # noqa: BLE001, raised in the main process
+        result = error
+    try:
+        sender.send(result)
+    except (TypeError, AttributeError, pickle.PicklingError):
+        sender.send(WorkError(f"{type(result).__name__}: {result}"))
 
 
 def refers_to_main(content: object) -> bool:
