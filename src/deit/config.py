@@ -7,7 +7,7 @@ In the examples, ``config`` is a small :class:`DeiTConfig` with five classes and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -66,7 +66,7 @@ class ViTConfig(BaseModel):
             Not part of ``config.json``.
         gradient_checkpointing: create models with activation checkpointing enabled. Not part of ``config.json``.
         problem_type: loss for ``labels``; None means that it follows from their dtype and the number of classes.
-        pruned_heads: layer index -> indices of the attention heads removed from it.
+        pruned_heads: layer index -> indices of the attention heads removed from it. Negative layer indices count from the end.
         encoder_stride: pixels per side that the decoder predicts for each token in masked image modeling.
 
     Raises:
@@ -136,6 +136,8 @@ class ViTConfig(BaseModel):
             }
         elif id2label is None:
             resolved.pop("id2label", None)
+        if resolved.get("torchscript"):  # of transformers 4: the models return tuples, for torch.jit.trace
+            resolved.setdefault("return_dict", False)
         if count is None:
             return resolved
         if not isinstance(count, int) or not 0 <= count <= MAX_CLASSES:
@@ -145,6 +147,13 @@ class ViTConfig(BaseModel):
         elif isinstance(id2label, dict) and len(id2label) != count:
             raise ValueError(f"num_labels is {count}, and id2label names {len(id2label)} classes")
         return resolved
+
+    @model_validator(mode="after")
+    def _count_layers_from_the_end(self) -> Self:
+        """Replaces negative layer indices of ``pruned_heads``, as in ``layers[-1]``."""
+        if any(layer < 0 for layer in self.pruned_heads):
+            self.__dict__["pruned_heads"] = merge_heads(self.pruned_heads, layers=self.num_hidden_layers)
+        return self
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -226,8 +235,8 @@ class ViTConfig(BaseModel):
             (4, 4)
         """
         fields = {ALIASES.get(name, name): value for name, value in fields.items()}
-        replaces_classes = {"num_labels", "label2id", "id2label"} & fields.keys()
-        kept = self.model_dump(exclude={"id2label"} if replaces_classes else None)
+        derived = {"id2label"} if {"num_labels", "label2id", "id2label"} & fields.keys() else set()
+        kept = self.model_dump(exclude=derived | ({"return_dict"} if fields.get("torchscript") else set()))
         return type(self)(**{**kept, **fields})
 
     def override(self, fields: Mapping[str, Any]) -> Self:
@@ -494,6 +503,20 @@ def config_from_dict(content: dict[str, Any]) -> ViTConfig:
     if not isinstance(model_type, str) or model_type not in config_classes:
         raise ConfigError(f"The configuration's model_type is {model_type!r}", "only deit and vit are supported")
     return config_classes[model_type].from_dict(content)
+
+
+def merge_heads(*pruned: Mapping[int, Iterable[int]], layers: int) -> dict[int, list[int]]:
+    """Returns the union of pruned heads, with layers counted from the start. Layers that do not exist are kept as they are.
+
+    Example:
+        >>> merge_heads({0: [1]}, {-1: [2], 1: [0]}, layers=2)
+        {0: [1], 1: [0, 2]}
+    """
+    merged: dict[int, set[int]] = {}
+    for heads in pruned:
+        for layer, layer_heads in heads.items():
+            merged.setdefault(layer + layers if -layers <= layer < 0 else layer, set()).update(layer_heads)
+    return {layer: sorted(merged[layer]) for layer in sorted(merged)}
 
 
 def variant_config(name: str, **fields: Any) -> ViTConfig:

@@ -117,9 +117,7 @@ class CompatibilityMixin(nn.Module):
         """
         self.disable_input_require_grads()
         embeddings = self.get_input_embeddings()
-        self._require_grads_hook: RemovableHandle | None = embeddings.register_forward_hook(
-            lambda _module, _inputs, output: output.requires_grad_(True)
-        )
+        self._require_grads_hook: RemovableHandle | None = embeddings.register_forward_hook(_require_grads)
 
     def disable_input_require_grads(self) -> None:
         """Reverts :meth:`enable_input_require_grads`.
@@ -182,6 +180,11 @@ class CompatibilityMixin(nn.Module):
     @property
     def _embeddings(self) -> Any:
         return getattr(self, self.base_model_prefix, self).embeddings
+
+
+def _require_grads(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    """Hook of :meth:`CompatibilityMixin.enable_input_require_grads`; a function of the module, so that models are pickled."""
+    return output.requires_grad_(True)
 
 
 def refuse_arguments(arguments: dict[str, Any], unsupported: dict[str, str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from deit.checkpoints import publishing
 from deit.checkpoints.adapting import DistillationChange, LoadReport, adapt_checkpoint
 from deit.checkpoints.reading import Checkpoint, open_checkpoint
 from deit.checkpoints.writing import write_transformers
-from deit.config import ViTConfig, as_config
+from deit.config import ViTConfig, as_config, merge_heads
 from deit.errors import CheckpointError, UserError
 from deit.hub import fetch, hub_arguments
 from deit.models.compatibility import CompatibilityMixin, drop_arguments, refuse_arguments
@@ -53,6 +53,7 @@ UNSUPPORTED_ARGUMENTS = {
 UNSUPPORTED_SAVE_ARGUMENTS = {"variant": "pass another directory"}
 # Configuration fields that the tensors of a file without configuration may not determine.
 AMBIGUOUS_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "num_labels")
+MASK_TOKEN = "embeddings.mask_token"
 AttentionName = Literal["sdpa", "eager"]
 DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 Output = TypeVar("Output", bound=ModelOutput)
@@ -278,7 +279,7 @@ class PreTrainedModel(CompatibilityMixin):
         """Removes attention heads and records them in the configuration.
 
         Args:
-            heads: layer index -> head indices in the unpruned layer.
+            heads: layer index -> head indices in the unpruned layer. Negative layer indices count from the end.
 
         Raises:
             ConfigError: there is no such layer or head, or no head of a layer would be left.
@@ -288,11 +289,9 @@ class PreTrainedModel(CompatibilityMixin):
             >>> [layer.attention.heads for layer in model.deit.layers]
             [[0, 2], [0, 1, 2]]
         """
-        removed = {int(layer): {int(head) for head in layer_heads} for layer, layer_heads in heads.items()}
-        before = self.config.pruned_heads
-        self.config.pruned_heads = {
-            layer: sorted({*before.get(layer, ()), *removed.get(layer, ())}) for layer in sorted(before.keys() | removed.keys())
-        }
+        count = self.config.num_hidden_layers
+        removed = merge_heads({int(layer): map(int, layer_heads) for layer, layer_heads in heads.items()}, layers=count)
+        self.config.pruned_heads = merge_heads(self.config.pruned_heads, removed, layers=count)
         for layer, layer_heads in removed.items():
             self.base_model.layers[layer].attention.prune(layer_heads)
 
@@ -591,8 +590,9 @@ class PreTrainedModel(CompatibilityMixin):
             )
         tensors = adapted.tensors(weights_dtype)
         for name in report.new:
-            tensors[name] = torch.empty(shapes[name], dtype=weights_dtype)
-            _init_tensor(name, tensors[name], target, None)
+            tensors[name] = torch.zeros(shapes[name], dtype=weights_dtype)
+            if name != MASK_TOKEN:  # zero, as in transformers, so that a file and its masked outputs are always the same
+                _init_tensor(name, tensors[name], target, None)
         model.load_state_dict({model._full_name(name): tensor for name, tensor in tensors.items()}, assign=True)
         model.load_report = report
         if report and not quiet:
