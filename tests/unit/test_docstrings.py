@@ -25,6 +25,7 @@ MODULES = [
     "models.compatibility",
     "models.modeling",
     "images.processor",
+    "images.pretrained_processor",
 ]
 CLASSES = [
     deit.DeiTConfig,

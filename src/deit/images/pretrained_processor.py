@@ -60,7 +60,7 @@ class PreTrainedProcessor(BaseModel):
             ConfigError: a setting is unknown or invalid.
 
         Example:
-            >>> DeiTImageProcessor().replace(crop_size=200).input_hw
+            >>> deit.DeiTImageProcessor().replace(crop_size=200).input_hw
             (200, 200)
         """
         _check_names(settings, type(self).model_fields)
@@ -73,7 +73,7 @@ class PreTrainedProcessor(BaseModel):
         ``image_processor_type`` is the class of transformers, 4.x and 5.x, that does the same.
 
         Example:
-            >>> DeiTImageProcessor().to_dict()["size"]
+            >>> deit.DeiTImageProcessor().to_dict()["size"]
             {'height': 256, 'width': 256}
         """
         fields = type(self).model_fields
@@ -94,7 +94,7 @@ class PreTrainedProcessor(BaseModel):
             ConfigError: a setting is invalid, or an override is unknown.
 
         Example:
-            >>> DeiTImageProcessor.from_dict({"feature_extractor_type": "ViTFeatureExtractor"}, size=384).resample
+            >>> deit.DeiTImageProcessor.from_dict({"feature_extractor_type": "ViTFeatureExtractor"}, size=384).resample
             2
         """
         known = cls.model_fields.keys() | CLASS_SETTINGS
@@ -114,7 +114,7 @@ class PreTrainedProcessor(BaseModel):
         """Returns the JSON that :meth:`save_pretrained` writes: the settings, and the class for the readers of older versions.
 
         Example:
-            >>> '"resample": 3' in DeiTImageProcessor().to_json_string()
+            >>> '"resample": 3' in deit.DeiTImageProcessor().to_json_string()
             True
         """
         content = self.to_dict()
@@ -124,7 +124,13 @@ class PreTrainedProcessor(BaseModel):
         return json_text(dict(sorted(content.items())))
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes the settings to a JSON file."""
+        """Writes the settings to a JSON file.
+
+        Example:
+            >>> deit.DeiTImageProcessor(crop_size=160).to_json_file(folder / "settings.json")
+            >>> deit.DeiTImageProcessor.from_json_file(folder / "settings.json").crop_size
+            {'height': 160, 'width': 160}
+        """
         write_text(Path(json_file_path), self.to_json_string())
 
     @classmethod
@@ -134,6 +140,11 @@ class PreTrainedProcessor(BaseModel):
         Raises:
             CheckpointError: there is no such file, or it is not JSON.
             ConfigError: a setting is invalid.
+
+        Example:
+            >>> size = (folder / "settings.json").write_text('{"crop_size": 160}')
+            >>> deit.DeiTImageProcessor.from_json_file(folder / "settings.json").crop_size
+            {'height': 160, 'width': 160}
         """
         processor: Self = cls.from_dict(read_json(Path(json_file)))
         return processor
@@ -155,8 +166,8 @@ class PreTrainedProcessor(BaseModel):
         Example:
             >>> import tempfile
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     paths = DeiTImageProcessor.for_size(384, 384).save_pretrained(folder)
-            ...     DeiTImageProcessor.from_pretrained(folder).crop_size
+            ...     paths = deit.DeiTImageProcessor.for_size(384, 384).save_pretrained(folder)
+            ...     deit.DeiTImageProcessor.from_pretrained(folder).crop_size
             {'height': 384, 'width': 384}
         """
         if push_to_hub:
@@ -168,12 +179,24 @@ class PreTrainedProcessor(BaseModel):
         return [str(path)]
 
     def push_to_hub(self, *_: Any, **__: Any) -> None:
-        """Raises :class:`ConfigError`: a processor is uploaded together with its model."""
+        """Raises :class:`ConfigError`: a processor is uploaded together with its model.
+
+        Example:
+            >>> try:
+            ...     deit.DeiTImageProcessor().push_to_hub("me/photos")
+            ... except ConfigError as error:
+            ...     error.remedy
+            'use model.push_to_hub(repo_id, processor=processor)'
+        """
         raise ConfigError("An image processor is not uploaded alone", "use model.push_to_hub(repo_id, processor=processor)")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoImageProcessor") -> None:
-        """Has no effect: saved files name a class that transformers knows."""
+        """Has no effect: saved files name a class that transformers knows.
+
+        Example:
+            >>> deit.DeiTImageProcessor.register_for_auto_class()
+        """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> Any:
@@ -195,7 +218,7 @@ class PreTrainedProcessor(BaseModel):
             >>> with tempfile.TemporaryDirectory() as folder:  # or "facebook/deit-base-distilled-patch16-224"
             ...     file = Path(folder) / "preprocessor_config.json"
             ...     size = file.write_text('{"feature_extractor_type": "DeiTFeatureExtractor", "size": 438}')
-            ...     DeiTImageProcessor.from_pretrained(file, crop_size=384).size
+            ...     deit.DeiTImageProcessor.from_pretrained(file, crop_size=384).size
             {'height': 438, 'width': 438}
         """
         path, content, overrides = _read_settings(pretrained_model_name_or_path, overrides)
@@ -214,6 +237,12 @@ class PreTrainedProcessor(BaseModel):
 
         Raises:
             CheckpointError: there is no such file, or it is not JSON.
+
+        Example:
+            >>> paths = deit.DeiTImageProcessor(crop_size=160).save_pretrained(folder)
+            >>> settings, others = deit.DeiTImageProcessor.get_image_processor_dict(folder, revision="main", size=180)
+            >>> settings["crop_size"], others
+            ({'height': 160, 'width': 160}, {'size': 180})
         """
         return _read_settings(pretrained_model_name_or_path, arguments)[1:]
 

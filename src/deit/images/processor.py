@@ -352,6 +352,10 @@ class DeiTImageProcessor(PreTrainedProcessor):
 
         Raises:
             ImageError: a file cannot be read.
+
+        Example:
+            >>> DeiTImageProcessor().fetch_images([Image.new("RGB", (40, 30))])[0].size
+            (40, 30)
         """
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(item) for item in image_url_or_urls]

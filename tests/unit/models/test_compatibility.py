@@ -51,7 +51,7 @@ def as_arguments(name: str, value: Any) -> dict[str, Any]:
         {"low_cpu_mem_usage": True, "_fast_init": False, "use_safetensors": True, "weights_only": True},
         {"offload_folder": "x", "offload_state_dict": True, "max_memory": {0: "1GB"}, "use_fast": True, "backend": "pil"},
         {"from_tf": False, "from_flax": False, "variant": None, "quantization_config": None, "tp_plan": None},
-        {"finetuning_task": "image-classification", "output_attentions": False, "torchscript": True, "use_cache": False},
+        {"finetuning_task": "image-classification", "output_attentions": False, "torchscript": False, "use_cache": False},
         {"device": "cpu", "device_map": None, "torch_dtype": "auto", "revision": "main", "local_files_only": True},
     ],
 )

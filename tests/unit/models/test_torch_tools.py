@@ -133,7 +133,7 @@ def test_torchscript_returns_tuples_for_tracing(model_class: Any, tmp_path: Any)
     model = randomized(model_class(tiny_deit() if model_class.config_class is DeiTConfig else tiny_vit()))
     model.save_pretrained(tmp_path)
     loaded = model_class.from_pretrained(tmp_path, torchscript=True)
-    traced = torch.jit.trace(loaded, IMAGES)
+    traced = torch.jit.trace(loaded, IMAGES)  # type: ignore[no-untyped-call]
     others = noise(3, 3, 32, 32)
     assert isinstance(loaded(others), tuple)
     torch.testing.assert_close(output(traced, others), output(model, others))
@@ -193,9 +193,9 @@ def test_new_heads_have_the_configured_deviation_in_every_dtype(dtype: torch.dty
     [({-1: [0]}, {1: [0]}), ({0: [1], -1: [2]}, {0: [1], 1: [2]}), ({-1: [0], 1: [2]}, {1: [0, 2]}), ({-2: [1]}, {0: [1]})],
 )
 def test_layers_of_pruned_heads_count_from_the_end(given: dict[int, list[int]], expected: dict[int, list[int]]) -> None:
-    model = DeiTModel(tiny_deit())
+    model: Any = DeiTModel(tiny_deit())
     model.prune_heads(given)
-    created = DeiTModel(tiny_deit(pruned_heads=given))
+    created: Any = DeiTModel(tiny_deit(pruned_heads=given))
     assert model.config.pruned_heads == created.config.pruned_heads == expected
     heads = [[head for head in range(3) if head not in expected.get(layer, ())] for layer in range(2)]
     assert [layer.attention.heads for layer in model.layers] == [layer.attention.heads for layer in created.layers] == heads
