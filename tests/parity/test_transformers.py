@@ -26,7 +26,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one channel": {"num_channels": 1, "num_labels": 2},
 }
 # Fields that transformers does not have, or fills in where ours is None.
-OWN_FIELDS = {"pooler_output_size", "pruned_heads", "distillation_type", "layer_scale"}
+OWN_FIELDS = {"pooler_output_size", "pruned_heads", "distillation_type", "layer_scale"} | {
+    "attn_implementation",
+    "gradient_checkpointing",
+}
 MODELS = ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -93,12 +93,12 @@ class ImageHashes:
         """
         problem = CheckpointError(f"{path} is damaged", "copy it again, or remove it to evaluate without a check")
         try:
-            size = path.stat().st_size
-            if not HEADER_BYTES <= size <= HEADER_BYTES + 8 * MAX_IMAGES:
-                raise problem
-            content = path.read_bytes()
+            is_record = HEADER_BYTES <= path.stat().st_size <= HEADER_BYTES + 8 * MAX_IMAGES
+            content = path.read_bytes() if is_record else b""
         except OSError as error:
             raise CheckpointError(f"Cannot read {path}", error.strerror or "check the path") from error
+        if len(content) < HEADER_BYTES:
+            raise problem
         train, validation = np.frombuffer(content, "<u8", 2, len(MAGIC)).tolist()
         if content[: len(MAGIC)] != MAGIC or len(content) != HEADER_BYTES + 8 * (train + validation):
             raise problem
