@@ -273,7 +273,7 @@ def preprocess_image(
     Args:
         processor: image processor of the model.
         input_dtype: type of the model's input.
-        image: one image, as :meth:`Predictor.__call__` takes it.
+        image: one image of any kind that a :class:`Predictor` takes.
         exact: decode and resize files bit for bit as the processor does.
 
     Returns:
