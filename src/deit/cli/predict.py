@@ -78,7 +78,7 @@ class Input:
     Attributes:
         name: its path, or ``standard input``.
         content: its path or its bytes.
-        problem: why there is no image; empty if there may be one.
+        problem: error message if the image cannot be read; empty if the content is to be decoded.
     """
 
     name: str
@@ -90,7 +90,7 @@ def read_inputs(images: list[str]) -> list[Input]:
     """Returns files, the image files below folders and the bytes of standard input, in the order of the arguments.
 
     Raises:
-        UserError: there is no image at all: each path is missing, a folder without images, or an empty standard input.
+        UserError: no argument gives an image. Single missing paths and empty folders are returned as problems.
     """
     inputs: list[Input] = []
     errors: list[UserError] = []

@@ -126,9 +126,7 @@ def export_model(
     path = Path(destination) if destination else default_destination(source, graph_format, precision)
     _check_request(path, graph_format, precision, calibrate, overwrite)
     classifier = load_classifier(source, ema=ema, revision=revision)
-    if graph_format == "torch" and not isinstance(classifier.model, TransformerClassifier):
-        kind = type(classifier.model).__name__
-        raise UserError(f"A torch bundle holds a DeiT or ViT, not a {kind}", "pass --to onnx")
+    _check_format(classifier, graph_format)
     if crop is not None:
         classifier.processor = classifier.processor.with_crop(crop)
     inference_model = InferenceModel(classifier)
@@ -170,6 +168,13 @@ def export_model(
         load_runtime(bundle, "openvino")  # caches the compiled graph, so that the first prediction does not wait for it
     save_speeds(bundle, "cpu", {name: speeds[name] for name in parities})
     return ExportResult(classifier.path, bundle, parities, speeds)
+
+
+def _check_format(classifier: LoadedClassifier, graph_format: Format) -> None:
+    """Checks that a format can hold the model."""
+    if graph_format == "torch" and not isinstance(classifier.model, TransformerClassifier):
+        kind = type(classifier.model).__name__
+        raise UserError(f"A torch bundle holds a DeiT or ViT, not a {kind}", "pass --to onnx")
 
 
 def default_format() -> Format:
