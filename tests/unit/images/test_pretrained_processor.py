@@ -239,8 +239,8 @@ def test_every_path_of_a_model_leads_to_its_processor_and_configuration(tmp_path
         DeiTImageProcessor.from_pretrained(tmp_path / "run")
 
 
-def test_examples_run() -> None:
-    names = {"DeiTImageProcessor": DeiTImageProcessor, "Path": Path}
+def test_examples_run(tmp_path: Path) -> None:
+    names = {"deit": deit, "DeiTImageProcessor": DeiTImageProcessor, "Path": Path, "folder": tmp_path}
     for module in (pretrained_processor, processor_classes, crops, timm_preprocessing):
         results = doctest.testmod(module, extraglobs=names)
         assert results.attempted >= 1
