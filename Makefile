@@ -14,9 +14,9 @@ TRANSFORMERS4 := .venv-transformers4
 quickstart: $(VENV)/quickstart.done
 	$(BIN)/deit quickstart
 
-# One process per core, with one thread each, so that they do not compete for the cores.
+# One process per core, with one thread each, so that they do not compete for the cores. After a crash, xdist may wait for ever.
 test: check $(TRANSFORMERS4)/test.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --cov --cov-report=term
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import torch
 from deit.inference import optional_libraries
 from deit.inference.bundle import GRAPH_FILES, Precision
 from deit.inference.inference_model import InferenceModel, unfuse_attention
+from deit.inference.runtimes import openvino_core
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import TransformerClassifier
 
@@ -53,7 +54,7 @@ def write_onnx(model: Any, draft: Path) -> None:
 def write_openvino(model: Any, draft: Path, precision: Precision) -> None:
     """Writes an ONNX model as an OpenVINO model; for bf16 with weights in fp16, which is more accurate than bf16."""
     openvino = optional_libraries.load("openvino", "Export to OpenVINO")
-    graph = openvino.Core().read_model(model.SerializeToString())
+    graph = openvino_core("Export to OpenVINO").read_model(model.SerializeToString())
     openvino.save_model(graph, draft / GRAPH_FILES["openvino"][0], compress_to_fp16=precision == "bf16")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from deit.errors import WorkError
 from deit.export.parity import LIMITS, Limit, batches, compare_logits
 from deit.inference import optional_libraries
+from deit.inference.runtimes import openvino_core
 from deit.system.hardware import cores, has_bf16
 from deit.system.progress import Progress, print_status
 
@@ -121,9 +122,8 @@ def _rank_by_sensitivity(model: Any, quantized: Any, compared: np.ndarray, expec
 
 def _run(model: Any, pixels: np.ndarray) -> np.ndarray:
     """Runs an ONNX model in OpenVINO, in bf16 where the hardware has it, and returns the logits (n, K) of its last head."""
-    openvino = optional_libraries.load("openvino", "int8")
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16() else "f32", "INFERENCE_NUM_THREADS": cores()}
-    core = openvino.Core()
+    core = openvino_core("int8")
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
     return np.concatenate([compiled([batch])[len(compiled.outputs) - 1] for batch in batches(pixels, BATCH_SIZE)])
 

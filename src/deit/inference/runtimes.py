@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -55,6 +54,7 @@ MAX_ERROR_LENGTH = 200
 EXTERNAL_LOCATION = b"\x0a\x08location\x12"  # entry of a tensor in ONNX that names the file of its values
 
 _OPENVINO_LOCK = threading.Lock()
+_openvino_cores: list[Any] = []  # none before the first graph, then one until the process ends
 
 
 def cache_directory() -> Path:
@@ -131,7 +131,7 @@ class OpenVinoRuntime(GraphRuntime):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(graph, heads, precision, performance_hint, cache_key, num_classes)
-        openvino = _load_openvino()
+        core = openvino_core("This graph")
         self.heads = heads
         parallel = performance_hint == "throughput" and _weight_bytes(graph) <= MAX_CONCURRENT_BYTES
         self.concurrency = cores() if parallel else 1
@@ -147,7 +147,7 @@ class OpenVinoRuntime(GraphRuntime):
             settings["CACHE_DIR"] = str(cache)
         with _as_checkpoint_error(f"OpenVINO cannot run {graph}"):
             _check_self_contained(graph)
-            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            compiled = core.compile_model(graph, "CPU", settings)
             _check_outputs(graph, [output.partial_shape[-1] for output in compiled.outputs], heads, num_classes)
         if cache is not None:
             _record_checksums(cache)
@@ -236,16 +236,27 @@ def available_runtimes(format: Format, device: str = "cpu") -> tuple[RuntimeName
     )
 
 
-def _load_openvino() -> ModuleType:
-    """Imports OpenVINO and initializes its type tables.
+def openvino_core(feature: str) -> Any:
+    """Returns the ``openvino.Core`` of this process, which all graphs share.
 
-    OpenVINO fills them at the first tensor, under a lock that it holds while it waits for the GIL: two threads that create
-    their first tensors at the same time deadlock.
+    A core gives the thread that first compiles a graph a stack for signal handlers, and takes it away with the core. Of several
+    cores, the last one to be removed would restore the stack of another, and the next Ctrl-C would crash the process.
+
+    OpenVINO fills its type tables at the first tensor, under a lock that it holds while it waits for the GIL: two threads that
+    create their first tensors at the same time deadlock.
+
+    Args:
+        feature: what needs OpenVINO, for the message where it is not installed.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
     """
-    openvino = optional_libraries.load("openvino", "This graph")
+    openvino = optional_libraries.load("openvino", feature)
     with _OPENVINO_LOCK:
-        _ = openvino.Tensor(np.zeros(1, np.uint8)).data
-    return openvino
+        if not _openvino_cores:
+            _ = openvino.Tensor(np.zeros(1, np.uint8)).data
+            _openvino_cores.append(openvino.Core())
+        return _openvino_cores[0]
 
 
 def _weight_bytes(graph: Path) -> int:

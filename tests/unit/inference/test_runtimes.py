@@ -89,6 +89,27 @@ def test_simultaneous_first_calls_do_not_deadlock(onnx_bundle: ExportResult) -> 
         subprocess.run([sys.executable, "-c", SIMULTANEOUS_FIRST_CALLS, onnx_bundle.bundle.graph], check=True, timeout=60)
 
 
+INTERRUPT_AFTER_PREDICTORS = """
+import faulthandler, os, signal, sys
+from pathlib import Path
+from deit.inference.runtimes import OpenVinoRuntime
+faulthandler.enable()  # as pytest does: handlers run on a stack of their own
+runtimes = [OpenVinoRuntime(Path(sys.argv[1]), ("class", "distillation", "both"), "fp32") for _ in range(3)]
+while runtimes:
+    del runtimes[0]
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    sys.exit(5)
+"""
+
+
+def test_interrupt_after_predictors_are_gone(onnx_bundle: ExportResult) -> None:
+    # Where each has a core of its own, the signal is a segmentation fault.
+    program = [sys.executable, "-c", INTERRUPT_AFTER_PREDICTORS, onnx_bundle.bundle.graph]
+    assert subprocess.run(program, timeout=60).returncode == 5
+
+
 def test_output_is_not_overwritten_by_the_next_call(bundles: dict[str, Bundle]) -> None:
     runtime = load_runtime(bundles["openvino"], "openvino")
     first = runtime(random_pixels(2))["both"]
