@@ -106,7 +106,7 @@ except KeyboardInterrupt:
 
 def test_interrupt_after_predictors_are_gone(onnx_bundle: ExportResult) -> None:
     # Where each has a core of its own, the signal is a segmentation fault.
-    program = [sys.executable, "-c", INTERRUPT_AFTER_PREDICTORS, onnx_bundle.bundle.graph]
+    program = [sys.executable, "-c", INTERRUPT_AFTER_PREDICTORS, str(onnx_bundle.bundle.graph)]
     assert subprocess.run(program, timeout=60).returncode == 5
 
 
