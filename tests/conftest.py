@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ settings.register_profile("search", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pinned"))
 
 CLASSES = ("golden retriever", "кошка", "鳥 (bird)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the tests from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEIT_CACHE", str(tmp_path_factory.mktemp("cache of the tests")))
+        yield
 
 
 @pytest.fixture(scope="session")

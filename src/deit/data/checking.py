@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from deit.data.datasets.named import named_reference
-from deit.data.image_hashes import UNREADABLE, content_hash
+from deit.data.file_info import UNREADABLE, file_info
+from deit.data.image_hashes import content_hashes
 from deit.data.opening import read_splits
 from deit.data.sources import ImageSource, WithContent, check_image, image_content, subset
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits
@@ -20,8 +21,6 @@ from deit.errors import DataError, ImageError, ImageTooLargeError
 from deit.images.decoding import has_more_frames
 from deit.images.listing import LeftOut, OtherKind, examples
 from deit.system.progress import Progress
-
-MAX_HEADER_CHECKS = 50_000  # larger splits are checked only by `deit data check`, not before every training
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,13 @@ def check_data(data: str | Path) -> DataCheck:
     else:
         dataset = read_splits(data)
         origin, sources, obstacle = _split(dataset)
+    hashes = {split: content_hashes(source, fresh=True) for split, source in sources.items()}
     value_range = find_value_range(next(iter(sources.values())))
-    errors = [
-        error
-        for source in sources.values()
-        for error in check_images(with_value_range(source, value_range), decode=True).values()
-    ]
-    inspected = {split: _inspect(source) for split, source in sources.items()}
+    errors: list[ImageError] = []
+    for split, source in sources.items():
+        unreadable = check_images(with_value_range(source, value_range), decode=True)
+        errors += unreadable.values()
+        hashes[split][list(unreadable)] = UNREADABLE
     return DataCheck(
         origin=origin,
         sources=sources,
@@ -137,36 +136,36 @@ def check_data(data: str | Path) -> DataCheck:
         too_large=[str(error) for error in errors if isinstance(error, ImageTooLargeError)],
         notes=(*dataset.notes, *range_notes(value_range)),
         left_out=dataset.left_out,
-        copies=_find_copies(sources, {split: hashes for split, (hashes, _) in inspected.items()}),
-        animations=[sources[split].name(index) for split, (_, indices) in inspected.items() for index in indices],
+        copies=_find_copies(sources, hashes),
+        animations=[source.name(index) for source in sources.values() for index in _find_animations(source)],
         obstacle=obstacle,
     )
 
 
-def _inspect(source: ImageSource) -> tuple[list[int], list[int]]:
-    """Returns the content hash of each image, 0 if unreadable, and the indices of those with several frames or pages."""
+def _find_animations(source: ImageSource) -> list[int]:
+    """Returns the indices of the images with several frames or pages."""
 
-    def inspect(index: int) -> tuple[int, bool]:
+    def has_frames(index: int) -> bool:
         try:
-            content = image_content(source, index) if isinstance(source, WithContent) else b""
-            return content_hash(source, index), bool(content) and has_more_frames(content)
+            return isinstance(source, WithContent) and has_more_frames(image_content(source, index))
         except ImageError:
-            return UNREADABLE, False
+            return False
 
-    with Progress("Comparing images", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
+    with Progress("Looking for animations", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
         found = []
-        for result in pool.map(inspect, range(len(source.labels))):
-            found.append(result)
+        for index, several in enumerate(pool.map(has_frames, range(len(source.labels)))):
+            if several:
+                found.append(index)
             progress.advance(1)
-    return [value for value, _ in found], [index for index, (_, several) in enumerate(found) if several]
+    return found
 
 
-def _find_copies(sources: Mapping[str, ImageSource], hashes: Mapping[str, Sequence[int]]) -> Copies:
+def _find_copies(sources: Mapping[str, ImageSource], hashes: Mapping[str, np.ndarray]) -> Copies:
     """Groups equal files, and counts those that are in two classes, in two splits, or repeated in one place."""
     first: dict[int, tuple[str, int]] = {}
     pairs: dict[str, list[str]] = {"classes": [], "splits": [], "same": []}
     for split, source in sources.items():
-        for index, value in enumerate(hashes[split]):
+        for index, value in enumerate(hashes[split].tolist()):
             if value == UNREADABLE:
                 continue
             earlier_split, earlier = first.setdefault(value, (split, index))
@@ -196,11 +195,14 @@ def check_images(source: ImageSource, decode: bool) -> dict[int, ImageError]:
 
     Args:
         source: the images.
-        decode: decode the images; otherwise only their headers are read.
+        decode: decode the images; otherwise only their headers are checked, and those of unchanged files are not read again
+            (:mod:`deit.data.file_info`).
 
     Returns:
         index -> error, for each unreadable image.
     """
+    if not decode and (info := file_info(source)) is not None:
+        return info.errors
 
     def find_error(index: int) -> ImageError | None:
         try:
@@ -239,7 +241,7 @@ def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
     sources = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     skipped = 0
     for name, source in sources.items():
-        if source is None or len(source.labels) > MAX_HEADER_CHECKS:
+        if source is None:
             continue
         errors = check_images(source, decode=False)
         if errors and not skip:

@@ -11,15 +11,14 @@ hashes of each (uint64).
 from __future__ import annotations
 
 import hashlib
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from deit.data.file_info import UNREADABLE, file_info, hash_file, short_hash
 from deit.data.sources import ImageSource, image_content, select
 from deit.errors import CheckpointError, ImageError
-from deit.images.decoding import MAX_FILE_BYTES
 from deit.system.files import IMAGE_HASHES_NAME, RECORD_NAME, read_json, write_bytes, write_json
 from deit.system.hardware import cores
 from deit.system.progress import Progress
@@ -29,7 +28,6 @@ MAGIC = b"DEITIMG1"
 HEADER_BYTES = len(MAGIC) + 16
 MAX_IMAGES = 2**25  # 256 MiB; of more images, no hashes are kept
 IMAGES_PER_TASK = 16
-UNREADABLE = 0  # the hash of an image that cannot be read
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,8 @@ class ImageHashes:
 
     @classmethod
     def of(cls, train: ImageSource, validation: ImageSource) -> ImageHashes:
-        """Computes the hashes of two splits, reading every image once."""
-        total = len(train.labels) + len(validation.labels)
-        with Progress("Hashing images", total) as progress:
-            hashes = [np.unique(_hash_all(source, progress)) for source in (train, validation)]
+        """Returns the hashes of two splits."""
+        hashes = [np.unique(content_hashes(source)) for source in (train, validation)]
         return cls(*(values[values != UNREADABLE] for values in hashes))
 
     def with_training_images(self, other: ImageHashes | None) -> ImageHashes:
@@ -151,38 +147,30 @@ def leave_out_seen(
     return select(source, np.flatnonzero(~seen)), SeenImages(int(seen.sum()), 0, int((validation & ~seen).sum()))
 
 
-def content_hashes(source: ImageSource) -> np.ndarray:
-    """Returns the hash of each image, (n,) uint64; see :func:`content_hash`."""
-    with Progress("Comparing with the training images", len(source.labels)) as progress:
-        return _hash_all(source, progress)
+def content_hashes(source: ImageSource, fresh: bool = False) -> np.ndarray:
+    """Returns a hash of the content of each image, (n,) uint64; see :func:`content_hash`.
 
-
-def content_hash(source: ImageSource, index: int) -> int:
-    """Returns the first 8 bytes of the SHA-256 of an image's file, or of its pixels if it has none; 0 if it is unreadable."""
-    try:
-        content = image_content(source, index)
-        if isinstance(content, bytes):
-            digest = hashlib.sha256(content)
-        else:
-            status = content.stat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                return UNREADABLE
-            with content.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-    except (OSError, ImageError):
-        return UNREADABLE
-    return int.from_bytes(digest.digest()[:8], "little")
-
-
-def _hash_all(source: ImageSource, progress: Progress) -> np.ndarray:
-    """Returns the hash of each image, (n,) uint64. Hashing and reading release the GIL."""
+    Files that are unchanged since an earlier run are not read again (:mod:`deit.data.file_info`), unless ``fresh``.
+    """
+    if (info := file_info(source, fresh)) is not None:
+        return info.hashes
     total = len(source.labels)
 
     def hash_some(start: int) -> list[int]:
         return [content_hash(source, index) for index in range(start, min(start + IMAGES_PER_TASK, total))]
 
     hashes: list[int] = []
-    for block in ordered_map(hash_some, range(0, total, IMAGES_PER_TASK), cores()):
-        hashes += block
-        progress.advance(len(block))
+    with Progress("Hashing images", total) as progress:
+        for block in ordered_map(hash_some, range(0, total, IMAGES_PER_TASK), cores()):
+            hashes += block
+            progress.advance(len(block))
     return np.asarray(hashes, np.uint64)
+
+
+def content_hash(source: ImageSource, index: int) -> int:
+    """Returns the first 8 bytes of the SHA-256 of an image's file, or of its pixels if it has none; 0 if it is unreadable."""
+    try:
+        content = image_content(source, index)
+    except ImageError:
+        return UNREADABLE
+    return short_hash(hashlib.sha256(content).digest()) if isinstance(content, bytes) else hash_file(content)

@@ -7,16 +7,20 @@ flipped. If it recognizes flipped images about as well, horizontal flips are a p
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from deit.data.sources import ImageSource
+from deit.data.file_info import image_sizes
+from deit.data.sources import ImageSource, open_encoded, subset
 from deit.errors import ImageError
+from deit.images.decoding import largest_reduction
+from deit.system.threads import thread_map
 
 MAX_IMAGES = 1500
+MAX_PIXELS = 3 * 10**9  # of all images together, unless that were fewer than MIN_IMAGES
+MIN_IMAGES = 300
 SIDE, CELLS, ORIENTATIONS = 32, 8, 6  # pixels and cells per side, bins per histogram
 RIDGE = 3.0  # regularization of the linear classifier
 SIGNIFICANCE = 2.5  # standard errors that a significant difference exceeds
@@ -51,14 +55,13 @@ class MirrorTest:
 
 
 def mirror_test(source: ImageSource) -> MirrorTest:
-    """Runs the test on images spread evenly over a training set; takes about a second for small images."""
-    count = len(source.labels)
-    indices = np.unique(np.linspace(0, count - 1, min(MAX_IMAGES, count)).astype(int))
-    images: dict[int, np.ndarray] = {}
-    for index in indices.tolist():
-        with suppress(ImageError):  # training reports damaged images
-            image = source.load(index).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-            images[index] = np.asarray(image, np.float32)
+    """Runs the test on images spread evenly over a training set: fewer if they are large.
+
+    JPEGs are decoded at a reduced size where that is enough.
+    """
+    indices = _sample(source)
+    decoded = thread_map(lambda index: _decode(source, index), indices)
+    images = {index: pixels for index, pixels in zip(indices, decoded, strict=True) if pixels is not None}
     if len(images) < 2:
         return MirrorTest(0, 0, 0, 0)
     pixels, labels = np.stack(list(images.values())), source.labels[list(images)]
@@ -75,6 +78,28 @@ def mirror_test(source: ImageSource) -> MirrorTest:
         for values in (features[~is_training], edge_features(pixels[~is_training][:, :, ::-1]))
     )
     return MirrorTest(int(upright.sum()), int(mirrored.sum()), int((~is_training).sum()), int((upright != mirrored).sum()))
+
+
+def _sample(source: ImageSource) -> list[int]:
+    """Returns the indices of the images to test on."""
+    count = len(source.labels)
+    indices = np.unique(np.linspace(0, count - 1, min(MAX_IMAGES, count)).astype(int))
+    pixels = int(image_sizes(subset(source, indices)).prod(axis=1).sum())
+    if pixels > MAX_PIXELS:
+        fewer = min(max(len(indices) * MAX_PIXELS // pixels, MIN_IMAGES), len(indices))
+        indices = indices[np.linspace(0, len(indices) - 1, fewer).astype(int)]
+    sample: list[int] = indices.tolist()
+    return sample
+
+
+def _decode(source: ImageSource, index: int) -> np.ndarray | None:
+    """Returns the gray pixels of an image, (32, 32) float32; None if it is unreadable, which training reports."""
+    try:
+        with open_encoded(source, index) as encoded:
+            image = encoded.decode(largest_reduction(min(encoded.width, encoded.height) / SIDE))
+    except ImageError:
+        return None
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
 
 
 def edge_features(pixels: np.ndarray) -> np.ndarray:

@@ -281,6 +281,18 @@ def encoded_file(source: ImageSource, index: int) -> Path | bytes | None:
     return source.content(index) if isinstance(source, EncodedFiles) else None
 
 
+def image_files(source: ImageSource) -> tuple[FileSource, np.ndarray] | None:
+    """Returns the files that the images of a source are, and the index of each image among them, (n,) int64.
+
+    Returns None if they are not files below a folder.
+    """
+    indices = np.arange(len(source.labels))
+    while isinstance(source, Subset | MultiLabelSource):
+        indices = source.indices[indices] if isinstance(source, Subset) else indices
+        source = source.base
+    return (source, indices) if isinstance(source, FileSource) else None
+
+
 def unlabeled(base: ImageSource) -> Subset:
     """Returns the same images with a single class."""
     count = len(base.labels)

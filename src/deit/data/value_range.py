@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from deit.data.sources import EncodedFiles, ImageSource, MultiLabelSource, Subset, encoded_file
+from deit.data.file_info import Depth, depth_of, file_info
+from deit.data.sources import EncodedFiles, ImageSource, MultiLabelSource, Subset, encoded_file, subset
 from deit.data.splits import Splits
 from deit.errors import ImageError
-from deit.images.conversion import Bounds, ValueRange, is_deep, standard_bounds
-from deit.images.decoding import EncodedImage, read_mode
+from deit.images.conversion import Bounds, ValueRange, standard_bounds
+from deit.images.decoding import EncodedImage, read_header
 from deit.system.threads import thread_map
 
 MAX_HEADERS = 2_000  # images whose header is read
@@ -29,10 +31,10 @@ def find_value_range(source: ImageSource) -> ValueRange | None:
         The range; None if no image of the sample has more than 8 bits.
     """
     indices = _spaced(len(source.labels), MAX_HEADERS)
-    modes = dict(zip(indices, thread_map(lambda index: _deep_mode(source, index), indices), strict=True))
+    depths = _depths(subset(source, indices))
     ranges = {}
-    for kind in ("integers", "floats"):
-        deep = [index for index, mode in modes.items() if mode and (mode == "F") == (kind == "floats")]
+    for kind, depth in (("integers", Depth.INTEGERS), ("floats", Depth.FLOATS)):
+        deep = [index for index, found in zip(indices, depths, strict=True) if found == depth]
         sample = [deep[position] for position in _spaced(len(deep), MAX_DECODED)]
         extrema = [bounds for bounds in thread_map(lambda index: _extrema(source, index), sample) if bounds is not None]
         if extrema:
@@ -69,14 +71,20 @@ def _spaced(count: int, limit: int) -> list[int]:
     return indices
 
 
-def _deep_mode(source: ImageSource, index: int) -> str:
-    """Returns Pillow's mode of an image that has more than 8 bits; empty for others and unreadable ones."""
-    file = encoded_file(source, index)
-    try:
-        mode = "" if file is None else read_mode(file)
-    except ImageError:
-        return ""
-    return mode if is_deep(mode) else ""
+def _depths(source: ImageSource) -> Sequence[int]:
+    """Returns the :class:`Depth` of each image: 8 bits if it is unreadable."""
+    if (info := file_info(source)) is not None:
+        known: list[int] = info.depths.tolist()
+        return known
+
+    def depth(index: int) -> Depth:
+        file = encoded_file(source, index)
+        try:
+            return Depth.EIGHT_BITS if file is None else depth_of(read_header(file).mode)
+        except ImageError:
+            return Depth.EIGHT_BITS
+
+    return thread_map(depth, range(len(source.labels)))
 
 
 def _extrema(source: ImageSource, index: int) -> Bounds | None:

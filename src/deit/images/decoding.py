@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from deit.errors import DeiTError, ImageError, ImageTooLargeError
 from deit.images.conversion import MIN_16_BIT_MAXIMUM, ValueRange, finite_extrema, is_deep, to_rgb
 from deit.images.cost import UNCHECKED_METADATA, check_cost, count_scans, is_16_bit, may_have_slow_scans
 from deit.images.metadata import metadata_is_long, register_heif, unsupported_tiff
+from deit.images.orientation import SIDE_SWAPS, find_transposition
 from deit.images.sniffing import HEAD_BYTES, FileKind, kind_of_content
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes MPO, which phones write
@@ -28,17 +29,6 @@ MAX_FILE_BYTES = 512 * 2**20
 RETAINED_BLOCKS = 4
 LARGE_PIXELS = 2**25  # of an image that is reduced after decoding, if its format does not offer reduced decoding
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# EXIF orientation -> what turns the image upright.
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDE_SWAPS = [TRANSPOSITIONS[orientation] for orientation in range(5, 9)]
 JPEG_REDUCTIONS = (8, 4, 2)  # scaled decoding that the JPEG format offers, per side
 OVERSAMPLING = 1.5  # a JPEG decoded at a reduced size keeps this many times the pixels per side that are needed
 # Errors of Pillow's readers on damaged files.
@@ -58,6 +48,14 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+
+class ImageHeader(NamedTuple):
+    """Pillow's mode of an image, and the size of the upright image in pixels."""
+
+    mode: str
+    width: int
+    height: int
 
 
 class Decodable(Protocol):
@@ -113,7 +111,7 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
             self._image: Image.Image | None = image
             self._mode, self._size, self._is_16_bit = image.mode, image.size, is_16_bit(image)
             self._stored_bits = _stored_bits(image)
-            self._transposition = _transposition(image)
+            self._transposition = find_transposition(image)
             self.width, self.height = self._size[::-1] if self._transposition in SIDE_SWAPS else self._size
             stack.pop_all()  # the image stays open
 
@@ -205,16 +203,16 @@ def open_image(source: Path | bytes, name: str = "", value_range: ValueRange | N
 
 
 def check_header(source: Path | bytes, name: str = "") -> None:
-    """Checks that a file starts like an image of an allowed size. Reads a few hundred bytes.
+    """Checks that a file starts like an image of an allowed size.
 
     Raises:
         ImageError: it does not. Damage after the header is not detected.
     """
-    read_mode(source, name)
+    read_header(source, name)
 
 
-def read_mode(source: Path | bytes, name: str = "") -> str:
-    """Returns Pillow's mode of an image file, from its header.
+def read_header(source: Path | bytes, name: str = "") -> ImageHeader:
+    """Returns what the header of an image file tells.
 
     Raises:
         ImageError: as :func:`check_header`.
@@ -222,9 +220,10 @@ def read_mode(source: Path | bytes, name: str = "") -> str:
     name = _source_name(source, name)
     with _as_image_error(name):
         image, _ = _open(source, name)
-        mode = image.mode
-        image.close()
-        return mode
+        with image:
+            mode, size = image.mode, image.size
+            width, height = size[::-1] if find_transposition(image) in SIDE_SWAPS else size
+            return ImageHeader(mode, width, height)
 
 
 def has_more_frames(source: Path | bytes, name: str = "") -> bool:
@@ -338,16 +337,6 @@ def _check_metadata(source: Path | bytes, name: str) -> None:
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         if metadata_is_long(file):
             raise ImageTooLargeError(f"{name} has more than {UNCHECKED_METADATA >> 20} MiB of metadata", "remove the metadata")
-
-
-def _transposition(image: Image.Image) -> Image.Transpose | None:
-    """Returns what turns an opened image upright after it is decoded; None if nothing does.
-
-    Pillow turns TIFF files upright itself. It finds the orientation of a PNG only when it decodes it.
-    """
-    if image.format == "TIFF":
-        return None
-    return TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _stored_bits(image: Image.Image) -> int:

@@ -12,7 +12,8 @@ from PIL import ExifTags, Image
 from deit.errors import ImageError
 from deit.images.arrays import to_channels_last
 from deit.images.conversion import ValueRange, to_rgb
-from deit.images.decoding import DECODING_ERRORS, MAX_FILE_BYTES, TRANSPOSITIONS
+from deit.images.decoding import DECODING_ERRORS, MAX_FILE_BYTES
+from deit.images.orientation import TRANSPOSITIONS
 
 if TYPE_CHECKING:
     import torch

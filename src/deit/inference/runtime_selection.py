@@ -26,10 +26,10 @@ from deit.inference.runtimes import (
     Runtime,
     RuntimeName,
     available_runtimes,
-    cache_directory,
 )
 from deit.system.files import read_json, write_json
 from deit.system.hardware import cores, cpu_name, has_bf16
+from deit.system.home import cache_directory
 from deit.system.threads import ordered_map
 
 MAX_ENTRIES = 200

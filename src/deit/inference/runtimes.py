@@ -25,7 +25,7 @@ from deit.inference import optional_libraries
 from deit.inference.bundle import Format, Precision
 from deit.system.files import read_json, write_json
 from deit.system.hardware import cores, has_bf16
-from deit.system.home import user_cache
+from deit.system.home import cache_directory
 
 RuntimeName = Literal["openvino", "onnxruntime", "torch", "torch-compiled"]
 PerformanceHint = Literal["latency", "throughput"]
@@ -46,7 +46,6 @@ RUNTIME_LIBRARIES: dict[RuntimeName, str] = {
 OPENVINO_BATCH_SIZE, ONNX_BATCH_SIZE, TORCH_BATCH_SIZE, GPU_BATCH_SIZE = 8, 4, 16, 256
 MAX_CONCURRENT_BYTES = 32 * 2**20  # weights of a graph; larger ones do not fit into the CPU's caches (docs/log.md)
 
-CACHE_VARIABLE = "DEIT_CACHE"
 CACHE_KEY = re.compile("[0-9a-f]{32}")
 CHECKSUMS_NAME = "checksums.json"  # beside compiled graphs, name -> CRC-32
 MAX_CACHED_GRAPHS = 16  # compiled graphs, each about as large as its weights
@@ -55,12 +54,6 @@ EXTERNAL_LOCATION = b"\x0a\x08location\x12"  # entry of a tensor in ONNX that na
 
 _OPENVINO_LOCK = threading.Lock()
 _openvino_cores: list[Any] = []  # none before the first graph, then one until the process ends
-
-
-def cache_directory() -> Path:
-    """Returns the directory of measurements and compiled graphs: ``$DEIT_CACHE``, or ``deit`` in the user's cache."""
-    configured = os.environ.get(CACHE_VARIABLE)
-    return Path(configured) if configured else user_cache() / "deit"
 
 
 class Runtime(Protocol):

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from deit.data.file_info import image_sizes
 from deit.data.mirror import MirrorTest, mirror_test
-from deit.data.sources import ImageSource
+from deit.data.sources import ImageSource, subset
 from deit.data.splits import Splits
-from deit.errors import ImageError
 from deit.models.plain_convnet import PLAIN_CONVNET
 from deit.recipes.scaling import scaling_notes
 from deit.recipes.schema import MAX_EPOCHS, ConvNet, Recipe, Transformer
 
-SIZE_SAMPLES = 32  # images whose size is read
+SIZE_SAMPLES = 1000  # images whose size is read
 IMAGE_SIZES = (128, 96, 64, 48, 32)  # pixels; a small model learns little from larger images in a short time
 CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
 BATCH_SIZES = ((100_000, 128), (20_000, 64), (0, 32))  # (minimum number of training images, batch size)
@@ -80,13 +79,12 @@ def needs_planning(recipe: Recipe) -> bool:
 
 
 def dataset_stats(source: ImageSource, test_mirror: bool) -> DatasetStats:
-    """Samples image sizes of a training set and, if ``test_mirror``, tests horizontal flips on it."""
+    """Reads image sizes of a training set and, if ``test_mirror``, tests horizontal flips on it."""
     count = len(source.labels)
-    sides = []
-    for index in np.unique(np.linspace(0, count - 1, min(SIZE_SAMPLES, count)).astype(int)):
-        with suppress(ImageError):  # training reports damaged images
-            sides.append(min(source.load(int(index)).size))
-    side = round(float(np.median(sides or [IMAGE_SIZES[0]])))
+    indices = np.unique(np.linspace(0, count - 1, min(SIZE_SAMPLES, count)).astype(int))
+    sides = image_sizes(subset(source, indices)).min(axis=1)
+    readable = sides[sides > 0]  # training reports damaged images
+    side = round(float(np.median(readable))) if len(readable) else IMAGE_SIZES[0]
     return DatasetStats(count, side, mirror_test(source) if test_mirror else None)
 
 

@@ -6,11 +6,19 @@ import os
 import tempfile
 from pathlib import Path
 
+CACHE_VARIABLE = "DEIT_CACHE"
+
 
 def user_cache() -> Path:
     """Returns the cache directory: ``$XDG_CACHE_HOME``, ``~/.cache``, or one among the temporary files without a home."""
     configured = os.environ.get("XDG_CACHE_HOME")
     return Path(configured) if configured else _home() / ".cache"
+
+
+def cache_directory() -> Path:
+    """Returns the directory of what can be computed again: ``$DEIT_CACHE``, or ``deit`` in the user's cache."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    return Path(configured) if configured else user_cache() / "deit"
 
 
 def expand_user(path: str | Path) -> Path:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from deit.data.datasets.folders import folder_source
 from deit.data.mirror import MirrorTest, edge_features, mirror_test
 from deit.data.opening import open_data
+from deit.images.decoding import EncodedImage
+from tests.unit.data.layouts import image_files
 
 
 @dataclass
@@ -61,3 +65,35 @@ def test_difference_within_chance_is_not_significant() -> None:
 def test_edge_features_do_not_depend_on_brightness(brightness: float) -> None:
     pixels = np.random.default_rng(0).uniform(0, 100, (2, 32, 32)).astype(np.float32)
     np.testing.assert_allclose(edge_features(pixels), edge_features(brightness * pixels), atol=1e-5)
+
+
+def test_large_images_are_decoded_at_a_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        for name, center in (("a", (300, 200)), ("b", (100, 200))):
+            image = Image.new("RGB", (400, 400))
+            ImageDraw.Draw(image).ellipse((center[0] - 50, center[1] - 50, center[0] + 50, center[1] + 50), (number + 200,) * 3)
+            (tmp_path / name).mkdir(exist_ok=True)
+            image.save(tmp_path / name / f"{number}.jpg")
+    reductions = []
+    decode = EncodedImage.decode
+
+    def recorded(image: EncodedImage, reduction: int = 1) -> Image.Image:
+        reductions.append(reduction)
+        return decode(image, reduction)
+
+    monkeypatch.setattr(EncodedImage, "decode", recorded)
+    result = mirror_test(folder_source(tmp_path))
+    assert reductions == [8] * 24
+    assert (result.upright, result.mirrored) == (result.tried, 0) == (12, 0)
+    monkeypatch.setattr("deit.data.mirror.MAX_PIXELS", 8 * 400 * 400)
+    monkeypatch.setattr("deit.data.mirror.MIN_IMAGES", 4)
+    assert mirror_test(folder_source(tmp_path)).tried == 4
+    monkeypatch.setattr("deit.data.mirror.MIN_IMAGES", 20)
+    assert mirror_test(folder_source(tmp_path)).tried == 10
+
+
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image_files(tmp_path / name, 4)
+    (tmp_path / "a" / "001.png").write_text("no image")
+    assert mirror_test(folder_source(tmp_path)).tried == 3

@@ -154,15 +154,6 @@ def test_runs_without_a_writable_cache(bundles: dict[str, Bundle], tmp_path: Pat
     assert load_runtime(bundles["openvino"], "openvino")(random_pixels(1))["both"].shape == (1, len(CLASSES))
 
 
-def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("DEIT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert runtimes.cache_directory() == tmp_path / "deit"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert runtimes.cache_directory() == tmp_path / ".cache" / "deit"
-
-
 def test_corrupt_graph_is_an_error(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.xml"):
         path = tmp_path / name

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from deit.system.home import ensure_home, expand_user, user_cache
+from deit.system.home import cache_directory, ensure_home, expand_user, user_cache
 
 
 @pytest.fixture
@@ -56,3 +56,14 @@ def test_home_and_variables_are_respected(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert expand_user("~/data") == tmp_path / "data"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     assert user_cache() == tmp_path / "caches"
+
+
+def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own"
+    monkeypatch.delenv("DEIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / "deit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "deit"
