@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from PIL import Image
 from tests.helpers import pattern
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+
+# Shells start background jobs with SIGINT ignored, and nohup ignores SIGHUP; what is ignored stays ignored in our programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in every run; HYPOTHESIS_PROFILE=search draws new ones.
 settings.register_profile("pinned", derandomize=True, deadline=None)

@@ -152,6 +152,7 @@ class Optimizer(Section):
         betas: Adam betas, for ``adamw``, ``lamb`` and the AdamW part of ``muon``.
         eps: Adam epsilon, for the same optimizers.
         momentum: momentum of ``sgd`` and ``muon``.
+        muon_iterations: Newton-Schulz iterations of ``muon``; fewer are faster and orthogonalize less exactly.
         adamw_lr_scale: learning rate of the AdamW part of ``muon``, relative to ``lr``.
         clip_norm: maximum gradient norm; None disables clipping.
     """
@@ -169,6 +170,7 @@ class Optimizer(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    muon_iterations: Annotated[int, Field(ge=2, le=5)] = 5
     adamw_lr_scale: Annotated[float, Field(gt=0, le=1000)] = 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 

@@ -10,11 +10,12 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import torch
 from timm.optim.lamb import Lamb
-from timm.optim.muon import Muon
 from torch import Tensor, nn
 
 from deit.recipes.schema import Ema, Optimizer
 from deit.rng import RngStream, generator
+from deit.system.devices import Precision
+from deit.training.muon import Muon
 
 IMAGE_CHANNELS = 3
 NO_DECAY = ("cls_token", "distillation_token", "mask_token", "position_embeddings", "layer_scale")
@@ -76,8 +77,11 @@ def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
     return in_block or (parameter.ndim == 4 and parameter.shape[1] > IMAGE_CHANNELS)
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Builds the recipe's optimizer for all parameters that are not frozen. The step sets its learning rate."""
+def make_optimizer(model: nn.Module, settings: Optimizer, precision: Precision = "fp32") -> torch.optim.Optimizer:
+    """Builds the recipe's optimizer for all parameters that are not frozen. The step sets its learning rate.
+
+    ``precision`` is that of Muon's matrix products; all other updates are in fp32.
+    """
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
@@ -85,7 +89,12 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
         return Lamb(groups, lr=0.0, betas=settings.betas, eps=settings.eps, max_grad_norm=None)
     if settings.name == "muon":
         return Muon(
-            _muon_groups(model, groups, settings), lr=0.0, betas=settings.betas, eps=settings.eps, momentum=settings.momentum
+            _muon_groups(model, groups, settings),
+            momentum=settings.momentum,
+            iterations=settings.muon_iterations,
+            betas=settings.betas,
+            eps=settings.eps,
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         )
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 

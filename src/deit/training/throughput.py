@@ -36,7 +36,7 @@ def seconds_per_image(trainer: Trainer) -> float:
     plans = [plan for step in view_steps(recipe, count, 0) for plan in step]
     model = copy.deepcopy(trainer.model).train()
     context = replace(trainer.context, features=copy.deepcopy(trainer.context.features))
-    optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer)
+    optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)
     loader = Loader(trainer.samples, trainer.workers)
     device = trainer.device
     images, seconds, last_batch = 0, 0.0, None

@@ -63,13 +63,14 @@ def build_trainer(
         model.processor = processor
     features = _feature_distillation(recipe, model, teacher, device)
     targets = None if teacher is None else teacher.sample_targets
+    precision = choose_precision(recipe.precision, device)
     return Trainer(
         directory=directory,
         model=model,
         ema=ModelEma(model, recipe.ema) if recipe.ema.decay else None,
-        optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer),
+        optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer, precision),
         state=TrainState(data=record.fingerprint),
-        context=StepContext(recipe, choose_precision(recipe.precision, device), teacher, features),
+        context=StepContext(recipe, precision, teacher, features),
         samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets),
         validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable),
         files={RECORD_NAME: json_text(asdict(record)).encode()},

@@ -182,8 +182,8 @@ def erase(values: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _to_image(planes: np.ndarray) -> Image.Image:
-    return Image.merge("RGB", [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes])
+    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
 def _to_planes(image: Image.Image) -> np.ndarray:
-    return np.stack([np.asarray(band) for band in image.split()])
+    return np.asarray(image).transpose(2, 0, 1)
