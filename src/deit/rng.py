@@ -24,6 +24,7 @@ class RngStream(IntEnum):
     INIT = 7
     MASK = 8
     FEATURES = 9
+    PATCH_DROPOUT = 10
 
 
 def generator(seed: int, stream: RngStream, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:

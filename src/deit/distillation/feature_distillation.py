@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit.config import ViTConfig
+from deit.models.modeling import select_patches
 from deit.rng import RngStream, torch_seed
 
 CLAMP = (-4.0, 6.0)  # standard deviations; rare peaks would dominate a feature map
@@ -49,19 +50,26 @@ class FeatureDistillation(nn.Module):
             nn.init.zeros_(linear.bias)
             self.heads.append(nn.Sequential(nn.LayerNorm(config.hidden_size), linear))
 
-    def forward(self, hidden_states: Sequence[Tensor], feature_maps: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, hidden_states: Sequence[Tensor], feature_maps: Sequence[Tensor], kept_patches: Tensor | None = None
+    ) -> Tensor:
         """Computes the feature loss: mean squared error against the standardized feature maps, averaged over the maps.
 
         Args:
             hidden_states: L + 1 tensors (B, N, D), as the student returns them.
             feature_maps: the teacher's feature maps for the same images, each (B, C, h, w).
+            kept_patches: (B, P'), the patches among the student's tokens; None means all.
         """
         rows, columns = self.grid
+        patches = rows * columns if kept_patches is None else kept_patches.shape[1]
         losses = []
         for layer, points, head, feature_map in zip(self.layers, self.points, self.heads, feature_maps, strict=True):
-            predicted = head(hidden_states[layer][:, -rows * columns :])  # (B, P, points^2 C)
-            target = _standardize(_resample(feature_map.float(), rows * points, columns * points))  # (B, C, h, w)
-            losses.append(F.mse_loss(predicted.float(), _to_patches(target, points)))
+            predicted = head(hidden_states[layer][:, -patches:])  # (B, P, points^2 C)
+            standardized = _standardize(_resample(feature_map.float(), rows * points, columns * points))  # (B, C, h, w)
+            target = _to_patches(standardized, points)  # (B, P, points^2 C)
+            if kept_patches is not None:
+                target = select_patches(target, kept_patches)
+            losses.append(F.mse_loss(predicted.float(), target))
         return torch.stack(losses).mean()
 
 

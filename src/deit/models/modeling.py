@@ -258,6 +258,11 @@ class Block(nn.Module):
         del self.layer_scale
 
 
+def select_patches(patches: Tensor, kept: Tensor) -> Tensor:
+    """Returns the patches (B, P', D) of (B, P, D) at the positions ``kept`` (B, P')."""
+    return patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
+
+
 class ViTPreTrainedModel(PreTrainedModel):
     """Base class of the models with a :class:`ViTConfig`.
 
@@ -321,6 +326,7 @@ class ViTModel(ViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
+        kept_patches: Tensor | None = None,
     ) -> BaseModelOutput:
         """Computes the tokens after the last layer.
 
@@ -334,6 +340,7 @@ class ViTModel(ViTPreTrainedModel):
             interpolate_pos_encoding: accept images of another size, and resample the position embeddings to it.
             residual_scale: (L, 2, B), factor of each residual branch (attention, MLP) for each image, for stochastic depth.
                 None means all ones.
+            kept_patches: (B, P') int64, the patches of each image that are processed, for patch dropout. None means all.
             return_dict: False returns a tuple of the values. None uses the configuration's value.
 
         Raises:
@@ -353,6 +360,9 @@ class ViTModel(ViTPreTrainedModel):
             raise UserError("interpolate_pos_encoding is a tensor, not True or False", "pass labels by keyword")
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         x = self.embeddings(pixel_values, bool(interpolate_pos_encoding), bool_masked_pos)  # (B, N, D)
+        if kept_patches is not None:
+            prefix, patches = x.split([config.PREFIX_TOKENS, x.shape[1] - config.PREFIX_TOKENS], dim=1)
+            x = torch.cat([prefix, select_patches(patches, kept_patches)], dim=1)  # (B, N, D)
         # Only requested outputs are kept: the others are freed as soon as the next layer has read them.
         hidden_states: list[Tensor] = []
         attentions: list[Tensor] = []
@@ -425,6 +435,7 @@ class PreTrainedClassifier(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
+        kept_patches: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classifies images.
 
@@ -432,8 +443,8 @@ class PreTrainedClassifier(PreTrainedModel):
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             labels: if given, the output has a loss; see :func:`deit.models.losses.labels_loss`, which also receives the
                 configuration's ``problem_type``.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
-                :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
+                kept_patches: see :meth:`ViTModel.forward`.
 
         Example:
             >>> plain = DeiTForImageClassification(config)
@@ -449,6 +460,7 @@ class PreTrainedClassifier(PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             residual_scale=residual_scale,
+            kept_patches=kept_patches,
         )
         logits = self.classifier(base.last_hidden_state[:, 0])  # (B, K)
         output = ImageClassifierOutput(
@@ -516,6 +528,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         residual_scale: Tensor | None = None,
+        kept_patches: Tensor | None = None,
     ) -> ImageClassifierWithTeacherOutput:
         """Classifies images.
 
@@ -526,8 +539,8 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
                 ``distillation_type``. Without: the mean of both heads' losses, with labels as in
                 :meth:`DeiTForImageClassification.forward`.
             teacher_logits: (B, K), the teacher's logits for the same images.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
-                :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
+                kept_patches: see :meth:`ViTModel.forward`.
 
         Raises:
             UserError: labels or teacher logits of another shape, or teacher logits without labels.
@@ -548,6 +561,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             residual_scale=residual_scale,
+            kept_patches=kept_patches,
         )
         x = base.last_hidden_state  # (B, N, D)
         class_logits, distillation_logits = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])  # (B, K)
@@ -612,8 +626,8 @@ class PreTrainedMaskedImageModel(PreTrainedModel):
         Args:
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             bool_masked_pos: (B, P), true for masked patches; if given, the output has a loss.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
-                :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
+                kept_patches: see :meth:`ViTModel.forward`.
 
         Raises:
             UserError: images of another size or number of channels, or a mask of another shape.

@@ -62,6 +62,8 @@ class Transformer(Section):
         layer_scale: initial value of LayerScale (arXiv 2103.17239); None disables it. Saved models have the factors folded
             into the weights, so that they are ordinary DeiT checkpoints.
         drop_path: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        patch_dropout: fraction of the patches that a training step leaves out (arXiv 2208.07220), which makes it faster.
+        patch_dropout_until: fraction of training with patch dropout; the rest processes all patches.
         sizes: where the sizes that are None come from: the ``variant``, or the ``data`` and the available time
             (:mod:`deit.recipes.planning`).
         init: weight initialization: ``normal`` (section 3), or ``local``, where each head attends to a neighboring patch at
@@ -82,6 +84,8 @@ class Transformer(Section):
     initializer_range: Annotated[float, Field(gt=0, le=1)] | None = None
     layer_scale: Annotated[float, Field(gt=0, le=10)] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch_dropout_until: Annotated[float, Field(ge=0, le=1)] = 0.8
     sizes: Literal["variant", "data"] = "variant"
     init: Literal["normal", "local"] = "normal"
     head: Literal["auto", "keep", "new"] = "auto"

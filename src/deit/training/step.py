@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import Precision, autocast
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
+from deit.training.patch_dropout import kept_patches
 
 TOTAL = "loss"  # key of the total among the losses of a step
 
@@ -47,6 +49,7 @@ def train_step(
     epoch: int,
     step: int,
     lr: float,
+    patch_dropout: float = 0.0,
 ) -> dict[str, Tensor]:
     """Accumulates the gradients of all micro-batches and updates the weights. A loss that is not finite updates nothing.
 
@@ -58,6 +61,7 @@ def train_step(
         epoch: counted from 0.
         step: within the epoch, counted from 0.
         lr: learning rate of this step.
+        patch_dropout: fraction of the patches that this step leaves out.
 
     Raises:
         DataError: all batches are empty, because all of their images are unreadable and skipped.
@@ -74,7 +78,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         share = len(batch.labels) / total_images
-        losses = batch_losses(model, batch, context, epoch, step)
+        losses = batch_losses(model, batch, context, epoch, step, patch_dropout)
         (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             means[name] = means.get(name, 0.0) + loss.detach() * share
@@ -88,25 +92,27 @@ def train_step(
     return means
 
 
-def batch_losses(model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int) -> dict[str, Tensor]:
+def batch_losses(
+    model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int, patch_dropout: float = 0.0
+) -> dict[str, Tensor]:
     """Computes the training losses of one micro-batch, with their graphs: the total ``loss`` and its unweighted terms."""
     device = next(model.parameters()).device
     recipe = context.recipe
     if recipe.masked:
         return {TOTAL: _reconstruction_loss(model, batch, context, epoch, device)}
-    scale = _stochastic_depth(model, batch, recipe, epoch, step)
+    draws = _draws(model, batch, recipe, epoch, step, patch_dropout)
     batch = batch.to(device)
     feature_loss = None
     with autocast(device, context.precision):
-        scale = None if scale is None else scale.to(device)
+        draws = {name: draw.to(device) for name, draw in draws.items()}
         taught = None if context.teacher is None else context.teacher.targets(batch, features=context.features is not None)
         if context.features is None:
-            heads = model(batch.pixel_values, residual_scale=scale).heads
+            heads = model(batch.pixel_values, **draws).heads
         else:
             assert taught is not None
-            output = model(batch.pixel_values, residual_scale=scale, output_hidden_states=True)
+            output = model(batch.pixel_values, output_hidden_states=True, **draws)
             heads = output.heads
-            feature_loss = context.features(output.hidden_states, taught.feature_maps)
+            feature_loss = context.features(output.hidden_states, taught.feature_maps, draws.get("kept_patches"))
     terms = loss_terms(
         recipe.distillation,
         heads["class"],
@@ -120,13 +126,18 @@ def batch_losses(model: nn.Module, batch: Batch, context: StepContext, epoch: in
     return {TOTAL: total_loss(recipe.distillation, terms), **terms}
 
 
-def _stochastic_depth(model: nn.Module, batch: Batch, recipe: Recipe, epoch: int, step: int) -> Tensor | None:
-    """Draws the factors of the residual branches, (L, 2, B); None for a convolutional network or without stochastic depth."""
-    if not isinstance(recipe.model, Transformer) or recipe.model.eval_mode:
-        return None
+def _draws(model: nn.Module, batch: Batch, recipe: Recipe, epoch: int, step: int, patch_dropout: float) -> dict[str, Tensor]:
+    """Draws stochastic depth and patch dropout, as arguments of a transformer; none where they are off."""
+    if not isinstance(recipe.model, Transformer):
+        return {}
     config: ViTConfig = model.config  # type: ignore[assignment]  # a compiled model forwards the attribute
     positions = batch.samples[:, 2]
-    return residual_scale(recipe.model.drop_path, config.num_hidden_layers, recipe.seed, epoch, step, positions)
+    drop_path = 0.0 if recipe.model.eval_mode else recipe.model.drop_path
+    draws = {
+        "residual_scale": residual_scale(drop_path, config.num_hidden_layers, recipe.seed, epoch, step, positions),
+        "kept_patches": kept_patches(patch_dropout, math.prod(config.grid), recipe.seed, epoch, step, positions),
+    }
+    return {name: draw for name, draw in draws.items() if draw is not None}
 
 
 def _reconstruction_loss(model: nn.Module, batch: Batch, context: StepContext, epoch: int, device: torch.device) -> Tensor:

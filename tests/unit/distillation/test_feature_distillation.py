@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.distillation.feature_distillation import FeatureDistillation
+from deit.models.modeling import select_patches
 from tests.helpers import noise, tiny_vit
 
 GRID = (4, 4)  # of tiny_vit: 32 pixels in patches of 8
@@ -48,6 +49,23 @@ def test_loss_matches_its_definition() -> None:
                 target = ((points - mean[:, None, None]) / deviation[:, None, None]).clamp(-4, 6)
                 expected += F.mse_loss(predicted, target.permute(1, 2, 0).flatten()).item() / 32
     assert module(states, [features]).item() == pytest.approx(expected, rel=1e-4)
+
+
+def _select(states: Tensor, kept: Tensor) -> Tensor:
+    return torch.cat([states[:, :1], select_patches(states[:, 1:], kept)], dim=1)
+
+
+def test_dropped_patches_are_left_out() -> None:
+    module, width = _module((3, 8, 8), (5, 4, 4)), tiny_vit().hidden_size
+    states, maps = _states(4, width), [noise(2, 3, 8, 8), noise(2, 5, 4, 4)]
+    kept = torch.tensor([[0, 7, 9], [3, 4, 15]])
+    loss = module([_select(state, kept) for state in states], maps, kept)
+    dropped = torch.ones(2, 17, dtype=torch.bool).scatter(1, kept + 1, False)[..., None]
+    changed = [torch.where(dropped, -state.flip(2), state) for state in states]
+    assert not torch.allclose(module(changed, maps), module(states, maps))
+    assert torch.equal(module([_select(state, kept) for state in changed], maps, kept), loss)
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(module(states, maps, everything), module(states, maps))
 
 
 def test_loss_is_independent_of_feature_map_scale() -> None:

@@ -155,6 +155,20 @@ def test_residual_scale_skips_the_first_branch() -> None:
     assert torch.allclose(without_attention, model.layernorm(x + block.mlp(block.layernorm_after(x))), atol=1e-5)  # type: ignore[operator]
 
 
+def test_kept_patches_are_those_that_attention_sees() -> None:
+    model = randomized(DeiTModel(tiny_deit(), add_pooling_layer=False))
+    images, kept = noise(2, 3, 32, 32), torch.tensor([[0, 2, 15], [1, 2, 3]])
+    states = model(images, kept_patches=kept).last_hidden_state
+    tokens = model.embeddings(images)
+    for image, patches in enumerate(kept.tolist()):
+        x = tokens[image : image + 1, [0, 1, *(2 + patch for patch in patches)]]
+        for layer in model.layers:
+            x = layer(x)
+        torch.testing.assert_close(states[image : image + 1], model.layernorm(x))
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(all_outputs(model, images, kept_patches=everything), all_outputs(model, images))
+
+
 def test_activations() -> None:
     x = torch.linspace(-3, 3, 7)
     tanh = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
@@ -254,8 +268,10 @@ def test_arguments_of_forward_have_the_order_of_transformers(model_class: Any) -
     theirs = inspect.signature(getattr(transformers, model_class.__name__).forward).parameters
     order = [name for name in theirs if name not in ("attention_mask", "kwargs")]
     assert [parameter.name for parameter in parameters][: len(order)] == order
-    options = ["head_mask", "output_attentions", "output_hidden_states", "return_dict", "residual_scale"]
-    assert [parameter.name for parameter in parameters][-len(options) :] == options
+    options = ["head_mask", "output_attentions", "output_hidden_states", "return_dict", "residual_scale", "kept_patches"]
+    given = [parameter.name for parameter in parameters]
+    assert [name for name in given if name in options] == options[: 5 if model_class is DeiTForMaskedImageModeling else 6]
+    assert set(given[-5:]) < set(options)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from deit.data.transforms.augment import TrainTransform
 from deit.distillation.teacher import Teacher
 from deit.errors import DataError
 from deit.models.auto import LoadedClassifier
-from deit.models.losses import binary_cross_entropy
+from deit.models.losses import binary_cross_entropy, soft_target_cross_entropy
 from deit.models.modeling import ViTForImageClassification, new_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.schema import Recipe, Transformer
 from deit.training.optimization import make_optimizer
+from deit.training.patch_dropout import kept_patches
 from deit.training.step import TOTAL, StepContext, batch_losses, train_step
 from tests.helpers import MemorySource, backward, randomized, tiny_vit
 
@@ -127,6 +128,15 @@ def test_eval_mode_disables_stochastic_depth() -> None:
     assert not torch.equal(losses[0], batch_losses(model, batch, _context(recipe), 0, 0)[TOTAL])
     backward(losses[0])
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_patch_dropout_drops_the_drawn_patches() -> None:
+    recipe = get_recipe("deit").tiny().replace(model={"drop_path": 0.0})
+    batch, model = _batches(recipe, 32)[0], _student(recipe)
+    kept = kept_patches(0.5, 16, recipe.seed, 3, 1, batch.samples[:, 2])
+    expected = soft_target_cross_entropy(model(batch.pixel_values, kept_patches=kept).logits, batch.targets)
+    assert torch.equal(batch_losses(model, batch, _context(recipe), 3, 1, patch_dropout=0.5)[TOTAL], expected)
+    assert not torch.equal(batch_losses(model, batch, _context(recipe), 3, 1)[TOTAL], expected)
 
 
 def test_label_loss_follows_the_recipe() -> None:
