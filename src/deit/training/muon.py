@@ -125,7 +125,7 @@ def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
         (n, R, C), of the same dtype.
     """
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    x = matrices * (1 / norms.clamp(min=MIN_NORM)).to(matrices.dtype)
+    x: Tensor = matrices * (1 / norms.clamp(min=MIN_NORM)).to(matrices.dtype)
     for linear, cubic, quintic in ITERATIONS[iterations]:
         gram = torch.bmm(x, x.mT)  # (n, R, R)
         polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)

@@ -15,7 +15,8 @@ SHAPES = [(12, 30), (30, 12), (12, 30), (8, 8), (10, 4, 3, 3), (4, 20, 1, 1)]
 
 
 def singular_values(update: Tensor) -> Tensor:
-    return torch.linalg.svdvals(update.flatten(1).float())
+    values: Tensor = torch.linalg.svdvals(update.flatten(1).float())
+    return values
 
 
 def with_gradients(shapes: list[tuple[int, ...]], seed: int = 0) -> list[nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from deit.recipes.schema import Transformer
 from deit.training.patch_dropout import kept_patches, patch_dropout
@@ -27,12 +28,17 @@ def test_patches_are_equally_likely() -> None:
     assert (frequencies - 0.5).abs().max() < 0.04  # five standard deviations
 
 
+def drawn(rate: float = 0.5, seed: int = 7, epoch: int = 1, step: int = 2, positions: Tensor = POSITIONS) -> Tensor:
+    kept = kept_patches(rate, 16, seed, epoch, step, positions)
+    assert kept is not None
+    return kept
+
+
 def test_draws_depend_on_the_step_and_the_position_in_the_global_batch() -> None:
-    whole = kept_patches(0.5, 16, 7, 1, 2, POSITIONS)
-    assert whole is not None
-    assert torch.equal(kept_patches(0.5, 16, 7, 1, 2, torch.tensor([7, 3])), whole[[7, 3]])
-    for seed, epoch, step in ((8, 1, 2), (7, 2, 2), (7, 1, 3)):
-        assert not torch.equal(kept_patches(0.5, 16, seed, epoch, step, POSITIONS), whole)
+    whole = drawn()
+    assert torch.equal(drawn(positions=torch.tensor([7, 3])), whole[[7, 3]])
+    for other in (drawn(seed=8), drawn(epoch=2), drawn(step=3)):
+        assert not torch.equal(other, whole)
 
 
 def test_last_part_of_training_keeps_all_patches() -> None:
