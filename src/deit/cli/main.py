@@ -31,6 +31,7 @@ from deit.cli import (
 from deit.cli.streams import discard_output, flush_output, open_standard_files
 from deit.errors import DeiTError
 from deit.system.home import ensure_home
+from deit.system.openmp import limit_spinning
 from deit.system.progress import print_status
 from deit.system.signals import Terminated, exit_code, exit_on_signals
 from deit.system.terminal import configure_streams
@@ -82,6 +83,7 @@ def run() -> None:
     open_standard_files()
     configure_streams()
     ensure_home()
+    limit_spinning()
     try:
         with exit_on_signals():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import deit
 from deit.cli import main
 from deit.cli.main import app
 from deit.errors import InterruptedWorkError, UserError, WorkError
+from deit.system.openmp import SPIN_COUNT, SPIN_VARIABLE, WAIT_VARIABLE
 from deit.system.signals import Terminated
 
 RUN_OPTIONS = (
@@ -69,6 +71,13 @@ def test_start_does_not_load_torch(arguments: list[str]) -> None:
     code = f"import sys; sys.argv[1:] = {arguments}\nfrom deit.cli.main import run\ntry:\n  run()\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'timm', 'sklearn', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_waiting_threads_spin_only_briefly_in_the_program() -> None:
+    code = "import os, sys; sys.argv[1:] = ['--help']\nfrom deit.cli.main import run\ntry:\n  run()\nexcept SystemExit: pass\n"
+    code += f"assert os.environ[{SPIN_VARIABLE!r}] == {str(SPIN_COUNT)!r}"
+    environment = {name: value for name, value in os.environ.items() if name not in (SPIN_VARIABLE, WAIT_VARIABLE)}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
 
 
 @pytest.mark.parametrize(
