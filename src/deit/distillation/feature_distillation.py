@@ -65,11 +65,11 @@ class FeatureDistillation(nn.Module):
         losses = []
         for layer, points, head, feature_map in zip(self.layers, self.points, self.heads, feature_maps, strict=True):
             predicted = head(hidden_states[layer][:, -patches:])  # (B, P, points^2 C)
-            standardized = _standardize(_resample(feature_map.float(), rows * points, columns * points))  # (B, C, h, w)
+            standardized = _standardize(_resample(feature_map, rows * points, columns * points))  # (B, C, h, w)
             target = _to_patches(standardized, points)  # (B, P, points^2 C)
             if kept_patches is not None:
                 target = select_patches(target, kept_patches)
-            losses.append(F.mse_loss(predicted.float(), target))
+            losses.append(_mean_squared_error(predicted, target))
         return torch.stack(losses).mean()
 
 
@@ -77,7 +77,13 @@ def _standardize(feature_map: Tensor) -> Tensor:
     """Normalizes each channel of (B, C, h, w) to mean 0 and standard deviation 1 over the batch, and clamps it."""
     if feature_map.numel() == feature_map.shape[1]:  # a single value has no standard deviation
         return torch.zeros_like(feature_map)
-    return F.batch_norm(feature_map, None, None, training=True, eps=EPSILON).clamp(*CLAMP)
+    return F.batch_norm(feature_map, None, None, training=True, eps=EPSILON).clamp_(*CLAMP)
+
+
+def _mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean squared error in float32, without converting the tensors themselves."""
+    difference = predicted - target
+    return torch.linalg.vector_norm(difference, dtype=torch.float32).square() / difference.numel()
 
 
 def _to_patches(feature_map: Tensor, points: int) -> Tensor:
@@ -88,6 +94,9 @@ def _to_patches(feature_map: Tensor, points: int) -> Tensor:
 
 
 def _resample(feature_map: Tensor, height: int, width: int) -> Tensor:
+    """Resamples to a size: by averages where that is smaller, bilinearly where it is larger."""
     if feature_map.shape[-2:] == (height, width):
         return feature_map
-    return F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    smaller = min(feature_map.shape[-2], height), min(feature_map.shape[-1], width)
+    pooled = F.adaptive_avg_pool2d(feature_map, smaller)
+    return F.interpolate(pooled, size=(height, width), mode="bilinear", align_corners=False)
