@@ -35,6 +35,7 @@ ORDER = [
     "training",
     "export",
     "cli",
+    "__main__",
 ]
 
 PUBLIC = [

@@ -108,3 +108,8 @@ def test_errors_are_one_line(
         main.run()
     assert exit_info.value.code == code
     assert capsys.readouterr() == ("", line)
+
+
+def test_program_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "deit", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("deit ")
