@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deit.cli import STARTED
 from deit.cli.common import (
     DataArgument,
     RunOptions,
@@ -51,6 +52,7 @@ def train(
         out=options.out,
         resume=options.resume,
         settings=settings,
+        started=STARTED,
         **options.run_arguments(),
     )
     print_result(result, output, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from deit.cli import STARTED
 from deit.cli.common import (
     RunOptions,
     TeacherClassesOption,
@@ -49,6 +50,7 @@ def train(
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=settings,
+        started=STARTED,
         **options.run_arguments(),
     )
     model_line, report_line = f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}"

@@ -61,5 +61,5 @@ def limit_views(recipe: Recipe, teacher: DistillationTeacher | None) -> tuple[Re
     if teacher is None or teacher.views is None or recipe.views is not None:
         return recipe, []
     views = teacher.views
-    repeated = "" if recipe.epochs <= views else f": samples repeat after {views} epochs"
+    repeated = "" if recipe.epochs <= views and recipe.minutes is None else f": samples repeat after {views} epochs"
     return recipe.replace(views=views), [f"The cached teacher has {views} views, so views = {views}{repeated}"]

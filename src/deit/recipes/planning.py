@@ -1,7 +1,8 @@
-"""Chooses what a recipe leaves open: image size, batch size, model size and epochs, from the data and the available time.
+"""Chooses what a recipe leaves open: image size, batch size and model size, from the data and the available time.
 
 There are two steps. What the data alone decides comes first, so that cached logits and the training that replays them agree.
-What the time decides comes second; the caller measures how fast a candidate trains.
+What the time decides comes second; the caller measures how fast a candidate trains. The number of steps is planned last, when
+all is ready to train (:mod:`deit.training.time_limit`).
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from deit.data.sources import ImageSource, subset
 from deit.data.splits import Splits
 from deit.models.plain_convnet import PLAIN_CONVNET
 from deit.recipes.scaling import scaling_notes
-from deit.recipes.schema import MAX_EPOCHS, ConvNet, Recipe, Transformer
+from deit.recipes.schema import ConvNet, Recipe, Transformer
 
 SIZE_SAMPLES = 1000  # images whose size is read
 IMAGE_SIZES = (128, 96, 64, 48, 32)  # pixels; a small model learns little from larger images in a short time
 CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
 BATCH_SIZES = ((100_000, 128), (20_000, 64), (0, 32))  # (minimum number of training images, batch size)
 DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is given
-TIME_SHARE = 0.9  # share of the time that is planned for; the rest is start-up, the last evaluation and the report
-MIN_EPOCHS = 24  # a larger transformer must leave time for this many epochs
-MIN_SAMPLES = 66_000  # and for this many samples
-CONVNET_SHARE = 0.5  # share of both for a larger image size of a convolutional network, which learns faster
-MAX_WARMUP = 0.1  # share of the epochs
+# A larger transformer must leave time for MIN_SAMPLES * max(images / FEW_IMAGES, 1) ** GROWTH training samples: few images are
+# repeated in MIN_SAMPLES / FEW_IMAGES epochs or more, and the more images there are, the fewer epochs are needed.
+MIN_SAMPLES = 66_000
+FEW_IMAGES = 2_750
+GROWTH = 0.5
+CONVNET_SHARE = 0.5  # share of that for a larger image size of a convolutional network, which learns faster
 
-Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, evaluation between epochs included
+Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, with its share of the evaluation between epochs
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,15 @@ SHAPES = (
 )
 
 
+def has_open_sizes(recipe: Recipe) -> bool:
+    """Whether a recipe leaves sizes to the data and the time."""
+    model = recipe.model
+    return model.image_size is None if isinstance(model, ConvNet) else model.sizes == "data"
+
+
 def needs_planning(recipe: Recipe) -> bool:
     """Whether a recipe leaves any value to the data or the time."""
-    model = recipe.model
-    open_sizes = model.image_size is None if isinstance(model, ConvNet) else model.sizes == "data"
-    return open_sizes or recipe.mirror_test or recipe.minutes is not None
+    return has_open_sizes(recipe) or recipe.mirror_test or recipe.minutes is not None
 
 
 def dataset_stats(source: ImageSource, test_mirror: bool) -> DatasetStats:
@@ -132,37 +138,25 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
     return recipe, notes
 
 
-def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed) -> tuple[Recipe, list[str]]:
-    """Chooses the transformer's size or the convolutional network's image size, and the number of epochs.
+def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed, seconds: float) -> tuple[Recipe, list[str]]:
+    """Chooses the transformer's size or the convolutional network's image size.
 
     Args:
         recipe: what :func:`plan_from_data` returned.
         stats: of the training set.
         speed: measures how fast a candidate trains.
+        seconds: available for training.
 
     Returns:
-        The recipe with all sizes, and ``minutes`` reset to None; and one sentence per choice.
+        The recipe with all sizes, and one sentence per choice.
     """
-    notes = []
-    minutes = recipe.minutes or DEFAULT_MINUTES
-    seconds = 60 * minutes * TIME_SHARE
-    cost: float | None = None  # seconds per sample
     if isinstance(recipe.model, ConvNet) and recipe.model.image_size is None:
-        recipe, cost, note = _choose_image_size(recipe, recipe.model, stats, speed, seconds)
-        notes.append(note)
+        recipe, note = _choose_image_size(recipe, recipe.model, stats, speed, seconds)
+        return recipe, [note]
     if isinstance(recipe.model, Transformer) and recipe.model.sizes == "data":
-        recipe, cost, note = _choose_shape(recipe, recipe.model, stats, speed, seconds)
-        notes.append(note)
-    if recipe.minutes is None:
-        return recipe, notes
-    samples = seconds / (speed(recipe) if cost is None else cost)
-    epochs = min(max(int(samples / stats.images), 1), MAX_EPOCHS)
-    notes.append(
-        f"{epochs} epochs in {minutes:g} min, at a measured {samples / seconds:,.0f} images/s; "
-        f"{1 - TIME_SHARE:.0%} of the time is reserved for start-up, evaluation and the report"
-    )
-    warmup = min(recipe.optimizer.warmup_epochs, MAX_WARMUP * epochs)
-    return recipe.replace(epochs=epochs, minutes=None, optimizer={"warmup_epochs": warmup}), notes
+        recipe, note = _choose_shape(recipe, recipe.model, stats, speed, seconds)
+        return recipe, [note]
+    return recipe, []
 
 
 def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]:
@@ -172,20 +166,22 @@ def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]
     return [size for size in IMAGE_SIZES if size <= limit] or [min(IMAGE_SIZES)]
 
 
-def _min_samples(stats: DatasetStats) -> int:
-    """Training samples, counting repeated epochs, that a larger transformer must leave time for."""
-    return max(MIN_EPOCHS * stats.images, MIN_SAMPLES)
+def min_samples(images: int) -> int:
+    """Returns the training samples, counting repeated epochs, that a larger transformer must leave time for.
+
+    Example:
+        >>> [round(min_samples(images) / images, 1) for images in (1_000, 2_750, 11_000, 44_000, 275_000)]  # in epochs
+        [66.0, 24.0, 12.0, 6.0, 2.4]
+    """
+    return int(MIN_SAMPLES * max(images / FEW_IMAGES, 1) ** GROWTH)
 
 
-def _choose_image_size(
-    recipe: Recipe, model: ConvNet, stats: DatasetStats, speed: Speed, seconds: float
-) -> tuple[Recipe, float, str]:
-    """Returns the recipe with the largest affordable image size, its seconds per sample, and the reason."""
+def _choose_image_size(recipe: Recipe, model: ConvNet, stats: DatasetStats, speed: Speed, seconds: float) -> tuple[Recipe, str]:
+    """Returns the recipe with the largest affordable image size, and the reason."""
     sizes = _image_sizes(model, stats)[::-1]
     candidates = [recipe.replace(model={"image_size": size}) for size in sizes]
-    index, cost = _largest_affordable(candidates, speed, seconds / (CONVNET_SHARE * _min_samples(stats)))
-    epochs = f"time for {seconds / cost / stats.images:,.0f} epochs of {stats.images:,} images"
-    return candidates[index], cost, f"{_image_size_note(sizes[index], stats)}; {epochs}"
+    index, cost = _largest_affordable(candidates, speed, seconds / (CONVNET_SHARE * min_samples(stats.images)))
+    return candidates[index], f"{_image_size_note(sizes[index], stats)}; {_time_for(seconds / cost / stats.images, stats)}"
 
 
 def _largest_affordable(candidates: Sequence[Recipe], speed: Speed, limit: float) -> tuple[int, float]:
@@ -207,13 +203,15 @@ def _image_size_note(size: int, stats: DatasetStats) -> str:
     return f"Image size {size}: the images have {stats.side} pixels{enlarged}"
 
 
-def _choose_shape(
-    recipe: Recipe, model: Transformer, stats: DatasetStats, speed: Speed, seconds: float
-) -> tuple[Recipe, float, str]:
-    """Returns the recipe with the largest affordable transformer, its seconds per sample, and the reason."""
+def _time_for(epochs: float, stats: DatasetStats) -> str:
+    return f"time for {epochs:,.1f} epochs of {stats.images:,} images"
+
+
+def _choose_shape(recipe: Recipe, model: Transformer, stats: DatasetStats, speed: Speed, seconds: float) -> tuple[Recipe, str]:
+    """Returns the recipe with the largest affordable transformer, and the reason."""
     candidates = [recipe.replace(model={**_shape_fields(recipe, model, shape), "sizes": "variant"}) for shape in SHAPES]
-    limit = seconds / _min_samples(stats)
-    index, cost = _largest_affordable(candidates, speed, limit)
+    required = min_samples(stats.images)
+    index, cost = _largest_affordable(candidates, speed, seconds / required)
     candidate = candidates[index]
     assert isinstance(candidate.model, Transformer)
     config = candidate.model.config()
@@ -221,8 +219,14 @@ def _choose_shape(
         f"{config.grid[0]} x {config.grid[1]} patches, width {config.hidden_size}, depth {config.num_hidden_layers}, "
         f"{config.num_attention_heads} heads"
     )
-    reason = "the largest size that leaves time for" if cost <= limit else "the smallest size, with time for"
-    return candidate, cost, f"{size}: {reason} {seconds / cost / stats.images:,.0f} epochs of {stats.images:,} images"
+    affordable, needed = (samples / stats.images for samples in (seconds / cost, required))
+    if index == len(SHAPES) - 1 and cost <= seconds / required:
+        reason = f"the largest size, with {_time_for(affordable, stats)}"
+    elif cost <= seconds / required:
+        reason = f"the largest size that leaves {_time_for(needed, stats)}, here {affordable:,.1f}"
+    else:
+        reason = f"the smallest size, with {_time_for(affordable, stats)}; a larger one needs time for {needed:,.1f}"
+    return candidate, f"{size}: {reason}"
 
 
 def _shape_fields(recipe: Recipe, model: Transformer, shape: Shape) -> dict[str, Any]:

@@ -26,6 +26,7 @@ IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 Side = Annotated[int, Field(ge=8, le=2048)]
 MAX_EPOCHS = 20_000  # the log has up to 800 bytes per epoch, and is read up to 16 MiB
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Steps = Annotated[int, Field(ge=1, le=10**12)]
 Rate = Annotated[float, Field(ge=0, le=100)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=100)]
@@ -37,6 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+LENGTH: dict[str, Any] = {"minutes": None, "steps": None, "corrections": ()}  # without it, a recipe trains whole epochs
 SHAPE = (
     "image_size",
     "patch_size",
@@ -201,7 +203,10 @@ class Recipe(Section):
         seed: seed of every random draw.
         images: size of the training set that the values were chosen for; see :func:`deit.recipes.scaling.scaling_notes`.
         epochs: training epochs, each with as many samples as the data set has images.
-        minutes: time limit for training. Epochs, and the sizes that the model leaves open, are chosen to fit it.
+        minutes: time limit of the whole command. Steps, and the sizes that the model leaves open, are chosen to fit it.
+        steps: optimizer steps, which may end within an epoch; None trains whole ``epochs``.
+        corrections: how ``steps`` was corrected while the run trained for a given time: pairs of the finished steps and the new
+            total (:mod:`deit.recipes.schedule`).
         views: V, the number of distinct epochs: epoch e repeats the random draws (order, augmentation, mixing) of epoch
             e mod V, which cached logits require. None draws every epoch afresh. Stochastic depth is not affected.
         batch_size: images per optimizer step, over all processes.
@@ -232,6 +237,8 @@ class Recipe(Section):
     images: Annotated[int, Field(ge=1, le=10**12)] = IMAGENET_IMAGES
     epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 300
     minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    steps: Steps | None = None
+    corrections: tuple[tuple[Steps, Steps], ...] = ()
     views: Count | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
@@ -271,7 +278,15 @@ class Recipe(Section):
             raise ValueError("masked image modeling trains the whole model; set model.trainable=all")
         if isinstance(self.model, ConvNet) and self.optimizer.layer_decay != 1:
             raise ValueError("layer-wise decay needs a transformer; set optimizer.layer_decay=1")
+        self._check_corrections()
         return self
+
+    def _check_corrections(self) -> None:
+        finished, total = 0, self.steps or 0
+        for step, corrected in self.corrections:
+            if not finished < step < min(total, corrected):
+                raise ValueError(f"the correction after step {step} does not fit {total} steps; leave corrections to training")
+            finished, total = step, corrected
 
     def _check_variant(self, name: str) -> None:
         distilled = variant(name).distilled
@@ -288,6 +303,11 @@ class Recipe(Section):
     def masked(self) -> bool:
         """Whether the model is trained by masked image modeling instead of labels."""
         return self.masking.ratio > 0
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps, with all corrections; None trains whole ``epochs``."""
+        return self.corrections[-1][1] if self.corrections else self.steps
 
     @property
     def peak_lr(self) -> float:
@@ -343,6 +363,8 @@ class Recipe(Section):
             section[last] = _parse_value(text)
         if "model.variant" in settings and "model.sizes" not in settings:
             content["model"]["sizes"] = "variant"  # the named variant is used unchanged
+        if {"epochs", "minutes", "steps"} & settings.keys():  # a new length replaces the one of a run that is repeated
+            content |= {name: content[name] if name in settings else default for name, default in LENGTH.items()}
         if "model.architecture" in settings and "model.arguments" not in settings:
             content["model"]["arguments"] = {}  # the recipe's arguments are for its own architecture
         return Recipe(**content)
@@ -354,7 +376,7 @@ class Recipe(Section):
             variant = self.model.variant or TINY_VARIANTS[self.distillation.mode != "none"]
             model |= {"variant": variant, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
             model |= {"sizes": "variant"}
-        sizes: dict[str, Any] = {"epochs": 2, "minutes": None, "batch_size": 32, "micro_batch_size": 16, "precision": "fp32"}
+        sizes: dict[str, Any] = {"epochs": 2, **LENGTH, "batch_size": 32, "micro_batch_size": 16, "precision": "fp32"}
         return self.replace(**sizes, mirror_test=False, model=model)
 
     def to_toml(self) -> str:

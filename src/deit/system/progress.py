@@ -57,6 +57,12 @@ class Progress(AbstractContextManager["Progress"]):
         if self._bar is not None:
             self._bar.stop()
 
+    def extend(self, count: int) -> None:
+        """Adds ``count`` units to the total; a negative number takes units away."""
+        self.total += count
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total)
+
     def advance(self, count: int, note: str = "") -> None:
         """Adds ``count`` finished units. ``note`` is shown at the end of the line, until the next note."""
         self._done += count

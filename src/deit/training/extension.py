@@ -1,7 +1,7 @@
 """Extends a run: more epochs than it was planned for, of a run that has finished or not.
 
-The learning rate then follows the schedule of the new number of epochs, from the epoch that the run has reached. Nothing else
-of a recipe can change within a run: weights, optimizer state and random draws continue, and an extended run resumes exactly.
+The learning rate then follows the schedule of the new length, from the step that the run has reached. Nothing else of a recipe
+can change within a run: weights, optimizer state and random draws continue, and an extended run resumes exactly.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deit.errors import RecipeError
-from deit.recipes.planning import TIME_SHARE
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.progress import plural
 from deit.training.loop import Trainer
-from deit.training.optimization import learning_rate
-from deit.training.throughput import seconds_per_image
+from deit.training.time_limit import StepBudget
 
 CHANGEABLE = ("epochs", "minutes")
 
@@ -48,40 +46,40 @@ def requested_length(recipe: Recipe, changes: Mapping[str, str], directory: Path
     return None if changed == recipe else changed
 
 
-def extend(trainer: Trainer, requested: Recipe, settings: RunSettings) -> tuple[RunSettings, list[str]]:
+def extend(
+    trainer: Trainer, requested: Recipe, settings: RunSettings, budget: StepBudget | None
+) -> tuple[RunSettings, list[str]]:
     """Extends the run of a trainer whose checkpoint is restored.
 
     Args:
         trainer: of the run; its recipe is changed.
         requested: what :func:`requested_length` returned.
         settings: of the run.
+        budget: of the time that ``requested`` allows; None if it gives ``epochs``.
 
     Returns:
         The settings, which record the extension, and a sentence about it.
 
     Raises:
-        RecipeError: the time is too short for the epochs that are planned already.
+        RecipeError: the time is too short for the steps that are planned already.
     """
-    recipe, done = trainer.context.recipe, trainer.state.epoch
-    epochs = requested.epochs
-    if requested.minutes is not None:
-        seconds = 60 * requested.minutes * TIME_SHARE
-        epochs = done + int(seconds / (seconds_per_image(trainer) * trainer.images_per_epoch))
-        if epochs < recipe.epochs:
-            raise _shorter(
-                f"{requested.minutes:g} more min are time for {epochs:,} epochs, which are", recipe, trainer.directory
-            )
-    if epochs == recipe.epochs:
+    recipe, state = trainer.context.recipe, trainer.state
+    extended = recipe.replace(epochs=requested.epochs, steps=None, corrections=())
+    if budget is not None:
+        steps = budget.total_steps(state.steps_taken)
+        if steps < trainer.total_steps:
+            end = f"{steps / trainer.steps_per_epoch:,.1f} epochs"
+            raise _shorter(f"{requested.minutes:g} more min are time for {end}, which are", recipe, trainer.directory)
+        extended = recipe.replace(epochs=-(-steps // trainer.steps_per_epoch), steps=steps, corrections=())
+    if extended == recipe:
         return settings, []
-    extended = recipe.replace(epochs=epochs)
-    trainer.context = replace(trainer.context, recipe=extended)
-    position = done + trainer.state.step / trainer.steps_per_epoch
-    lr = learning_rate(extended.optimizer, extended.peak_lr, epochs, position)
+    trainer.context, trainer.budget = replace(trainer.context, recipe=extended), budget
+    lr = trainer.learning_rate(state.epoch, state.step)
     note = (
-        f"Extended from {recipe.epochs:,} to {plural(epochs, 'epoch')} after {done:,}: the learning rate follows the schedule "
-        f"of {epochs:,} epochs from here, at {lr:.3g}"
+        f"Extended from {recipe.epochs:,} to {plural(extended.epochs, 'epoch')} after {state.epoch:,}: the learning rate "
+        f"follows the schedule of {plural(trainer.total_steps, 'step')} from here, at {lr:.3g}"
     )
-    return replace(settings, extended=(*settings.extended, (done, recipe.epochs))), [note]
+    return replace(settings, extended=(*settings.extended, (state.epoch, recipe.epochs))), [note]
 
 
 def _shorter(what: str, recipe: Recipe, directory: Path) -> RecipeError:

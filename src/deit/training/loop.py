@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,26 @@ from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.samples import view_steps
+from deit.recipes.schedule import correct_steps, schedule_progress
 from deit.recipes.schema import Transformer
 from deit.system.devices import autocast
 from deit.system.files import (
     BEST_NAME,
     LAST_NAME,
     PROCESSOR_NAME,
+    RECIPE_NAME,
     new_directory,
     write_bytes,
 )
 from deit.system.malloc import retained_memory
-from deit.system.progress import Progress
+from deit.system.progress import Progress, plural, print_status
 from deit.system.signals import check_stop, stop_on_signals
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import TOTAL, StepContext, train_step
+from deit.training.time_limit import StepBudget
 
 CHECKPOINTS_NAME = "checkpoints"
 LOSS_LABELS = {"label_loss": "label", "distillation_loss": "distillation", "feature_loss": "feature"}
@@ -58,6 +61,7 @@ class Trainer:
         validation: makes the batches that checkpoints are selected on.
         files: further files of ``best``, ``last`` and every checkpoint, name -> content.
         workers: worker processes of the data loader; None chooses by the number of cores.
+        budget: corrects the number of steps while a run for a given time trains; None keeps it.
     """
 
     directory: Path
@@ -70,6 +74,7 @@ class Trainer:
     validation: EvaluationSamples
     files: dict[str, bytes]
     workers: int | None = None
+    budget: StepBudget | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,12 +92,35 @@ class Trainer:
         return min(self.steps_per_epoch * self.context.recipe.batch_size, len(self.samples.source.labels))
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        recipe = self.context.recipe
+        return recipe.epochs * self.steps_per_epoch if recipe.total_steps is None else recipe.total_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken and the last weights are evaluated and saved."""
+        at_evaluation = self.state.step == 0 or self.state.evaluated
+        return self.state.steps_taken >= self.total_steps and at_evaluation
+
+    @property
     def remaining_images(self) -> int:
-        """Training samples from the current state to the end of the last epoch."""
-        return (self.context.recipe.epochs - self.state.epoch) * self.images_per_epoch - self.state.images
+        """Training samples from the current state to the last step."""
+        steps_before = self.state.epoch * self.steps_per_epoch  # of finished epochs
+        images_per_step = self.images_per_epoch // self.steps_per_epoch
+        return (self.total_steps - steps_before) * images_per_step - self.state.images
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """Returns the learning rate of a step, counted from 0 within its epoch."""
+        recipe = self.context.recipe
+        if recipe.steps is None:
+            return learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
+        epochs = recipe.steps / self.steps_per_epoch
+        progress = schedule_progress(recipe, epoch * self.steps_per_epoch + step)
+        return learning_rate(recipe.optimizer, recipe.peak_lr, epochs, epochs * progress)
 
     def fit(self) -> None:
-        """Trains from the current state to the recipe's last epoch.
+        """Trains from the current state to the recipe's last step.
 
         Raises:
             NonFiniteLossError: training diverged.
@@ -104,7 +132,8 @@ class Trainer:
         loader = Loader(self.samples, self.workers, pin=pin)
         validation_loader = Loader(self.validation, self.workers, pin=pin)
         with retained_memory(self.device), stop_on_signals() as stop, Progress("Training", self.remaining_images) as progress:
-            for epoch in range(self.state.epoch, self.context.recipe.epochs):
+            while not self.finished:
+                epoch = self.state.epoch
                 try:
                     self._train_epoch(epoch, loader, progress)
                     row = self._finish_epoch(epoch, validation_loader)
@@ -126,15 +155,19 @@ class Trainer:
         return f'resume with: deit {command} --resume "{self.directory}"'
 
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress) -> None:
+        """Trains to the end of an epoch, or to the last step within it."""
         recipe, state = self.context.recipe, self.state
         steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
         eval_mode = isinstance(recipe.model, Transformer) and recipe.model.eval_mode
         self.model.train(not eval_mode)
         batches = loader.run([plan for step in steps for plan in step])
         for step, plans in enumerate(steps, state.step):
+            if state.steps_taken >= self.total_steps:
+                loader.close()  # it has made batches ahead of time
+                break
             start = time.perf_counter()
             micro_batches = [next(batches) for _ in plans]
-            lr = learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
+            lr = self.learning_rate(epoch, step)
             losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr))
             if not math.isfinite(losses[TOTAL]):
                 self._check_teacher(micro_batches)
@@ -144,20 +177,37 @@ class Trainer:
                 self.ema.update(self.model, state.steps_taken)
             images = sum(len(batch.labels) for batch in micro_batches)
             state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
-            state.seconds += time.perf_counter() - start
-            progress.advance(images, f"epoch {epoch + 1}/{recipe.epochs}, {format_losses(state.mean_losses)}")
+            seconds = time.perf_counter() - start
+            state.seconds += seconds
+            if self.budget is not None:
+                self._correct_steps(self.budget, seconds, progress)
+            epochs = self.context.recipe.epochs
+            progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
             check_stop()
+
+    def _correct_steps(self, budget: StepBudget, seconds: float, progress: Progress) -> None:
+        """Changes the number of steps if the run would miss its time, and writes the recipe before the next step."""
+        budget.add_step(seconds)
+        finished, total = self.state.steps_taken, self.total_steps
+        corrected = budget.correction(finished, total) if finished < total else None
+        if corrected is None:
+            return
+        recipe = correct_steps(self.context.recipe, finished, corrected, self.steps_per_epoch)
+        recipe.save(self.directory / RECIPE_NAME)
+        self.context = replace(self.context, recipe=recipe)
+        progress.extend((self.total_steps - total) * (self.images_per_epoch // self.steps_per_epoch))
+        print_status(f"Note:      {self.total_steps:,} instead of {plural(total, 'step')}, to end in time.")
 
     def _finish_epoch(self, epoch: int, validation_loader: Loader) -> dict[str, Any]:
         """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""
+        start = time.perf_counter()
         recipe, state = self.context.recipe, self.state
         model = self.ema.model if self.ema is not None and recipe.ema.evaluate else self.model
         validation = self._validate(model, validation_loader, epoch)
-        last_step = epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             **state.mean_losses,
-            "lr": learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, last_step),
+            "lr": self.learning_rate(epoch, state.step - 1),
             "seconds": state.seconds,
             "images_per_second": state.images / state.seconds,
             "skipped": state.skipped,
@@ -166,10 +216,15 @@ class Trainer:
         if not state.best or rank(validation) > rank(state.best):
             state.best = {"epoch": epoch + 1, **validation}
             self._save_model(BEST_NAME, model)
-        state.start_epoch(epoch + 1)
+        if state.step == self.steps_per_epoch:
+            state.start_epoch(epoch + 1)
+        else:
+            state.evaluated = True
         write_log(self.directory, [*(old for old in read_log(self.directory) if old["epoch"] <= epoch), row])
         self._save_model(LAST_NAME, model)
         self._save_checkpoint()
+        if self.budget is not None:
+            self.budget.add_evaluation(time.perf_counter() - start)
         return row
 
     def _validate(self, model: TrainableModel, loader: Loader, epoch: int) -> dict[str, float]:

@@ -118,7 +118,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def learning_rate(settings: Optimizer, peak: float, epochs: int, epoch: float) -> float:
+def learning_rate(settings: Optimizer, peak: float, epochs: float, epoch: float) -> float:
     """Linear warm-up, then cosine decay to ``min_lr`` or a constant learning rate.
 
     The cosine spans all epochs, including the warm-up, as in the released code.
@@ -126,7 +126,7 @@ def learning_rate(settings: Optimizer, peak: float, epochs: int, epoch: float) -
     Args:
         settings: the schedule.
         peak: learning rate after the warm-up.
-        epochs: total number of epochs.
+        epochs: total number of epochs; may be fractional.
         epoch: training progress in epochs, 0 <= epoch <= epochs; may be fractional.
     """
     if settings.lr_update == "epoch":

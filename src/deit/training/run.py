@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
@@ -26,7 +28,17 @@ from deit.training.model_building import build_model
 from deit.training.run_directory import new_run_directory, read_run, write_run
 from deit.training.state import latest_checkpoint
 from deit.training.summary import print_summary
-from deit.training.trainer_building import add_image_hashes, build_trainer, fit_recipe_to_time, restore
+from deit.training.throughput import measure_costs
+from deit.training.time_limit import TimeLimit
+from deit.training.trainer_building import (
+    add_image_hashes,
+    build_trainer,
+    choose_sizes,
+    fit_to_time,
+    measuring_seconds,
+    restore,
+    step_budget,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     skip_unreadable: bool = False,
+    started: float | None = None,
 ) -> TrainResult:
     """Trains a classifier, evaluates it, and writes the report.
 
@@ -72,17 +85,20 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: worker processes of the data loader; None chooses by the number of cores.
         skip_unreadable: leave out unreadable images and count them.
+        started: when the time of ``minutes`` began, by :func:`time.monotonic`; None is the time of the call.
 
     Raises:
         UserError: the data, recipe, teacher or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
+    started = time.monotonic() if started is None else started
     request = _request(data, recipe, settings, out, resume, skip_unreadable, init, teacher, teacher_weights, teacher_classes)
     if request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    return train_on(splits, request.recipe, run, request.directory, device=device, workers=workers, length=request.length)
+    options: dict[str, Any] = {"device": device, "workers": workers, "length": request.length, "started": started}
+    return train_on(splits, request.recipe, run, request.directory, **options)
 
 
 def pretrain(
@@ -114,12 +130,13 @@ def pretrain(
         UserError: the data, recipe or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
+    started = time.monotonic()
     request = _request(data, recipe, settings, out, resume, skip_unreadable, init)
     if not request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
     splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-    trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length)
+    trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
     trainer.fit()
     return finish_pretraining(trainer)
 
@@ -133,12 +150,14 @@ def train_on(
     device: str = "auto",
     workers: int | None = None,
     length: Recipe | None = None,
+    started: float | None = None,
 ) -> TrainResult:
     """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any.
 
-    ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`.
+    ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`. The time of ``minutes``
+    began when :func:`time.monotonic` was ``started``; None is now.
     """
-    trainer, readable, teacher, settings = _prepare(splits, recipe, settings, directory, device, workers, length)
+    trainer, readable, teacher, settings = _prepare(splits, recipe, settings, directory, device, workers, length, started)
     with stop_on_signals() as stop:
         trainer.fit()
         try:
@@ -158,12 +177,15 @@ def _prepare(
     device_name: str,
     workers: int | None,
     length: Recipe | None,
+    started: float | None,
 ) -> tuple[Trainer, Splits, DistillationTeacher | None, RunSettings]:
     """Resolves the recipe, builds everything that training needs, and prints the summary.
 
     Returns:
         The trainer, the readable part of the data set, the teacher, and the settings, which record an extension.
     """
+    minutes = (length or recipe).minutes
+    limit = None if minutes is None else TimeLimit(60 * minutes, time.monotonic() if started is None else started)
     device = choose_device(device_name)
     check_class_names(splits.classes)
     check_teacher(recipe, settings)
@@ -171,11 +193,11 @@ def _prepare(
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)
 
     resolved, data_notes = resolve_recipe(recipe, readable)
-    planned, time_notes = fit_recipe_to_time(resolved, readable, record, settings, device, workers)
+    sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
-    built = build_model(planned, readable.classes, settings.init, checkpoint)
-    teacher = load_teacher(built.recipe, settings, readable, record)
+    built = build_model(sized.recipe, readable.classes, settings.init, checkpoint)
+    teacher = sized.teacher or load_teacher(built.recipe, settings, readable, record)
     limited, view_notes = limit_views(built.recipe, teacher)
     if teacher is not None:
         teacher.to(device)
@@ -186,15 +208,20 @@ def _prepare(
         teacher.check(trainer.samples)
     if checkpoint is not None:
         restore(trainer, checkpoint, settings.data)
+    hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
+
+    costs = sized.costs or measure_costs(trainer, measuring_seconds(limit))
+    budget = None if limit is None else step_budget(trainer, readable, costs, limit)
     length_notes: list[str] = []
     if length is not None:
-        settings, length_notes = extend(trainer, length, settings)
+        settings, length_notes = extend(trainer, length, settings, budget)
+    elif budget is not None:
+        length_notes = [fit_to_time(trainer, budget)]
 
-    hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
     notes = [
         *readable.all_notes,
         *data_notes,
-        *time_notes,
+        *sized.notes,
         *built.notes,
         *view_notes,
         *length_notes,
@@ -203,11 +230,12 @@ def _prepare(
     ]
     if checkpoint is not None:
         notes.append(f"Resumed from {checkpoint}")
-        if trainer.state.epoch == trainer.context.recipe.epochs:
+        if trainer.finished:
             notes.append("All epochs are finished; --epochs with a larger number trains on")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
-    print_summary(trainer, readable, settings, teacher, notes)
+    seconds = trainer.remaining_images * costs.per_sample(trainer) + (0 if budget is None else budget.finishing_seconds)
+    print_summary(trainer, readable, settings, teacher, notes, seconds)
     write_run(directory, trainer.context.recipe, settings)
     return trainer, readable, teacher, settings
 

@@ -47,6 +47,7 @@ class TrainState:
         seconds: training time of the current epoch so far.
         best: ``epoch``, ``top1`` and ``loss`` of the best epoch so far; empty before the first.
         data: fingerprint of the data set.
+        evaluated: whether the weights after the last step were evaluated and logged, in a run that ends within an epoch.
     """
 
     epoch: int = 0
@@ -58,10 +59,11 @@ class TrainState:
     seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     data: str = ""
+    evaluated: bool = False
 
     def add_step(self, losses: Mapping[str, float], images: int, skipped: int) -> None:
         """Counts a step with the mean losses of its images."""
-        self.step, self.steps_taken = self.step + 1, self.steps_taken + 1
+        self.step, self.steps_taken, self.evaluated = self.step + 1, self.steps_taken + 1, False
         for name, loss in losses.items():
             self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss * images
         self.images, self.skipped = self.images + images, self.skipped + skipped
@@ -73,7 +75,7 @@ class TrainState:
 
     def start_epoch(self, epoch: int) -> None:
         """Resets the counters for a new epoch."""
-        self.epoch, self.step = epoch, 0
+        self.epoch, self.step, self.evaluated = epoch, 0, False
         self.loss_sums, self.images, self.skipped, self.seconds = {}, 0, 0, 0.0
 
 

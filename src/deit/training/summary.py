@@ -11,20 +11,24 @@ from deit.recipes.schema import ConvNet
 from deit.system.devices import describe
 from deit.system.progress import duration, plural, print_status
 from deit.training.loop import Trainer
-from deit.training.throughput import remaining_seconds
 
 SHOWN_CLASSES = 5
 
 
 def print_summary(
-    trainer: Trainer, splits: Splits, settings: RunSettings, teacher: DistillationTeacher | None, notes: list[str]
+    trainer: Trainer,
+    splits: Splits,
+    settings: RunSettings,
+    teacher: DistillationTeacher | None,
+    notes: list[str],
+    seconds: float,
 ) -> None:
-    """Prints the summary of a run, notes and the estimated time."""
+    """Prints the summary of a run, notes and the estimated time in ``seconds``."""
     for label, text in run_summary(trainer, splits, settings, teacher).items():
         print_status(f"{label + ':':<11}{text}")
     for note in notes:
         print_status(f"Note:      {note}.")
-    print_status(f"Time:      about {duration(remaining_seconds(trainer))} on {describe(trainer.device)}")
+    print_status(f"Time:      about {duration(seconds)} on {describe(trainer.device)}")
 
 
 def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher: DistillationTeacher | None) -> dict[str, str]:
@@ -38,7 +42,7 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
         "Classes": "not used" if recipe.masked else f"{len(splits.classes)} ({classes})",
         "Model": f"{_model_name(trainer, settings.init)} at {height} x {width}, {_parameter_counts(trainer)}",
         "Recipe": (
-            f"{recipe.name}: {plural(recipe.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, "
+            f"{recipe.name}: {_length(trainer)}, "
             f"{_extensions(settings)}batch size {recipe.batch_size}, peak learning rate {recipe.peak_lr:.3g}, "
             f"seed {recipe.seed}"
         ),
@@ -49,6 +53,15 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
         features = "" if context.features is None else " with feature distillation"
         summary["Teacher"] = f"{teacher.name}, {recipe.distillation.mode} distillation{features}"
     return summary
+
+
+def _length(trainer: Trainer) -> str:
+    """Returns the number of epochs, and of steps in a run that may end within an epoch."""
+    recipe = trainer.context.recipe
+    if recipe.steps is None:
+        return f"{plural(recipe.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}"
+    epochs = trainer.total_steps / trainer.steps_per_epoch
+    return f"{plural(trainer.total_steps, 'step')}, {epochs:,.1f} epochs of {trainer.steps_per_epoch:,}"
 
 
 def _extensions(settings: RunSettings) -> str:

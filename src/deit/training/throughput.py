@@ -1,17 +1,22 @@
-"""Measures how fast a run trains: for the estimate of its duration, and to plan it for a given time."""
+"""Measures how fast a run trains and evaluates: for the estimate of its duration, and to plan it for a given time."""
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
+import numpy as np
 import torch
 from torch import nn
 
 from deit.data.loader import Batch, Loader, default_workers
 from deit.data.sampler import BatchPlan
+from deit.distillation.protocol import DistillationTeacher
+from deit.errors import DataError
 from deit.recipes.samples import view_steps
 from deit.system.devices import autocast
 from deit.system.hardware import cores
@@ -20,77 +25,154 @@ from deit.training.loop import Trainer
 from deit.training.optimization import make_optimizer, trainable_modules
 from deit.training.step import TOTAL, StepContext, batch_losses
 
-WARMUP_BATCHES = 1
-MIN_SECONDS = 2.0  # that the measured batches take together
+MEASURED_SECONDS = 2.0  # that the measured batches take together
+LONGEST = 3  # times that, a measurement may take with the batches that are not measured
 MAX_BATCHES = 64
+WAITED = 0.1  # share of a batch's time; a longer wait shows that no batches are left that were made ahead of time
+EVALUATED_IMAGES = 8
+TEACHER_BATCH = 16
 
 
-def seconds_per_image(trainer: Trainer) -> float:
-    """Measures the time per training sample, with its share of the evaluation, on a copy of the model.
+@dataclass(frozen=True)
+class Costs:
+    """Measured durations.
 
-    Batches are made while the model trains, as in training, since both compete for the cores. The optimizer step is included;
-    the first batch, which pays for initialization, is not.
+    Attributes:
+        sample: seconds per training sample: loading, forward, backward, and its share of the optimizer step.
+        evaluation: seconds per image of an evaluation.
+        loading: the part of ``evaluation`` that does not depend on the model.
     """
-    recipe = trainer.context.recipe
-    count = len(trainer.samples.source.labels)
-    plans = [plan for step in view_steps(recipe, count, 0) for plan in step]
+
+    sample: float
+    evaluation: float
+    loading: float
+
+    def per_sample(self, trainer: Trainer) -> float:
+        """Returns the seconds per training sample, with its share of the evaluation after an epoch."""
+        images = len(trainer.validation.source.labels) / len(trainer.samples.source.labels)
+        return self.sample + self.evaluation * images
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Seconds of a micro-batch, and how many images it has."""
+
+    images: int
+    waiting: float
+    step: float
+
+    @property
+    def seconds(self) -> float:
+        return self.waiting + self.step
+
+
+def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
+    """Measures training and evaluation on a copy of the model.
+
+    Args:
+        trainer: of the run; it is not changed.
+        seconds: time of the batches that are measured.
+
+    Raises:
+        DataError: no image is readable.
+    """
     model = copy.deepcopy(trainer.model).train()
     context = replace(trainer.context, features=copy.deepcopy(trainer.context.features))
-    optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)
-    loader = Loader(trainer.samples, trainer.workers)
-    device = trainer.device
-    images, seconds, last_batch = 0, 0.0, None
-    with retained_memory(device):
+    timings: list[_Timing] = []
+    with retained_memory(trainer.device), closing(_train_batches(trainer, model, context)) as batches:
+        for timing, last_batch in batches:
+            timings.append(timing)
+            pixels = last_batch.pixel_values
+            measured = sum(row.seconds for row in _steady(timings))
+            if len(timings) > 1 and (measured > seconds or sum(row.seconds for row in timings) > LONGEST * seconds):
+                break
+        if not timings:
+            raise DataError("No image of the first batches is readable", "`deit data check` lists the unreadable files")
+        forward = _forward_seconds(model, pixels, context, trainer.device) / len(pixels)
+    sample = sum(row.seconds for row in _steady(timings)) / sum(row.images for row in _steady(timings))
+    loading = _loading_seconds(trainer, seconds)
+    if trainer.device.type == "cpu":
+        loading /= cores()
+        return Costs(sample, forward + loading, loading)
+    # Batches that were prefetched hide the time of the loader.
+    loading /= default_workers() if trainer.workers is None else max(trainer.workers, 1)
+    return Costs(max(sample, loading), max(forward, loading), loading)
+
+
+def teacher_seconds(teacher: DistillationTeacher, device: torch.device) -> float:
+    """Measures the teacher's forward pass per image, as in the final evaluation; 0 if it cannot be loaded."""
+    classifier = teacher.for_evaluation()
+    if classifier is None:
+        return 0.0
+    model = classifier.model.to(device).eval()
+    pixels = torch.zeros(TEACHER_BATCH, 3, *classifier.processor.input_hw, device=device)
+    with torch.no_grad():
+        model(pixels)
+        _synchronize(device)
         start = time.perf_counter()
-        for index, batch in enumerate(loader.run(list(islice(cycle(plans), MAX_BATCHES)))):
+        model(pixels)
+        _synchronize(device)
+    return (time.perf_counter() - start) / TEACHER_BATCH
+
+
+def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> Generator[tuple[_Timing, Batch]]:
+    """Trains on the first micro-batches, which are drawn from the whole data set, and yields how long each took.
+
+    Batches are made while the model trains, as in training, since both compete for the cores.
+    """
+    recipe, device = context.recipe, trainer.device
+    optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)
+    plans = [plan for step in view_steps(recipe, len(trainer.samples.source.labels), 0) for plan in step]
+    loader = Loader(trainer.samples, trainer.workers)
+    try:
+        start = time.perf_counter()
+        for batch in loader.run(list(islice(cycle(plans), MAX_BATCHES))):
+            loaded = time.perf_counter()
             if not len(batch.labels):
                 continue
-            last_batch = batch
             batch_losses(model, batch, context, 0, 0)[TOTAL].backward()  # type: ignore[no-untyped-call]
             backward_end = time.perf_counter()
             optimizer.step()
             _synchronize(device)
             end = time.perf_counter()
-            if index >= WARMUP_BATCHES:
-                images += len(batch.labels)
-                steps = min(len(batch.labels) / recipe.batch_size, 1)  # optimizer steps per micro-batch
-                seconds += backward_end - start + (end - backward_end) * steps
-            if seconds > MIN_SECONDS:
-                break
-            start = end
-        if last_batch is None or not images:
-            return 0.0
-        evaluation = _forward_seconds(model, last_batch, context, device) / len(last_batch.labels)
-    loading = _loading_seconds(trainer, plans[0])
-    training = seconds / images
-    if device.type == "cpu":
-        evaluation += loading / cores()
-    else:  # batches that were prefetched hide the time of the loader
-        workers = trainer.workers or default_workers()
-        training, evaluation = max(training, loading / workers), max(evaluation, loading / workers)
-    return training + evaluation * len(trainer.validation.source.labels) / count
+            steps = min(len(batch.labels) / recipe.batch_size, 1)  # optimizer steps per micro-batch
+            yield _Timing(len(batch.labels), loaded - start, backward_end - loaded + (end - backward_end) * steps), batch
+            start = time.perf_counter()
+    finally:
+        loader.close()
 
 
-def remaining_seconds(trainer: Trainer) -> float:
-    """Estimates the duration of the remaining epochs."""
-    return trainer.remaining_images * seconds_per_image(trainer)
+def _steady(timings: Sequence[_Timing]) -> Sequence[_Timing]:
+    """Returns the timings without the first, which pays for initialization, and those before a wait.
+
+    Batches that were made ahead of time hide how long loading takes, until training has to wait for one.
+    """
+    timings = timings[1:] or timings
+    waited = (index for index, timing in enumerate(timings) if timing.waiting > WAITED * timing.seconds)
+    return timings[next(waited, 0) :]
 
 
-def _forward_seconds(model: nn.Module, batch: Batch, context: StepContext, device: torch.device) -> float:
+def _forward_seconds(model: nn.Module, pixels: torch.Tensor, context: StepContext, device: torch.device) -> float:
     """Measures the evaluation of a batch."""
     model.eval()
     start = time.perf_counter()
     with torch.no_grad(), autocast(device, context.precision):
-        model(batch.pixel_values.to(device))
+        model(pixels.to(device))
     _synchronize(device)
     return time.perf_counter() - start
 
 
-def _loading_seconds(trainer: Trainer, plan: BatchPlan) -> float:
-    """Measures the time that one worker needs per image."""
-    start = time.perf_counter()
-    trainer.samples.batch(plan)
-    return (time.perf_counter() - start) / len(plan.samples)
+def _loading_seconds(trainer: Trainer, seconds: float) -> float:
+    """Measures the time that one worker needs per image of an evaluation, on images from the whole validation split."""
+    count = len(trainer.validation.source.labels)
+    indices = np.unique(np.linspace(0, count - 1, min(EVALUATED_IMAGES, count)).astype(np.int64))
+    start, loaded = time.perf_counter(), 0
+    for index in np.random.default_rng(0).permutation(indices):
+        trainer.validation.batch(BatchPlan(0, 0, np.asarray([[index, 0, 0]])))
+        loaded += 1
+        if time.perf_counter() - start > seconds:
+            break
+    return (time.perf_counter() - start) / loaded
 
 
 def _synchronize(device: torch.device) -> None:

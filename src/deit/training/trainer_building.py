@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,19 +18,25 @@ from deit.distillation.protocol import DistillationTeacher
 from deit.errors import CheckpointError
 from deit.hub import fetch, model_path
 from deit.models.timm_classifier import TimmClassifier
-from deit.recipes.planning import dataset_stats, needs_planning, plan_from_time
+from deit.recipes.planning import DEFAULT_MINUTES, dataset_stats, has_open_sizes, plan_from_time
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
+from deit.recipes.schedule import plan_steps
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_precision
 from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, LOG_NAME, RECORD_NAME, json_text, write_bytes
-from deit.system.progress import plural, print_status
+from deit.system.progress import duration, plural, print_status
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
 from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
 from deit.training.state import TrainState, load_checkpoint, read_train_state
 from deit.training.step import StepContext
-from deit.training.throughput import seconds_per_image
+from deit.training.throughput import MEASURED_SECONDS, Costs, measure_costs, teacher_seconds
+from deit.training.time_limit import StepBudget, TimeLimit
+
+SIZING_SHARE = 0.9  # share of the time for training that sizes are chosen for; the rest is for measuring and the report
+MEASURED_SHARE = 0.01  # share of the time that a candidate is measured
+SHORTEST_MEASUREMENT = 0.5  # seconds
 
 
 def build_trainer(
@@ -126,22 +132,39 @@ def add_image_hashes(trainer: Trainer, splits: Splits, settings: RunSettings, ch
     ]
 
 
-def fit_recipe_to_time(
+@dataclass(frozen=True)
+class SizedRecipe:
+    """A recipe with all sizes.
+
+    Attributes:
+        recipe: the recipe.
+        notes: one sentence per choice.
+        teacher: the teacher, if it was loaded to measure how fast candidates train.
+        costs: measured for this recipe; None if there was nothing to choose.
+    """
+
+    recipe: Recipe
+    notes: list[str]
+    teacher: DistillationTeacher | None = None
+    costs: Costs | None = None
+
+
+def choose_sizes(
     recipe: Recipe,
     splits: Splits,
     record: DataRecord,
     settings: RunSettings,
     device: torch.device,
     workers: int | None,
-) -> tuple[Recipe, list[str]]:
-    """Fills in what the time decides, by measuring how fast candidate recipes train on this machine.
-
-    Returns:
-        The recipe, and one sentence per choice.
-    """
-    if not needs_planning(recipe):
-        return recipe, []
+    limit: TimeLimit | None,
+) -> SizedRecipe:
+    """Chooses the sizes that depend on the time, by measuring how fast candidate recipes train on this machine."""
+    if settings.init is not None and isinstance(recipe.model, Transformer) and recipe.model.sizes == "data":
+        recipe = recipe.replace(model={"sizes": "variant"})  # the checkpoint decides the shape
+    if not has_open_sizes(recipe):
+        return SizedRecipe(recipe, [])
     teachers: list[DistillationTeacher | None] = []  # loaded once, for the first candidate
+    measured: list[tuple[Recipe, Costs]] = []
 
     def speed(candidate: Recipe) -> float:
         built = build_model(candidate, splits.classes, settings.init)
@@ -150,11 +173,48 @@ def fit_recipe_to_time(
             print_status("Measuring how fast candidate models train")
         teacher = None if teachers[0] is None else teachers[0].to(device)
         trainer = build_trainer(Path(), built, teacher, splits, record, settings, device, workers)
-        return seconds_per_image(trainer)
+        costs = measure_costs(trainer, measuring_seconds(limit))
+        measured.append((candidate, costs))
+        return costs.per_sample(trainer)
 
-    if settings.init is not None and isinstance(recipe.model, Transformer):
-        recipe = recipe.replace(model={"sizes": "variant"})  # the checkpoint decides the shape
-    return plan_from_time(recipe, dataset_stats(splits.train, test_mirror=False), speed)
+    seconds = SIZING_SHARE * (60 * DEFAULT_MINUTES if limit is None else max(limit.remaining(), 0))
+    sized, notes = plan_from_time(recipe, dataset_stats(splits.train, test_mirror=False), speed, seconds)
+    return SizedRecipe(sized, notes, teachers[0], next(costs for candidate, costs in measured if candidate == sized))
+
+
+def measuring_seconds(limit: TimeLimit | None) -> float:
+    """Returns how long a candidate is measured."""
+    if limit is None:
+        return MEASURED_SECONDS
+    return min(max(MEASURED_SHARE * limit.seconds, SHORTEST_MEASUREMENT), MEASURED_SECONDS)
+
+
+def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit) -> StepBudget:
+    """Returns the budget of a run for a given time, by the measured costs."""
+    evaluation = max(costs.evaluation * len(trainer.validation.source.labels), 1e-3)
+    final = 0.0
+    if not trainer.context.recipe.masked:
+        teacher, images = trainer.context.teacher, len(splits.held_out[1].labels)
+        final = images * costs.evaluation
+        if teacher is not None:
+            final += images * (costs.loading + teacher_seconds(teacher, trainer.device))
+    images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
+    return StepBudget(limit, trainer.steps_per_epoch, costs.sample * images_per_step, evaluation, final / evaluation)
+
+
+def fit_to_time(trainer: Trainer, budget: StepBudget) -> str:
+    """Plans the number of steps of a run. Returns a note about it."""
+    limit, now = budget.limit, budget.limit.remaining()
+    steps = budget.total_steps(trainer.state.steps_taken)
+    recipe = plan_steps(trainer.context.recipe, steps, trainer.steps_per_epoch)
+    trainer.context = replace(trainer.context, recipe=recipe)
+    trainer.budget = budget
+    images_per_second = trainer.images_per_epoch / trainer.steps_per_epoch / budget.step_seconds
+    return (
+        f"{plural(trainer.total_steps, 'step')} ({trainer.total_steps / trainer.steps_per_epoch:,.1f} epochs) in "
+        f"{limit.seconds / 60:g} min, at a measured {images_per_second:,.0f} images/s: {duration(max(now, 0))} are left, "
+        f"{duration(budget.finishing_seconds)} of them for the final evaluation and the report; corrected while it trains"
+    )
 
 
 def _feature_distillation(

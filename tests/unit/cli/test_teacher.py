@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deit.cli import STARTED
 from tests.unit.cli.options import SHARED, output
 
 
 def test_teacher_train(calls: list[Any]) -> None:
     assert 'Next: deit train "photos" --teacher "runs/photos"' in output("teacher", "train", "photos", "--arch", "resnet18")
-    assert calls == [
-        (("photos", "convnet"), {**SHARED, "out": None, "resume": None, "settings": {"model.architecture": "resnet18"}})
-    ]
+    settings = {"model.architecture": "resnet18"}
+    expected = {**SHARED, "out": None, "resume": None, "settings": settings, "started": STARTED}
+    assert calls == [(("photos", "convnet"), expected)]
     output("teacher", "train", "digits")
     assert calls[1][0] == ("digits", "digits-convnet")
 

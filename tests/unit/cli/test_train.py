@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deit.cli import STARTED
 from deit.errors import UserError
 from tests.unit.cli.options import SHARED, output
 
@@ -15,6 +16,7 @@ def test_train(calls: list[Any]) -> None:
     text = output("train", "photos", "--teacher", "t", "--model", "m", "--epochs", "3", "--workers", "2", "--out", "here")
     assert text.splitlines()[-2:] == ["Model:  runs/photos/best", "Report: runs/photos/report.html"]
     [(arguments, options)] = calls
+    assert options.pop("started") == STARTED
     assert arguments == ("photos", "small-data-distilled")
     settings = {"model.variant": "m", "epochs": "3"}
     assert options == {

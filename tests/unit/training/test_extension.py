@@ -15,11 +15,13 @@ from deit.errors import RecipeError, UserError
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
-from deit.training import extension, run
+from deit.training import run, time_limit
 from deit.training.extension import requested_length
 from deit.training.optimization import learning_rate
 from deit.training.run import train, train_on
 from deit.training.run_directory import read_run
+from deit.training.state import read_train_state
+from deit.training.throughput import Costs
 from tests.helpers import memory_splits
 
 RECIPE = get_recipe("deit").tiny().replace(epochs=2)
@@ -86,14 +88,39 @@ def test_same_length_is_no_extension(copied: Path, capsys: pytest.CaptureFixture
     assert all(torch.equal(before[name], value) for name, value in last_weights(copied).items())
 
 
-@pytest.mark.usefixtures("in_memory")
-def test_minutes_are_added_to_what_is_done(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "seconds_per_image", lambda trainer: 54 / trainer.images_per_epoch)  # one epoch a minute
-    train(resume=copied, settings={"minutes": "1"}, device="cpu", workers=0)
-    assert read_run(copied)[0].epochs == 3
-    Recipe.load(copied / "recipe.toml").replace(epochs=9).save(copied / "recipe.toml")
-    with pytest.raises(RecipeError, match=r"0\.1 more min are time for 3 epochs"):
+@pytest.fixture
+def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretends that a step takes some seconds, and that no correction is due."""
+    monkeypatch.setattr(run, "measure_costs", lambda *_: Costs(sample=0.15, evaluation=0.01, loading=0.01))
+    monkeypatch.setattr(time_limit, "CHECKS", ())
+
+
+@pytest.mark.usefixtures("in_memory", "fast_machine")
+def test_minutes_are_added_to_what_is_done(copied: Path) -> None:
+    train(resume=copied, settings={"minutes": "0.25"}, device="cpu", workers=0)
+    recipe = read_run(copied)[0]
+    steps = recipe.total_steps
+    assert steps is not None
+    assert steps > 2
+    assert recipe.epochs == steps == len(read_log(copied))
+    Recipe.load(copied / "recipe.toml").replace(steps=99, epochs=99).save(copied / "recipe.toml")
+    with pytest.raises(RecipeError, match=r"0\.1 more min are time for .* epochs, which are fewer than the 99"):
         train(resume=copied, settings={"minutes": "0.1"}, device="cpu", workers=0)
+
+
+@pytest.mark.usefixtures("in_memory")
+def test_run_that_ended_within_an_epoch_goes_on_in_it(tmp_path: Path) -> None:
+    recipe = RECIPE.replace(batch_size=16, steps=4, epochs=2)  # an epoch has three steps
+    train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "steps", device="cpu", workers=0)
+    assert [row["epoch"] for row in read_log(tmp_path / "steps")] == [1, 2]
+    train(resume=tmp_path / "steps", settings={"epochs": "3"}, device="cpu", workers=0)
+    state = read_train_state(sorted((tmp_path / "steps" / "checkpoints").iterdir())[-1])
+    assert (state.epoch, state.step, state.steps_taken) == (3, 0, 9)
+    rows = read_log(tmp_path / "steps")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    extended, settings = read_run(tmp_path / "steps")
+    assert (extended.steps, extended.epochs, settings.extended) == (None, 3, ((1, 2),))
+    assert rows[-1]["lr"] == learning_rate(extended.optimizer, extended.peak_lr, 3, 3 - 1 / 3)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "optimizer.lr", "seed", "model.image_size", "augmentation.flip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from deit.data.image_hashes import ImageHashes, content_hashes
 from deit.data.sources import subset
 from deit.data.splits import Splits
 from deit.errors import CheckpointError
-from deit.recipes.planning import needs_planning
+from deit.recipes.planning import has_open_sizes, needs_planning
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training import trainer_building
 from deit.training.state import latest_checkpoint
-from deit.training.trainer_building import add_image_hashes, fit_recipe_to_time, restore
+from deit.training.throughput import Costs
+from deit.training.time_limit import REPORT_SECONDS, TimeLimit
+from deit.training.trainer_building import SizedRecipe, add_image_hashes, choose_sizes, fit_to_time, restore, step_budget
 from tests.helpers import MemorySource, memory_splits
 from tests.unit.training.trainers import tiny_trainer
 
@@ -46,16 +49,31 @@ def test_restored_trainer_has_state_and_weights(tmp_path: Path) -> None:
         restore(tiny_trainer(tmp_path, images=51), checkpoint, "memory")
 
 
-def test_recipe_is_fitted_to_the_measured_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_are_chosen_by_the_measured_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     splits, settings, device = memory_splits(48), RunSettings("memory"), torch.device("cpu")
-    monkeypatch.setattr(trainer_building, "seconds_per_image", lambda _: 0.01)
+    costs = Costs(sample=1.0, evaluation=0.1, loading=0.1)
+    monkeypatch.setattr(trainer_building, "measure_costs", lambda *_: costs)
+    limit = TimeLimit(60, time.monotonic())
     fixed = get_recipe("small-data").tiny()
-    assert fit_recipe_to_time(fixed, splits, splits.record, settings, device, 0) == (fixed, [])
-    timed, notes = fit_recipe_to_time(fixed.replace(minutes=1), splits, splits.record, settings, device, 0)
-    assert timed.epochs == int(60 * 0.9 / 0.01 / 48)
-    assert not needs_planning(timed)
-    assert notes[0].startswith("112 epochs in 1 min, at a measured 100 images/s")
+    assert choose_sizes(fixed, splits, splits.record, settings, device, 0, limit) == SizedRecipe(fixed, [])
+    open_sizes = get_recipe("small-data").replace(mirror_test=False, model={"image_size": 32})
+    sized = choose_sizes(open_sizes, splits, splits.record, settings, device, 0, limit)
+    assert not has_open_sizes(sized.recipe)
+    assert (sized.teacher, sized.costs) == (None, costs)
+    assert "the smallest size" in sized.notes[0]
     assert "Measuring how fast candidate models train" in capsys.readouterr().err
+
+
+def test_steps_are_planned_for_the_time(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    costs = Costs(sample=0.01, evaluation=0.1, loading=0.1)
+    note = fit_to_time(trainer, step_budget(trainer, memory_splits(48), costs, TimeLimit(60, time.monotonic())))
+    recipe = trainer.context.recipe
+    assert not needs_planning(recipe)
+    # One step of 32 samples per epoch, an evaluation of nine images after each, and the same once more at the end.
+    expected = (0.98 * 60 - 0.9 - REPORT_SECONDS) / (32 * 0.01 + 9 * 0.1)
+    assert trainer.total_steps == recipe.steps == recipe.epochs == pytest.approx(expected, abs=1)
+    assert "epochs) in 1 min, at a measured 100 images/s" in note
 
 
 def splits_of(train: range, validation: range) -> Splits:

@@ -1,0 +1,102 @@
+"""Keeps a run within the time that it is given: plans its number of steps, and corrects it while the run trains."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from deit.recipes.schedule import affordable_steps
+
+MARGIN = 0.02  # share of the time that is not planned for
+REPORT_SECONDS = 3.0  # report, model cards and the end of the program
+MIN_STEPS = 10  # of a run, however short its time
+CHECKS = (0.05, 0.15, 0.35, 0.6, 0.8, 0.9, 0.96)  # shares of the steps, or of their time, after which the plan is checked
+TOLERANCE = 0.02  # smallest correction, as a share of the steps
+WARMUP_STEPS = 2  # not measured: worker processes start, and memory is allocated
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The time of a command, from its start to its end.
+
+    Attributes:
+        seconds: how long the command may take.
+        started: when it started, by :func:`time.monotonic`.
+    """
+
+    seconds: float
+    started: float
+
+    def remaining(self) -> float:
+        """Returns the seconds that are left, without the margin; negative if the time is over."""
+        return (1 - MARGIN) * self.seconds - (time.monotonic() - self.started)
+
+
+@dataclass
+class StepBudget:
+    """How many steps of a run fit into its time, by measured durations.
+
+    Attributes:
+        limit: the time of the command.
+        steps_per_epoch: optimizer steps from one evaluation to the next.
+        step_seconds: duration of a step, including the wait for its samples.
+        epoch_seconds: duration of the evaluation after an epoch.
+        final_evaluations: work of the final evaluation, of model and teacher, in evaluations after an epoch.
+    """
+
+    limit: TimeLimit
+    steps_per_epoch: int
+    step_seconds: float
+    epoch_seconds: float
+    final_evaluations: float
+    _checks: int = 0
+    _unmeasured: int = WARMUP_STEPS
+    _steps: int = 0
+    _seconds: float = 0.0
+    _evaluations: list[float] = field(default_factory=list)
+    _training: float | None = None  # seconds that were left for training at the first step
+
+    @property
+    def finishing_seconds(self) -> float:
+        """Duration of what follows the last evaluation."""
+        return self.final_evaluations * self.epoch_seconds + REPORT_SECONDS
+
+    def total_steps(self, finished: int = 0) -> int:
+        """Returns the number of steps, including the finished ones, that end the run in time."""
+        seconds = self.limit.remaining() - self.finishing_seconds
+        more = affordable_steps(seconds, self.step_seconds, self.epoch_seconds, self.steps_per_epoch, finished)
+        return max(finished + more, MIN_STEPS)
+
+    def add_step(self, seconds: float) -> None:
+        """Records the duration of a step."""
+        if self._unmeasured:
+            self._unmeasured -= 1
+        else:
+            self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+
+    def add_evaluation(self, seconds: float) -> None:
+        """Records the duration of the evaluation after an epoch."""
+        self._evaluations.append(seconds)
+        self.epoch_seconds = sum(self._evaluations) / len(self._evaluations)
+
+    def correction(self, finished: int, total: int) -> int | None:
+        """Returns a new total number of steps if a check is due and the plan is off; else None.
+
+        The pace is that of the steps since the check before, so that it follows a machine whose speed changes.
+
+        Args:
+            finished: steps that are taken.
+            total: steps that are planned, more than ``finished``.
+        """
+        left = self.limit.remaining() - self.finishing_seconds
+        if self._training is None:
+            self._training = left
+        progress = max(finished / total, 1 - left / self._training if self._training > 0 else 1.0)
+        passed = sum(progress >= check for check in CHECKS)
+        if passed <= self._checks or not self._steps:
+            return None
+        self._checks = passed
+        self.step_seconds = self._seconds / self._steps
+        self._steps, self._seconds = 0, 0.0
+        corrected = max(self.total_steps(finished), finished + 1)
+        return corrected if abs(corrected - total) > TOLERANCE * total else None
