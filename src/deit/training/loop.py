@@ -38,6 +38,7 @@ from deit.system.signals import check_stop, stop_on_signals
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
+from deit.training.patch_dropout import patch_dropout
 from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import TOTAL, StepContext, train_step
 from deit.training.time_limit import StepBudget
@@ -110,14 +111,28 @@ class Trainer:
         images_per_step = self.images_per_epoch // self.steps_per_epoch
         return (self.total_steps - steps_before) * images_per_step - self.state.images
 
+    def progress(self, epoch: int, step: int) -> tuple[float, float]:
+        """Returns how far a step, counted from 0 within its epoch, is along the schedule, and how long that is, in epochs.
+
+        Without corrections the position is the number of finished epochs.
+        """
+        recipe = self.context.recipe
+        if recipe.steps is None:
+            return epoch + step / self.steps_per_epoch, recipe.epochs
+        epochs = recipe.steps / self.steps_per_epoch
+        return epochs * schedule_progress(recipe, epoch * self.steps_per_epoch + step), epochs
+
     def learning_rate(self, epoch: int, step: int) -> float:
         """Returns the learning rate of a step, counted from 0 within its epoch."""
         recipe = self.context.recipe
-        if recipe.steps is None:
-            return learning_rate(recipe.optimizer, recipe.peak_lr, recipe.epochs, epoch + step / self.steps_per_epoch)
-        epochs = recipe.steps / self.steps_per_epoch
-        progress = schedule_progress(recipe, epoch * self.steps_per_epoch + step)
-        return learning_rate(recipe.optimizer, recipe.peak_lr, epochs, epochs * progress)
+        position, epochs = self.progress(epoch, step)
+        return learning_rate(recipe.optimizer, recipe.peak_lr, epochs, position)
+
+    def patch_dropout(self, epoch: int, step: int) -> float:
+        """Returns the fraction of the patches that a step leaves out."""
+        model = self.context.recipe.model
+        position, epochs = self.progress(epoch, step)
+        return patch_dropout(model, position / epochs) if isinstance(model, Transformer) else 0.0
 
     def fit(self) -> None:
         """Trains from the current state to the recipe's last step.
@@ -168,7 +183,8 @@ class Trainer:
             start = time.perf_counter()
             micro_batches = [next(batches) for _ in plans]
             lr = self.learning_rate(epoch, step)
-            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr))
+            dropout = self.patch_dropout(epoch, step)
+            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr, dropout))
             if not math.isfinite(losses[TOTAL]):
                 self._check_teacher(micro_batches)
                 problem = f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"

@@ -42,6 +42,8 @@ class StepBudget:
         step_seconds: duration of a step, including the wait for its samples.
         epoch_seconds: duration of the evaluation after an epoch.
         final_evaluations: work of the final evaluation, of model and teacher, in evaluations after an epoch.
+        first_pass: steps of the first pass over the images, where a cache of decoded images is filled; 0 without one.
+        first_pass_seconds: duration of such a step; they are not taken for the pace of later ones.
     """
 
     limit: TimeLimit
@@ -49,6 +51,8 @@ class StepBudget:
     step_seconds: float
     epoch_seconds: float
     final_evaluations: float
+    first_pass: int = 0
+    first_pass_seconds: float = 0.0
     _checks: int = 0
     _unmeasured: int = WARMUP_STEPS
     _steps: int = 0
@@ -64,7 +68,11 @@ class StepBudget:
     def total_steps(self, finished: int = 0) -> int:
         """Returns the number of steps, including the finished ones, that end the run in time."""
         seconds = self.limit.remaining() - self.finishing_seconds
-        more = affordable_steps(seconds, self.step_seconds, self.epoch_seconds, self.steps_per_epoch, finished)
+        slower = max(self.first_pass - finished, 0)
+        extra = slower * (self.first_pass_seconds - self.step_seconds)
+        more = affordable_steps(seconds - extra, self.step_seconds, self.epoch_seconds, self.steps_per_epoch, finished)
+        if more < slower:  # the run ends within the first pass
+            more = min(int(max(seconds - self.epoch_seconds, 0) / self.first_pass_seconds), slower)
         return max(finished + more, MIN_STEPS)
 
     def add_step(self, seconds: float) -> None:
@@ -93,10 +101,16 @@ class StepBudget:
             self._training = left
         progress = max(finished / total, 1 - left / self._training if self._training > 0 else 1.0)
         passed = sum(progress >= check for check in CHECKS)
+        if finished == self.first_pass:
+            self._steps, self._seconds = 0, 0.0
         if passed <= self._checks or not self._steps:
             return None
         self._checks = passed
-        self.step_seconds = self._seconds / self._steps
+        pace = self._seconds / self._steps
         self._steps, self._seconds = 0, 0.0
+        if finished < self.first_pass:
+            self.first_pass_seconds = pace
+        else:
+            self.step_seconds = pace
         corrected = max(self.total_steps(finished), finished + 1)
         return corrected if abs(corrected - total) > TOLERANCE * total else None

@@ -92,6 +92,16 @@ def test_plan_that_holds_is_not_corrected(clock: Clock) -> None:
     assert 0.09 * steps < SEVEN_MINUTES
 
 
+@pytest.mark.parametrize("filling", [0.15, 0.4, 0.8])
+def test_first_pass_is_not_taken_for_the_pace_of_later_ones(clock: Clock, filling: float) -> None:
+    budget = budget_of(0.1, steps_per_epoch=500)
+    budget.first_pass, budget.first_pass_seconds = 500, 0.3
+    paces = iter([filling] * 500)
+    steps, corrections = simulated_run(clock, budget, lambda _: next(paces, 0.1), evaluation=5.0)
+    assert 0.9 * SEVEN_MINUTES < clock.now < 1.1 * SEVEN_MINUTES
+    assert all(abs(total - steps) < 0.15 * steps for total in corrections)
+
+
 def test_evaluation_slower_than_expected_is_planned_for(clock: Clock) -> None:
     simulated_run(clock, budget_of(0.1, evaluation=1.0), lambda _: 0.1, evaluation=15.0)
     assert clock.now < 1.1 * SEVEN_MINUTES
