@@ -45,7 +45,7 @@ ImageSizeOption = Annotated[
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Number of epochs.")]
 MinutesOption = Annotated[
-    float | None, typer.Option(help="Training time; epochs and model sizes that are not set are chosen to fit.")
+    float | None, typer.Option(help="Time of the command; steps, and model sizes that are not set, are chosen to fit.")
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images per optimizer step.")]
 SeedOption = Annotated[int | None, typer.Option(help="Random seed.")]

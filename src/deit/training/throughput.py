@@ -30,7 +30,7 @@ LONGEST = 3  # times that, a measurement may take with the batches that are not 
 MAX_BATCHES = 64
 WAITED = 0.1  # share of a batch's time; a longer wait shows that no batches are left that were made ahead of time
 EVALUATED_IMAGES = 8
-TEACHER_BATCH = 16
+TEACHER_BATCH = 4
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,10 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
     if not trainer.context.recipe.masked:
         teacher, images = trainer.context.teacher, len(splits.held_out[1].labels)
         final = images * costs.evaluation
-        if teacher is not None:
+        if teacher is not None and teacher.sample_targets is None:
             final += images * (costs.loading + teacher_seconds(teacher, trainer.device))
+        elif teacher is not None:  # loading it twice may take longer than this guess is wrong
+            final += images * costs.evaluation
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
     return StepBudget(limit, trainer.steps_per_epoch, costs.sample * images_per_step, evaluation, final / evaluation)
 
