@@ -27,8 +27,7 @@ PAGES: dict[str, Callable[[Any], str]] = {
     "hostile_images": hostile_images.table,
     "inference": inference.table,
     "preprocessing": preprocessing.table,
-    "small_data-digits": small_data.table,
-    "small_data-signs": small_data.table,
+    **{path.stem: small_data.table for path in reporting.RESULTS.glob("small_data-*.json")},
     "train_step": train_step.table,
     "transformers_suites": transformers_suites.details,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def cifar100(root: Path) -> Path:
     (folder / "fine_label_names.txt").write_text("\n".join(f"thing_{index:02}" for index in range(100)))
     (folder / "train.bin").write_bytes(cifar_records([index % 100 for index in range(300)], 100))
     (folder / "test.bin").write_bytes(cifar_records(list(range(100)), 100, seed=1))
+    return root
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Returns the content of an IDX file of bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+
+
+def mnist(root: Path, train: int = 40, test: int = 20) -> Path:
+    """Writes the four files of MNIST, with the classes in turn, and returns ``root``. A darker image has a lower label."""
+    root.mkdir(parents=True, exist_ok=True)
+    for stem, count in (("train", train), ("t10k", test)):
+        labels = np.arange(count) % 10
+        images = np.random.default_rng(count).integers(0, 20, (count, 28, 28)) + 20 * labels[:, None, None]
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            (root / f"{stem}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
     return root
 
 

@@ -15,6 +15,7 @@ from deit.data.datasets.cifar import CIFAR10, CIFAR100, cifar_splits
 from deit.data.datasets.fine_grained import cars_splits, flowers_splits
 from deit.data.datasets.imagenet import imagenet_a, imagenet_r, imagenet_real, imagenet_splits, imagenet_v2, imagenet_validation
 from deit.data.datasets.inaturalist import INATURALIST_2018, INATURALIST_2019, inaturalist_splits
+from deit.data.datasets.mnist import FASHION_MNIST, MNIST, mnist_splits
 from deit.data.sources import ArraySource, ImageSource
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
@@ -38,6 +39,7 @@ class NamedData:
         evaluate: reads the images to evaluate on from its folder; None if these follow from the splits.
         own_classes: whether its protocol restricts predictions to its classes.
         folder: name of its default folder; the name of the data set if empty.
+        package_folder: where a package of the operating system puts it, which is read if there is no default folder.
     """
 
     classes: int
@@ -48,6 +50,7 @@ class NamedData:
     evaluate: Callable[[Path], ImageSource] | None = None
     own_classes: bool = False
     folder: str = ""
+    package_folder: Path | None = None
 
 
 class Reference(NamedTuple):
@@ -72,6 +75,17 @@ NAMED: dict[str, NamedData] = {
     ),
     "cifar100": NamedData(
         100, {"train": 50_000, "test": 10_000}, _NOT_STATED, "downloaded (169 MB)", read=partial(cifar_splits, CIFAR100)
+    ),
+    "mnist": NamedData(
+        10, {"train": 60_000, "test": 10_000}, _NOT_STATED, "downloaded (12 MB)", read=partial(mnist_splits, MNIST)
+    ),
+    "fashion-mnist": NamedData(
+        10,
+        {"train": 60_000, "test": 10_000},
+        "MIT license",
+        "downloaded (31 MB)",
+        read=partial(mnist_splits, FASHION_MNIST),
+        package_folder=Path("/usr/share/datasets/fashion-mnist"),  # Debian's dataset-fashion-mnist
     ),
     "flowers102": NamedData(
         102, {"train": 1_020, "validation": 1_020, "test": 6_149}, _NOT_STATED, "downloaded (345 MB)", read=flowers_splits
@@ -117,7 +131,8 @@ NAMED: dict[str, NamedData] = {
 def named_reference(text: str) -> Reference | None:
     """Parses ``cifar10`` or ``cifar10:FOLDER``; returns None if the text is not the name of a data set.
 
-    The default folder is ``$DEIT_DATA/cifar10``, or ``~/.cache/deit/cifar10`` if the variable is not set.
+    The default folder is ``$DEIT_DATA/cifar10``, or ``~/.cache/deit/cifar10`` if the variable is not set. If it does not exist,
+    the folder of a package of the operating system is taken, if there is one.
     """
     name, colon, folder = text.partition(":")
     if name not in NAMED or (colon and not folder):
@@ -125,7 +140,10 @@ def named_reference(text: str) -> Reference | None:
     if folder:
         return Reference(name, expand_user(folder))
     base = expand_user(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
-    return Reference(name, base / (NAMED[name].folder or name))
+    root, package = base / (NAMED[name].folder or name), NAMED[name].package_folder
+    if package is not None and package.is_dir() and not root.exists():
+        return Reference(name, package)
+    return Reference(name, root)
 
 
 def named_splits(reference: Reference) -> DatasetSplits:
