@@ -83,7 +83,8 @@ def _standardize(feature_map: Tensor) -> Tensor:
 def _mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Returns the mean squared error in float32, without converting the tensors themselves."""
     difference = predicted - target
-    return torch.linalg.vector_norm(difference, dtype=torch.float32).square() / difference.numel()
+    norm: Tensor = torch.linalg.vector_norm(difference, dtype=torch.float32)
+    return norm.square() / difference.numel()
 
 
 def _to_patches(feature_map: Tensor, points: int) -> Tensor:

@@ -26,6 +26,7 @@ from deit.distillation.protocol import TeacherOutput
 from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import LoadedClassifier, load_classifier
+from deit.models.fusion import fuse_batch_norms
 from deit.models.outputs import ImageClassifierOutput
 from deit.models.timm_classifier import TimmClassifier, check_architecture, to_channels_last
 from deit.variants import VARIANTS
@@ -64,7 +65,7 @@ class Teacher:
         self.name = name
         self.classes = classes
         self.classifier = classifier
-        self._model = classifier.model.eval().requires_grad_(False)
+        self._model = fuse_batch_norms(classifier.model.eval()).requires_grad_(False)
         self._class_indices = _match_classes(name, classifier.classes, classes, match)
         unused = len(classifier.classes) - len(classes)
         self.notes = [f"The teacher {name}: {note[0].lower()}{note[1:]}" for note in classifier.notes]
@@ -121,9 +122,9 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of everything that its logits depend on: weights, preprocessing and class order."""
-        settings = [self.classifier.processor.to_dict(), self._class_indices.tolist(), type(self._model).__name__]
+        settings = [self.classifier.processor.to_dict(), self._class_indices.tolist(), type(self.classifier.model).__name__]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(self._model.state_dict().items()):
+        for name, tensor in sorted(self.classifier.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()

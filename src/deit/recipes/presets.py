@@ -236,6 +236,7 @@ def small_data() -> Recipe:
             "min_lr": 1e-6,
             "lr_update": "step",
             "momentum": 0.95,
+            "muon_iterations": 3,
             "warmup_epochs": 2,
             "betas": (0.9, 0.99),
             "clip_norm": 1.0,
