@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deit.images.processor import DeiTImageProcessor
 from deit.inference.bundle import InputDtype
 from deit.models.auto import LoadedClassifier
+from deit.models.cpu_attention import MAX_TOKENS, matmul_attention
 from deit.models.modeling import Attention, Block, DeiTForImageClassificationWithTeacher, PatchEmbed, TransformerClassifier
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -94,6 +95,35 @@ def unfuse_attention(model: InferenceModel) -> InferenceModel:
         for layer in unfused.model.base_model.layers[:-1]:
             layer.attention = UnfusedAttention(layer.attention)
     return unfused
+
+
+def use_matmul_attention(model: InferenceModel) -> InferenceModel:
+    """Returns a copy whose attention is computed as in training (:mod:`deit.models.cpu_attention`), for a CPU in bf16.
+
+    There, a tiny model takes a seventh more time with torch's fused attention (docs/log.md). The weights are shared.
+    """
+    changed = _copy_sharing_weights(model)
+    if isinstance(changed.model, TransformerClassifier) and changed.model.config.tokens <= MAX_TOKENS:
+        for layer in changed.model.base_model.layers[:-1]:
+            layer.attention = MatmulAttention(layer.attention)
+    return changed
+
+
+class MatmulAttention(nn.Module):
+    """Attention in batched matrix products, with one projection of queries, keys and values.
+
+    Args:
+        attention: the attention whose weights are shared.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.qkv, self.o_proj, self.head_dim = attention.qkv, attention.o_proj, attention.head_dim
+
+    def forward(self, x: Tensor, *_: object) -> tuple[Tensor, None]:
+        """(B, N, D) -> (B, N, D), and None in place of the attention weights."""
+        qkv = self.qkv(x).unflatten(2, (3, -1, self.head_dim))  # (B, N, 3, H, E)
+        return self.o_proj(matmul_attention(qkv).flatten(2)), None
 
 
 class UnfusedAttention(nn.Module):

@@ -40,4 +40,4 @@ def load_runtime(
         return OnnxRuntime(bundle.graph, metadata.heads, device, performance_hint, classes)
     from deit.inference.torch_runtime import load_torch_runtime
 
-    return load_torch_runtime(bundle, device, compiled=name == "torch-compiled")
+    return load_torch_runtime(bundle, device, name == "torch-compiled", performance_hint)

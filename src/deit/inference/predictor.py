@@ -142,7 +142,8 @@ class Predictor:
         if crop is not None:
             classifier.processor = classifier.processor.with_crop(crop)
         model = InferenceModel(classifier)
-        torch_runtime = TorchRuntime(model, device, precision or "fp32", compiled=runtime == "torch-compiled")
+        compiled = runtime == "torch-compiled"
+        torch_runtime = TorchRuntime(model, device, precision or "fp32", compiled, performance_hint)
         return cls(torch_runtime, classifier.processor, classifier.classes, model.input_dtype, exact)
 
     @classmethod

@@ -43,7 +43,7 @@ RUNTIME_LIBRARIES: dict[RuntimeName, str] = {
     "torch-compiled": "torch",
 }
 # Batch sizes for throughput; larger ones are not faster (docs/log.md).
-OPENVINO_BATCH_SIZE, ONNX_BATCH_SIZE, TORCH_BATCH_SIZE, GPU_BATCH_SIZE = 8, 4, 16, 256
+OPENVINO_BATCH_SIZE, ONNX_BATCH_SIZE, TORCH_BATCH_SIZE, GPU_BATCH_SIZE = 8, 4, 8, 256
 MAX_CONCURRENT_BYTES = 32 * 2**20  # weights of a graph; larger ones do not fit into the CPU's caches (docs/log.md)
 
 CACHE_KEY = re.compile("[0-9a-f]{32}")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deit.errors import UserError
 from deit.inference.bundle import Bundle, Precision
-from deit.inference.inference_model import InferenceModel
-from deit.inference.runtimes import GPU_BATCH_SIZE, TORCH_BATCH_SIZE, RuntimeName
+from deit.inference.inference_model import InferenceModel, use_matmul_attention
+from deit.inference.runtimes import GPU_BATCH_SIZE, TORCH_BATCH_SIZE, PerformanceHint, RuntimeName
 from deit.models.auto import load_classifier
 from deit.system.devices import choose_device
 
@@ -34,29 +34,40 @@ class TorchRuntime:
         precision: precision of the weights and of all computation.
         compiled: use ``torch.compile``, which takes about a minute at first; on a GPU it records the kernel launches once and
             replays them (CUDA graphs). Batches are padded to a power of two, so that few shapes are compiled.
+        performance_hint: on a CPU, ``throughput`` runs one call per compute thread of torch in parallel, if the calls come from
+            other threads than the main one; ``latency`` uses all of them for one call. Compiled models and other devices run
+            one call at a time.
 
     Raises:
         UserError: the device does not exist, or the precision is int8, which this runtime does not support.
     """
 
     def __init__(
-        self, model: InferenceModel, device: str = "auto", precision: Precision = "fp32", compiled: bool = False
+        self,
+        model: InferenceModel,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        compiled: bool = False,
+        performance_hint: PerformanceHint = "throughput",
     ) -> None:
         if precision not in DTYPES:
             raise UserError("The torch runtime does not support int8", "export to openvino or onnx")
         torch_device = choose_device(device)
         self.name: RuntimeName = "torch-compiled" if compiled else "torch"
-        self.device, self.heads, self.concurrency = str(torch_device), model.heads, 1
+        on_cpu = torch_device.type == "cpu"
+        self.device, self.heads = str(torch_device), model.heads
+        self.concurrency = torch.get_num_threads() if on_cpu and not compiled and performance_hint == "throughput" else 1
         self.batch_size = GPU_BATCH_SIZE if torch_device.type == "cuda" else TORCH_BATCH_SIZE
-        if precision != "fp32" or torch_device.type != "cpu":
+        if precision != "fp32" or not on_cpu:
             model = copy.deepcopy(model).to(torch_device, DTYPES[precision])
-        self._arguments = (model, self.device, precision, compiled)
+        self._arguments = (model, self.device, precision, compiled, performance_hint)
         self._device, self._compiled = torch_device, compiled
+        if on_cpu and precision == "bf16" and not compiled:
+            model = use_matmul_attention(model)
         mode = "max-autotune" if torch_device.type == "cuda" else "default"
         self._forward: Callable[[Tensor], Any] = torch.compile(model, mode=mode, dynamic=False) if compiled else model
-        # Calls from other threads than the main one run on one thread: torch starts a pool of compute threads for each thread
-        # that calls it. On a GPU, calls from the main thread run there too: recorded CUDA graphs belong to one thread.
-        self._thread = ThreadPoolExecutor(1, "deit-torch")
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TorchRuntime, self._arguments  # threads and compiled code cannot be pickled
@@ -65,7 +76,21 @@ class TorchRuntime:
         """(B, C, height, width) -> logits (B, K), float32, by head."""
         if self._device.type == "cpu" and threading.current_thread() is threading.main_thread():
             return self._run(pixels)
-        return self._thread.submit(self._run, pixels).result()
+        return self._pool().submit(self._run, pixels).result()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Returns the threads that run the model for other threads than the main one.
+
+        torch starts a pool of compute threads for each thread that calls it; with more of them than cores they would compete.
+        So either one thread calls it, or several that compute by themselves. On a GPU, calls from the main thread run here too:
+        recorded CUDA graphs belong to one thread.
+        """
+        with self._lock:
+            if self._threads is None:
+                self._threads = (
+                    ThreadPoolExecutor(1, "deit-torch") if self.concurrency == 1 else _single_threads(self.concurrency)
+                )
+            return self._threads
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         count = len(pixels)
@@ -80,7 +105,24 @@ class TorchRuntime:
         return dict(zip(self.heads, logits, strict=True))
 
 
-def load_torch_runtime(bundle: Bundle, device: str, compiled: bool) -> TorchRuntime:
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """Returns a pool of threads in which torch computes without further threads."""
+    default, started = torch.get_num_threads(), threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # the first call in a thread applies the number that was set last in any thread
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, "deit-torch")
+    for _ in range(count):
+        pool.submit(start)
+    started.wait()
+    torch.set_num_threads(default)  # for threads that are started later
+    return pool
+
+
+def load_torch_runtime(bundle: Bundle, device: str, compiled: bool, performance_hint: PerformanceHint) -> TorchRuntime:
     """Loads a torch bundle.
 
     Raises:
@@ -89,7 +131,7 @@ def load_torch_runtime(bundle: Bundle, device: str, compiled: bool) -> TorchRunt
     """
     classifier = load_classifier(bundle.path)
     classifier.processor = bundle.processor
-    return TorchRuntime(InferenceModel(classifier), device, bundle.metadata.precision, compiled)
+    return TorchRuntime(InferenceModel(classifier), device, bundle.metadata.precision, compiled, performance_hint)
 
 
 def _next_power_of_two(count: int) -> int:

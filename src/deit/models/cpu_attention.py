@@ -1,4 +1,4 @@
-"""Self-attention as matrix products and a softmax, for training on a CPU in bf16.
+"""Self-attention as matrix products and a softmax, for training and the torch runtime on a CPU in bf16.
 
 torch's fused attention processes the attention weights in small blocks, so that it need not store them. On a CPU in bf16 it
 reaches about an eighth of the rate of torch's matrix products. For the few hundred tokens of an image the weights fit into

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from deit.images.processor import DeiTImageProcessor
 from deit.inference.inference_model import (
     InferenceModel,
+    MatmulAttention,
     PrefixOnlyBlock,
     UnfusedAttention,
     normalization_map,
     unfuse_attention,
+    use_matmul_attention,
 )
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import (
@@ -61,7 +63,7 @@ def as_batch(images: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([np.moveaxis(image, -1, 0) for image in images]))
 
 
-@pytest.mark.parametrize("change", [lambda model: model, unfuse_attention])
+@pytest.mark.parametrize("change", [lambda model: model, unfuse_attention, use_matmul_attention])
 @pytest.mark.parametrize("name", models())
 def test_logits_match_the_model(name: str, change: Callable[[InferenceModel], InferenceModel]) -> None:
     model = randomized(models()[name])
@@ -84,9 +86,9 @@ def test_model_is_unchanged_and_weights_are_shared() -> None:
     assert {name: value.tolist() for name, value in model.state_dict().items()} == {
         name: value.tolist() for name, value in before.items()
     }
-    assert not any(isinstance(module, PrefixOnlyBlock | UnfusedAttention) for module in model.modules())
+    assert not any(isinstance(module, PrefixOnlyBlock | UnfusedAttention | MatmulAttention) for module in model.modules())
     shared = {value.untyped_storage().data_ptr() for value in model.parameters()}
-    for wrapper in (inference_model, unfuse_attention(inference_model)):
+    for wrapper in (inference_model, unfuse_attention(inference_model), use_matmul_attention(inference_model)):
         new = [value for value in wrapper.parameters() if value.untyped_storage().data_ptr() not in shared]
         assert len(new) == 2  # weight and bias of the patch embedding
 
