@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from deit.system.files import BEST_NAME
 if TYPE_CHECKING:
     from deit.evaluation.metrics import Evaluation
     from deit.training.finishing import TrainResult
+
+STARTED = time.monotonic()  # of the program, which the time of --minutes includes
 
 DATA_HELP = "Folder of images, manifest file, hf:OWNER/NAME, or a name from `deit data list`."
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]

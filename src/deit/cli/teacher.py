@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli import STARTED
 from deit.cli.common import (
+    STARTED,
     DataArgument,
     RunOptions,
     TeacherClassesOption,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli import STARTED
 from deit.cli.common import (
+    STARTED,
     RunOptions,
     TeacherClassesOption,
     TeacherWeightsOption,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deit.cli import STARTED
+from deit.cli.common import STARTED
 from tests.unit.cli.options import SHARED, output
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deit.cli import STARTED
+from deit.cli.common import STARTED
 from deit.errors import UserError
 from tests.unit.cli.options import SHARED, output
 
