@@ -2,10 +2,10 @@
 
     python -m benchmarks.data [--repeats 9] [--write]
 
-From JPEG files on disk to a mixed, normalized float32 batch with soft targets: decoding, random resized crop, flip, RandAugment
+From files on disk to a mixed, normalized float32 batch with soft targets: decoding, random resized crop, flip, RandAugment
 rand-m9-mstd0.5-inc1, random erasing, mixup or cutmix, with three repeats of each image. The photos are crops of scikit-learn's
-two sample photos with added grain: 500 x 375 pixels, a typical size in ImageNet, and 2000 x 1500, a small photo of a phone or
-camera.
+two sample photos with added grain: 500 x 375 pixels, a typical size in ImageNet; 2000 x 1500, a small photo of a phone or
+camera; 4000 x 3000, a photo of 12 megapixels; and the two large sizes as PNG.
 
 Each contender runs in a process of its own with one thread, and they take turns. Figures are samples per second of that
 process's CPU time, which other programs on the machine disturb less than wall-clock time: median and quartiles over the turns.
@@ -42,6 +42,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.contender import Contender
 from benchmarks.reporting import environment, publish, quartiles, with_quartiles
+from deit.data.image_cache import ImageCache, decoding_settings
+from deit.data.image_hashes import content_hashes
+from deit.data.image_store import ImageStore
 from deit.data.loader import TrainSamples
 from deit.data.sampler import epoch_steps, micro_batches
 from deit.data.sources import FileSource
@@ -53,7 +56,13 @@ IMAGE_SIZE = 224
 REPEATS = 3
 CLASSES = 1000
 BATCH = 128  # the recipe's micro-batch
-PHOTO_SIZES = {(500, 375): (32, 256), (2000, 1500): (8, 64)}  # number of different files, and of samples per turn
+PHOTOS = {  # (width, height), format -> number of different files, and of samples per turn
+    ((500, 375), "jpg"): (32, 256),
+    ((2000, 1500), "jpg"): (8, 64),
+    ((4000, 3000), "jpg"): (8, 32),
+    ((2000, 1500), "png"): (8, 32),
+    ((4000, 3000), "png"): (4, 16),
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_MAGNITUDE = 9.99  # of timm's RandAugment: Pillow 13 refuses its `posterize` at 10
 TRAINING_SPEEDS = {  # samples per second
@@ -64,6 +73,7 @@ TRAINING_SPEEDS = {  # samples per second
 }
 
 OURS, OURS_WITHOUT_REPEATS = "ours", "ours, without repeats"
+OURS_KEPT, OURS_KEPT_WITHOUT_REPEATS = "ours, decoded images kept", "ours, kept, without repeats"
 TIMM, TIMM_PREFETCHER = "timm", "timm, its prefetcher"
 TORCHVISION, TORCHVISION_TENSORS = "torchvision, Pillow", "torchvision, tensors"
 PEERS = (TIMM, TIMM_PREFETCHER, TORCHVISION, TORCHVISION_TENSORS)
@@ -73,7 +83,8 @@ timm: `create_transform` with `RandomErasing` on the CPU, the default collation 
 of its loader: `FastCollateMixup` on 8-bit images, then normalization and erasing of whole batches. torchvision: its `v2`
 transforms, with each of RandAugment's two operations applied with probability 0.5, as in timm; with tensors, files are decoded
 by `decode_image`, and rotations are bilinear, because torchvision has bicubic ones for Pillow images only. Both draw samples
-with timm's `RepeatAugSampler` and decode a file for each. "ours, without repeats" also decodes a file for each sample.
+with timm's `RepeatAugSampler` and decode a file for each. "ours, without repeats" also decodes a file for each
+sample. "kept" is `--cache disk`, after each image was decoded once.
 
 Where our pipeline saves time: it decodes once for the three repeats of an image; it uses torch's 8-bit resize where timm uses
 Pillow's; shear and translation read four pixels in place of sixteen, with the same bits; it decodes JPEG files at half the size
@@ -95,8 +106,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return self.transform(self.decode(self.files[index])), index % CLASSES
 
 
-def crop_photos(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
-    """Writes crops of the sample photos as JPEG files, the same on every machine, and returns their paths."""
+def crop_photos(folder: Path, size: tuple[int, int], suffix: str, count: int) -> list[Path]:
+    """Writes crops of the sample photos as files, the same on every machine, and returns their paths."""
     photos = [Image.fromarray(image) for image in load_sample_images().images]
     files = []
     for seed in range(count):
@@ -106,7 +117,7 @@ def crop_photos(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
         left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
         crop = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         values = np.asarray(crop) + rng.normal(0, 4, (size[1], size[0], 3))
-        files.append(folder / f"{size[0]}-{seed}.jpg")
+        files.append(folder / f"{size[0]}-{seed}.{suffix}")
         Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(files[-1], quality=90)
     return files
 
@@ -116,11 +127,19 @@ def decode_with_pillow(path: Path) -> Image.Image:
         return Image.open(file).convert("RGB")
 
 
-def our_pipeline(files: list[Path], repeats: int) -> Pipeline:
+def our_pipeline(files: list[Path], repeats: int, keep: bool = False) -> Pipeline:
     classes = tuple(str(number) for number in range(CLASSES))
     source = FileSource(files[0].parent, tuple(file.name for file in files), classes, np.arange(len(files)) % CLASSES)
     transform = TrainTransform(Augmentation(repeats=repeats), IMAGE_SIZE, IMAGE_SIZE)
-    samples = TrainSamples(source, transform, Mixing(mixup=0.8, cutmix=1.0), seed=0, smoothing=0.1)
+    cache = None
+    if keep:
+        store = ImageStore(files[0].parent / "kept", 10**11)
+        cache = ImageCache(content_hashes(source), decoding_settings(None), store, reduces=True)
+    samples = TrainSamples(source, transform, Mixing(mixup=0.8, cutmix=1.0), seed=0, smoothing=0.1, cache=cache)
+    if cache is not None:
+        for index in range(len(set(files))):
+            with cache.open(source, index, transform.smallest_scale):
+                pass
 
     def run_epoch(epoch: int) -> int:
         plans = epoch_steps(len(files), len(files), 0, epoch, repeats)
@@ -190,6 +209,8 @@ def torchvision_pipeline(files: list[Path], tensors: bool) -> Pipeline:
 PIPELINES: dict[str, Callable[[list[Path]], Pipeline]] = {
     OURS: lambda files: our_pipeline(files, REPEATS),
     OURS_WITHOUT_REPEATS: lambda files: our_pipeline(files, 1),
+    OURS_KEPT: lambda files: our_pipeline(files, REPEATS, keep=True),
+    OURS_KEPT_WITHOUT_REPEATS: lambda files: our_pipeline(files, 1, keep=True),
     TIMM: lambda files: timm_pipeline(files, prefetcher=False),
     TIMM_PREFETCHER: lambda files: timm_pipeline(files, prefetcher=True),
     TORCHVISION: lambda files: torchvision_pipeline(files, tensors=False),
@@ -237,12 +258,14 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for size, (distinct, samples) in PHOTO_SIZES.items():
-            files = crop_photos(Path(folder), size, distinct)
+        for (size, suffix), (distinct, samples) in PHOTOS.items():
+            files = crop_photos(Path(folder), size, suffix, distinct)
             rates = measure(files * (samples // distinct), options.repeats)
             best_peer = max(PEERS, key=lambda name: rates[name]["median"])
             ratio = rates[OURS]["median"] / rates[best_peer]["median"]
-            results.append({"size": size, "samples_per_second": rates, "best_peer": best_peer, "ratio": ratio})
+            results.append(
+                {"size": size, "format": suffix, "samples_per_second": rates, "best_peer": best_peer, "ratio": ratio}
+            )
     versions = {
         "Pillow": PIL.__version__,
         "NumPy": np.__version__,
@@ -260,7 +283,7 @@ def table(result: dict[str, Any]) -> str:
         "# The training pipeline",
         "",
         f"{result['date']}, {result['hardware']}, {result['software']}.",
-        "Samples per second of CPU time on one core, from JPEG files to mixed batches at 224 pixels: median of",
+        "Samples per second of CPU time on one core, from files to mixed batches at 224 pixels: median of",
         f"{result['repeats']} interleaved turns, and the quartiles. Command:",
         f"`python -m benchmarks.data --repeats {result['repeats']} --write`.",
         "",
@@ -270,9 +293,13 @@ def table(result: dict[str, Any]) -> str:
     for row in result["results"]:
         cells = [with_quartiles(row["samples_per_second"][name], 0) for name in PIPELINES]
         width, height = row["size"]
-        lines.append(f"| {width} x {height} | {' | '.join(cells)} | {row['ratio']:.2f} |")
+        lines.append(f"| {width} x {height} {row['format']} | {' | '.join(cells)} | {row['ratio']:.2f} |")
     lines += ["", "Number of cores that must load data so that training never waits:", ""]
-    lines += ["| training | samples/s | " + " | ".join("{} x {}".format(*row["size"]) for row in result["results"]) + " |"]
+    lines += [
+        "| training | samples/s | "
+        + " | ".join("{} x {} {}".format(*row["size"], row["format"]) for row in result["results"])
+        + " |"
+    ]
     lines += ["|---|--:|" + "--:|" * len(result["results"])]
     for name, speed in TRAINING_SPEEDS.items():
         cores = [speed / row["samples_per_second"][OURS]["median"] for row in result["results"]]

@@ -12,6 +12,7 @@ import typer
 
 from deit.cli.options import Command, with_fields
 from deit.cli.output import Column, Output, print_json
+from deit.data.cache_request import DEFAULT_LIMIT, CacheMode
 from deit.errors import UserError
 from deit.system.files import BEST_NAME
 
@@ -62,6 +63,14 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes of the data loader. Default: by the number of cores.")
 ]
 SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out unreadable images and count them.")]
+CacheOption = Annotated[
+    CacheMode,
+    typer.Option(help="Keep decoded images, so that large ones are decoded once. auto: where it pays, and there is space."),
+]
+CacheLimitOption = Annotated[
+    float,
+    typer.Option("--cache-limit", metavar="GB", help="Decoded images that are kept at most, within half of the free space."),
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
@@ -116,6 +125,8 @@ class RunOptions:
     device: DeviceOption = "auto"
     workers: WorkersOption = None
     skip_unreadable: SkipOption = False
+    cache: CacheOption = "auto"
+    cache_limit: CacheLimitOption = DEFAULT_LIMIT
     max_pixels: MaxPixelsOption = None
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:
@@ -151,6 +162,8 @@ class RunOptions:
             "device": self.device,
             "workers": self.workers,
             "skip_unreadable": self.skip_unreadable,
+            "cache": self.cache,
+            "cache_limit": self.cache_limit,
         }
 
 

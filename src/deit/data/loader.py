@@ -8,8 +8,9 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from deit.data.image_cache import ImageCache
 from deit.data.sampler import BatchPlan
 from deit.data.sources import ImageSource, open_encoded
 from deit.data.transforms.augment import TrainTransform
@@ -34,6 +36,7 @@ from deit.system.signals import blocked_signals, check_stop, ignore_stop_signals
 
 MAX_WORKERS = 8
 FLOAT_BYTES = 4
+MEASURED_IMAGES = 8
 _SIGCHLD = getattr(signal, "SIGCHLD", None)  # not on Windows
 _running: weakref.WeakSet[Loader] = weakref.WeakSet()  # loaders that have worker processes
 
@@ -97,6 +100,7 @@ class TrainSamples:
         smoothing: label smoothing, in 0..1.
         skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
         teacher_targets: cached teacher logits, read along with the samples; None without a cache.
+        cache: decoded images; None decodes every image anew.
     """
 
     source: ImageSource
@@ -106,6 +110,7 @@ class TrainSamples:
     smoothing: float = 0.0
     skip_unreadable: bool = False
     teacher_targets: TeacherTargets | None = None
+    cache: ImageCache | None = None
 
     def sample(self, epoch: int, index: int, repeat: int = 0) -> np.ndarray:
         """Returns an augmented image before mixing, a pure function of the arguments: (3, height, width) float32.
@@ -134,6 +139,19 @@ class TrainSamples:
         teacher_targets = None if self.teacher_targets is None else self.teacher_targets.read(plan, kept)
         return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, teacher_targets=teacher_targets)
 
+    def for_measuring(self) -> TrainSamples:
+        """Returns samples to measure the speed of loading with: of a few images that are in the cache already.
+
+        Decoding every image once is not measured; it takes place in the first epoch.
+        """
+        if self.cache is None or not self.cache.reduces or self.cache.store is None:
+            return self
+        cache = self.cache.for_measuring(MEASURED_IMAGES)
+        for index in range(len(cache.measured)):
+            with suppress(ImageError), cache.open(self.source, index, self.transform.smallest_scale):
+                pass
+        return replace(self, cache=cache)
+
     def batch_bytes(self, size: int) -> int:
         """Returns the bytes of the tensors of a batch of ``size`` samples."""
         heads = 1 if self.teacher_targets is None else 2
@@ -161,6 +179,9 @@ class TrainSamples:
         The JPEG reduction follows from the crops of all repeats, including those of other batches: otherwise the pixels of a
         sample would depend on how batches are cut.
         """
+        if self.cache is not None and self.cache.reduces:
+            self._write_cached(self.cache, epoch, index, repeats, outputs)
+            return
         transform = self.transform
         all_repeats = range(transform.settings.repeats)
         rngs = {repeat: generator(self.seed, RngStream.AUGMENT, epoch, index, repeat) for repeat in {*all_repeats, *repeats}}
@@ -170,7 +191,21 @@ class TrainSamples:
             reduction = reduction_of(encoded, image)
         pixels = np.asarray(image)
         for repeat, output in zip(repeats, outputs, strict=True):
-            transform.write(pixels, reduced_box(boxes[repeat], reduction), rngs[repeat], output)
+            transform.write(
+                pixels, reduced_box(boxes[repeat], reduction), rngs[repeat], output, (encoded.height, encoded.width)
+            )
+
+    def _write_cached(
+        self, cache: ImageCache, epoch: int, index: int, repeats: Sequence[int], outputs: Sequence[np.ndarray]
+    ) -> None:
+        """Writes some repeats of an image that is kept at several sizes. Each is cropped from the size that it needs."""
+        transform = self.transform
+        with cache.open(self.source, index, transform.smallest_scale) as image:
+            for repeat, output in zip(repeats, outputs, strict=True):
+                rng = generator(self.seed, RngStream.AUGMENT, epoch, index, repeat)
+                box = transform.box(image.width, image.height, rng)
+                pixels, box_in_pixels = image.crop(box, *transform.size)
+                transform.write(pixels, box_in_pixels, rng, output, (image.height, image.width))
 
 
 @dataclass(frozen=True)
@@ -181,11 +216,13 @@ class EvaluationSamples:
         source: the images.
         processor: preprocessing of the model.
         skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
+        cache: preprocessed images; None preprocesses every image anew.
     """
 
     source: ImageSource
     processor: DeiTImageProcessor
     skip_unreadable: bool = False
+    cache: ImageCache | None = None
 
     def __post_init__(self) -> None:
         # Images of more than 8 bits are converted as in the training of the model.
@@ -200,7 +237,7 @@ class EvaluationSamples:
         pixels, kept = [], []
         for position, index in enumerate(plan.samples[:, 0].tolist()):
             try:
-                pixels.append(self.processor.pixels(self.source.load(index)))
+                pixels.append(self._pixels(index))
                 kept.append(position)
             except ImageError:
                 if not self.skip_unreadable:
@@ -210,6 +247,16 @@ class EvaluationSamples:
         targets = torch.nn.functional.one_hot(labels, len(self.source.classes)).float()
         values = torch.from_numpy(self.processor.normalize(pixels))
         return Batch(values, labels, targets, torch.from_numpy(samples), skipped=len(plan.samples) - len(kept))
+
+    def _pixels(self, index: int) -> np.ndarray:
+        def load() -> np.ndarray:
+            return self.processor.pixels(self.source.load(index))
+
+        return load() if self.cache is None else self.cache.pixels(index, self._processor_settings, load)
+
+    @cached_property
+    def _processor_settings(self) -> str:
+        return self.processor.to_json_string()
 
     def batch_bytes(self, size: int) -> int:
         """Returns the bytes of the tensors of a batch of ``size`` images; 0 if the images decide their size."""

@@ -79,6 +79,13 @@ class EncodedFiles(Protocol):
             ImageError: there is none.
         """
 
+    def open(self, index: int) -> EncodedImage:
+        """Reads the header of an image.
+
+        Raises:
+            ImageError: the image is unreadable.
+        """
+
     def with_value_range(self, value_range: ValueRange) -> ImageSource:
         """Returns the same images, converted to 8 bits by a range."""
 
@@ -107,6 +114,9 @@ class FileSource:
 
     def load(self, index: int) -> Image.Image:
         return open_image(self.path(index), value_range=self.value_range)
+
+    def open(self, index: int) -> EncodedImage:
+        return EncodedImage(self.path(index), value_range=self.value_range)
 
     def with_value_range(self, value_range: ValueRange) -> FileSource:
         return replace(self, value_range=value_range)
@@ -254,7 +264,7 @@ def subset(base: ImageSource, indices: Iterable[int]) -> Subset:
 def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Decodable]:
     """Opens an image of a source, so that its size is known before it is decoded.
 
-    Images that do not come from files of a :class:`FileSource` are decoded at once.
+    Images that are not encoded are loaded at once.
 
     Raises:
         ImageError: the image is unreadable.
@@ -263,8 +273,8 @@ def open_encoded(source: ImageSource, index: int) -> AbstractContextManager[Deco
         return open_encoded(source.base, int(source.indices[index]))
     if isinstance(source, MultiLabelSource):
         return open_encoded(source.base, index)
-    if isinstance(source, FileSource):
-        return EncodedImage(source.path(index), value_range=source.value_range)
+    if isinstance(source, EncodedFiles):
+        return source.open(index)
     return nullcontext(DecodedImage(source.load(index)))
 
 

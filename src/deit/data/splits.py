@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from deit.images.conversion import ValueRange
 from deit.images.listing import LeftOut
 from deit.rng import RngStream, generator
 from deit.system.files import RECORD_NAME, read_json
+
+if TYPE_CHECKING:
+    from deit.data.image_cache import ImageCache
 
 VALIDATION_FRACTION = 0.2
 
@@ -82,6 +85,8 @@ class Splits:
         notes: remarks on how the data was read, for the user.
         left_out: what is beside the images and not read.
         value_range: black and white of images with more than 8 bits; None if there are none.
+        train_cache: decoded training images; None decodes every image anew.
+        validation_cache: the same of the validation split.
     """
 
     train: ImageSource
@@ -92,6 +97,8 @@ class Splits:
     notes: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
     value_range: ValueRange | None = None
+    train_cache: ImageCache | None = None
+    validation_cache: ImageCache | None = None
 
     @property
     def all_notes(self) -> list[str]:

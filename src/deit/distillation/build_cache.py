@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching
 from deit.data.loader import Batch, Loader, TrainSamples
@@ -46,6 +47,7 @@ from deit.distillation.cached_teacher import (
 )
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, UserError, WorkError
+from deit.recipes.image_caching import add_image_cache
 from deit.recipes.initial_checkpoint import resolve_initial_checkpoint
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
@@ -105,6 +107,8 @@ def build_cache(
     device: str = "auto",
     workers: int | None = None,
     skip_unreadable: bool = False,
+    cache: CacheMode = "auto",
+    cache_limit: float = DEFAULT_LIMIT,
 ) -> CacheResult:
     """Builds a cache of teacher logits, or resumes building one.
 
@@ -122,6 +126,8 @@ def build_cache(
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: worker processes of the data loader; None chooses by the number of cores.
         skip_unreadable: leave out unreadable images.
+        cache: keep decoded images, as in :func:`deit.train`.
+        cache_limit: gigabytes of decoded images that are kept at most.
 
     Raises:
         UserError: data, recipe, teacher or an existing cache do not fit; raised before the teacher runs.
@@ -136,7 +142,10 @@ def build_cache(
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
         teacher_classes=teacher_classes,
         skip_unreadable=skip_unreadable,
+        cache=cache,
+        cache_limit=cache_limit,
     )
+    CacheRequest(cache, cache_limit).check()
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
     return build_cache_on(splits, resolved, run, Path(out), views=views, top_k=top_k, device=device, workers=workers)
 
@@ -154,14 +163,17 @@ def build_cache_on(
 ) -> CacheResult:
     """As :func:`build_cache`, for a data set that is already open."""
     _check_request(splits, recipe, run, directory, views, top_k)
-    assert run.teacher is not None
     torch_device = choose_device(device)
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     planned, _ = resolve_recipe(recipe, splits)  # the notes are about training
+    if is_logit_cache(directory):
+        run = replace(run, reduced_images=read_manifest(directory).reduced_images)
+    splits, run, cache_notes = add_image_cache(splits, planned, run)
+    assert run.teacher is not None
     resolved = resolve_initial_checkpoint(planned, run.init)
     teacher = Teacher.load(run.teacher, splits.classes, resolved.processor(), run.teacher_weights, run.teacher_classes)
-    samples = training_samples(resolved, splits.train, run.skip_unreadable)
+    samples = training_samples(resolved, splits.train, run.skip_unreadable, cache=splits.train_cache)
     requested = CacheManifest(
         teacher=CachedModel(
             name=teacher.name,
@@ -172,6 +184,7 @@ def build_cache_on(
         ),
         data=CachedData(**asdict(record), images=len(splits.train.labels)),
         pixel_settings=pixel_settings(resolved),
+        reduced_images=bool(run.reduced_images),
         software=software(),
         pixel_probe=pixel_probe(samples, resolved.batch_size),
         classes=splits.classes,
@@ -182,7 +195,7 @@ def build_cache_on(
     )
     manifest = _resume(directory, requested, splits, record, resolved) if is_logit_cache(directory) else requested
     skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
-    for note in [*splits.all_notes, *skipped, *teacher.notes]:
+    for note in [*splits.all_notes, *skipped, *cache_notes, *teacher.notes]:
         print_status(f"Note:      {note}.")
     return _Builder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device).run(workers)
 

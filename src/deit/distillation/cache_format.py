@@ -84,6 +84,7 @@ class CacheManifest(_Section):
         teacher: the teacher that was run.
         data: the data set.
         pixel_settings: recipe settings that determine the samples' pixels, ``path.of.setting`` -> value.
+        reduced_images: whether the samples were made from images of reduced size, see :mod:`deit.data.image_cache`.
         software: versions of the libraries that determine them, name -> version.
         pixel_probe: a few of the pixels, see :mod:`deit.distillation.cached_teacher`.
         classes: class names; a cached class index refers to this order.
@@ -100,6 +101,7 @@ class CacheManifest(_Section):
     teacher: CachedModel
     data: CachedData
     pixel_settings: dict[str, Any]
+    reduced_images: bool = False
     software: dict[str, str]
     pixel_probe: str
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CACHED_CLASSES)]

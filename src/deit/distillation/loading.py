@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.cache_format import is_logit_cache
+from deit.distillation.cache_format import is_logit_cache, read_manifest
 from deit.distillation.cached_teacher import CachedTeacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.distillation.teacher import Teacher
@@ -28,6 +31,17 @@ def check_teacher(recipe: Recipe, settings: RunSettings) -> None:
             f"The recipe {recipe.name} distills from a teacher, but none is given",
             "pass --teacher; to train one first: deit teacher train DATA",
         )
+
+
+def with_reduction_of_teacher(settings: RunSettings) -> RunSettings:
+    """Returns the settings of a run with images reduced as for the cached logits that it learns from, if any.
+
+    Raises:
+        TeacherError: the cached logits are damaged.
+    """
+    if settings.reduced_images is not None or settings.teacher is None or not is_logit_cache(settings.teacher):
+        return settings
+    return replace(settings, reduced_images=read_manifest(Path(settings.teacher)).reduced_images)
 
 
 def load_teacher(recipe: Recipe, settings: RunSettings, splits: Splits, record: DataRecord) -> DistillationTeacher | None:

@@ -64,10 +64,12 @@ class Decodable(Protocol):
     Attributes:
         height: of the upright image, in pixels.
         width: of the upright image, in pixels.
+        reductions: by how many times per side the file can be decoded smaller, in increasing order: (1, 2, 4, 8), or (1,).
     """
 
     height: int
     width: int
+    reductions: tuple[int, ...]
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Returns the image, upright and RGB.
@@ -91,6 +93,7 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
     Attributes:
         height: of the upright image, in pixels.
         width: of the upright image, in pixels.
+        reductions: by how many times per side the file can be decoded smaller; a JPEG of extreme size not at full size.
 
     Raises:
         ImageError: the file is missing, too large, or not an image.
@@ -111,6 +114,8 @@ class EncodedImage(AbstractContextManager["EncodedImage"]):
             self._image: Image.Image | None = image
             self._mode, self._size, self._is_16_bit = image.mode, image.size, is_16_bit(image)
             self._stored_bits = _stored_bits(image)
+            offered = (1, *JPEG_REDUCTIONS[::-1]) if image.format in ("JPEG", "MPO") else (1,)
+            self.reductions = tuple(reduction for reduction in offered if reduction >= self._least_reduction)
             self._transposition = find_transposition(image)
             self.width, self.height = self._size[::-1] if self._transposition in SIDE_SWAPS else self._size
             stack.pop_all()  # the image stays open
@@ -181,6 +186,7 @@ class DecodedImage:
     def __init__(self, image: Image.Image) -> None:
         self._image = image
         self.width, self.height = image.size
+        self.reductions: tuple[int, ...] = (1,)
 
     def decode(self, reduction: int = 1) -> Image.Image:  # noqa: ARG002
         """Returns the image at full size."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deit.data.cache_request import DEFAULT_LIMIT, CacheMode
 from deit.data.class_names import Matching
 from deit.data.splits import VALIDATION_FRACTION
 
@@ -22,6 +23,9 @@ class RunSettings:
         split_seed: seed of the split, where a split of the data set is missing.
         validation_fraction: fraction of each class that is then set aside for validation.
         skip_unreadable: leave out unreadable images and count them.
+        cache: whether and where decoded images are kept, see :class:`deit.data.cache_request.CacheRequest`.
+        cache_limit: gigabytes of them that are kept at most.
+        reduced_images: whether training samples are made from reduced images, as they are kept; None until it is decided.
         extended: the extensions of the run: finished epochs, and the number of epochs that were planned until then.
     """
 
@@ -33,6 +37,9 @@ class RunSettings:
     split_seed: int = 0
     validation_fraction: float = VALIDATION_FRACTION
     skip_unreadable: bool = False
+    cache: CacheMode = "auto"
+    cache_limit: float = DEFAULT_LIMIT
+    reduced_images: bool | None = None
     extended: tuple[tuple[int, int], ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deit.data.image_cache import ImageCache
 from deit.data.loader import TeacherTargets, TrainSamples
 from deit.data.sampler import BatchPlan, epoch_steps, micro_batches
 from deit.data.sources import ImageSource
@@ -10,11 +11,25 @@ from deit.recipes.schema import Recipe
 
 
 def training_samples(
-    recipe: Recipe, source: ImageSource, skip_unreadable: bool = False, teacher_targets: TeacherTargets | None = None
+    recipe: Recipe,
+    source: ImageSource,
+    skip_unreadable: bool = False,
+    teacher_targets: TeacherTargets | None = None,
+    cache: ImageCache | None = None,
 ) -> TrainSamples:
-    """Returns the training samples of a recipe; with ``teacher_targets``, batches carry cached teacher logits."""
+    """Returns the training samples of a recipe.
+
+    Args:
+        recipe: augmentation, mixing, normalization and seed.
+        source: the training images.
+        skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
+        teacher_targets: cached teacher logits that batches carry; None without.
+        cache: decoded images; None decodes every image anew.
+    """
     transform = TrainTransform(recipe.augmentation, *recipe.image_hw, *recipe.processor().rgb_statistics)
-    return TrainSamples(source, transform, recipe.mixing, recipe.seed, recipe.smoothing, skip_unreadable, teacher_targets)
+    return TrainSamples(
+        source, transform, recipe.mixing, recipe.seed, recipe.smoothing, skip_unreadable, teacher_targets, cache
+    )
 
 
 def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:

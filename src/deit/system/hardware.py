@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+UNKNOWN_MEMORY = 2**62
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -27,6 +28,27 @@ def cpu_flags() -> frozenset[str]:
 def has_bf16() -> bool:
     """Returns whether the CPU has instructions for bf16 matrix products."""
     return bool(BF16_FLAGS & cpu_flags())
+
+
+def available_memory() -> int:
+    """Returns the bytes of memory that programs may still allocate, in this container if it is limited; 2**62 if unknown."""
+    return min(_meminfo("MemAvailable"), _container_memory())
+
+
+def _meminfo(field: str) -> int:
+    try:
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows[field].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return UNKNOWN_MEMORY
+
+
+def _container_memory() -> int:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        return max(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()), 0)
+    except (OSError, ValueError):  # no such files, or "max"
+        return UNKNOWN_MEMORY
 
 
 def _cpu_info(field: str) -> str:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
 from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.loading import check_teacher, limit_views, load_teacher
+from deit.distillation.loading import check_teacher, limit_views, load_teacher, with_reduction_of_teacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserError, WorkError
+from deit.recipes.image_caching import add_image_cache
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
@@ -65,6 +67,8 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     skip_unreadable: bool = False,
+    cache: CacheMode = "auto",
+    cache_limit: float = DEFAULT_LIMIT,
     started: float | None = None,
 ) -> TrainResult:
     """Trains a classifier, evaluates it, and writes the report.
@@ -85,6 +89,9 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: worker processes of the data loader; None chooses by the number of cores.
         skip_unreadable: leave out unreadable images and count them.
+        cache: keep decoded images on ``disk``, for other runs, too, or in ``memory``; ``off``; ``auto``, where decoding takes a
+            third of the time of a sample or more, and there is space. A resumed run keeps making its samples as before.
+        cache_limit: gigabytes of decoded images that are kept at most.
         started: when the time of ``minutes`` began, by :func:`time.monotonic`; None is the time of the call.
 
     Raises:
@@ -92,7 +99,10 @@ def train(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic() if started is None else started
-    request = _request(data, recipe, settings, out, resume, skip_unreadable, init, teacher, teacher_weights, teacher_classes)
+    cached = CacheRequest(cache, cache_limit)
+    request = _request(
+        data, recipe, settings, out, resume, skip_unreadable, cached, init, teacher, teacher_weights, teacher_classes
+    )
     if request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
@@ -112,6 +122,8 @@ def pretrain(
     device: str = "auto",
     workers: int | None = None,
     skip_unreadable: bool = False,
+    cache: CacheMode = "auto",
+    cache_limit: float = DEFAULT_LIMIT,
 ) -> PretrainResult:
     """Pretrains with masked image modeling, without labels. Pass the result as ``init`` to :func:`train`.
 
@@ -125,13 +137,15 @@ def pretrain(
         device: as in :func:`train`.
         workers: as in :func:`train`.
         skip_unreadable: as in :func:`train`.
+        cache: as in :func:`train`.
+        cache_limit: as in :func:`train`.
 
     Raises:
         UserError: the data, recipe or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic()
-    request = _request(data, recipe, settings, out, resume, skip_unreadable, init)
+    request = _request(data, recipe, settings, out, resume, skip_unreadable, CacheRequest(cache, cache_limit), init)
     if not request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
@@ -193,6 +207,7 @@ def _prepare(
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)
 
     resolved, data_notes = resolve_recipe(recipe, readable)
+    readable, settings, cache_notes = add_image_cache(readable, resolved, with_reduction_of_teacher(settings))
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
     checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
@@ -221,6 +236,7 @@ def _prepare(
     notes = [
         *readable.all_notes,
         *data_notes,
+        *cache_notes,
         *sized.notes,
         *built.notes,
         *view_notes,
@@ -259,18 +275,21 @@ def _request(
     out: str | Path | None,
     resume: str | Path | None,
     skip_unreadable: bool,
+    cache: CacheRequest,
     init: str | Path | None,
     teacher: str | Path | None = None,
     teacher_weights: str | Path | None = None,
     teacher_classes: Matching = "name",
 ) -> _Request:
     """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
+    cache.check()
     if resume is not None:
         if any(value is not None for value in (out, init, teacher, teacher_weights)):
             raise UserError("A resumed run keeps its own recipe, teacher and directory", "pass none of them to resume it")
         resumed_recipe, resumed_settings = read_run(Path(resume), data)
         length = requested_length(resumed_recipe, changes or {}, Path(resume))
-        resumed_settings = replace(resumed_settings, skip_unreadable=resumed_settings.skip_unreadable or skip_unreadable)
+        skip_unreadable = resumed_settings.skip_unreadable or skip_unreadable
+        resumed_settings = replace(resumed_settings, skip_unreadable=skip_unreadable, cache=cache.mode, cache_limit=cache.limit)
         return _Request(Path(resume), resumed_recipe, resumed_settings, length)
     if data is None:
         raise UserError("There is no data to train on", "pass a folder of images, or a name from `deit data list`")
@@ -282,5 +301,7 @@ def _request(
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
         teacher_classes=teacher_classes,
         skip_unreadable=skip_unreadable,
+        cache=cache.mode,
+        cache_limit=cache.limit,
     )
     return _Request(new_run_directory(out, settings.data, requested.name), requested, settings)

@@ -118,12 +118,13 @@ def teacher_seconds(teacher: DistillationTeacher, device: torch.device) -> float
 def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> Generator[tuple[_Timing, Batch]]:
     """Trains on the first micro-batches, which are drawn from the whole data set, and yields how long each took.
 
+    Where decoded images are kept, all samples are made of a few that are: decoding the others once is not measured.
     Batches are made while the model trains, as in training, since both compete for the cores.
     """
     recipe, device = context.recipe, trainer.device
     optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)
     plans = [plan for step in view_steps(recipe, len(trainer.samples.source.labels), 0) for plan in step]
-    loader = Loader(trainer.samples, trainer.workers)
+    loader = Loader(trainer.samples.for_measuring(), trainer.workers)
     try:
         start = time.perf_counter()
         for batch in loader.run(list(islice(cycle(plans), MAX_BATCHES))):

@@ -77,8 +77,8 @@ def build_trainer(
         optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer, precision),
         state=TrainState(data=record.fingerprint),
         context=StepContext(recipe, precision, teacher, features),
-        samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets),
-        validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable),
+        samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets, splits.train_cache),
+        validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable, splits.validation_cache),
         files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
     )

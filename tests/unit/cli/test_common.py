@@ -20,6 +20,7 @@ from deit.cli.common import (
     with_run_options,
 )
 from deit.cli.output import Output
+from deit.data.cache_request import DEFAULT_LIMIT
 from deit.errors import UserError
 from tests.unit.evaluation.test_metrics import evaluation
 
@@ -71,7 +72,14 @@ def test_run_options_are_added_to_a_command() -> None:
     assert code == 0
     assert (seen["data"], seen["arch"]) == ("photos", "resnet18")
     assert seen["options"] == RunOptions(epochs=3, assignments=["a=1", "b=2"])
-    assert seen["options"].run_arguments() == {"init": None, "device": "auto", "workers": None, "skip_unreadable": False}
+    assert seen["options"].run_arguments() == {
+        "init": None,
+        "device": "auto",
+        "workers": None,
+        "skip_unreadable": False,
+        "cache": "auto",
+        "cache_limit": DEFAULT_LIMIT,
+    }
 
 
 def test_run_options_can_be_excluded() -> None:

@@ -20,7 +20,7 @@ from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training.run import train, train_on
 from deit.training.state import FEATURES_NAME
-from tests.helpers import memory_splits, randomized, tiny_deit
+from tests.helpers import memory_splits, pattern, randomized, tiny_deit
 
 
 def test_run_writes_evaluation_report_and_cards(tmp_path: Path) -> None:
@@ -39,6 +39,30 @@ def test_run_writes_evaluation_report_and_cards(tmp_path: Path) -> None:
     assert f"{result.evaluation.main.top1:.2%}" in card
     again = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
     assert again.evaluation.heads == result.evaluation.heads
+
+
+def test_cache_is_recorded_and_kept_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "cache"))
+    for index in range(8):
+        path = tmp_path / "data" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pattern(100, 80, index).resize((300, 240)).save(path)
+    recipe = get_recipe("deit").tiny().replace(epochs=1, batch_size=6)
+    for name, cache in (("cached", "auto"), ("not cached", "off")):
+        directory, is_cached = tmp_path / name, cache == "auto"
+        train(tmp_path / "data", recipe, out=directory, workers=0, device="cpu", cache=cache)  # type: ignore[arg-type]
+        written = json.loads((directory / "run.json").read_text())
+        assert (written["cache"], written["reduced_images"]) == ("disk" if is_cached else "off", is_cached)
+        if is_cached:
+            assert len(list((tmp_path / "cache" / "images").iterdir())) == 8  # for training and validation
+        train(resume=directory, settings={"epochs": "2"}, workers=0, device="cpu", cache="off" if is_cached else "disk")
+        written = json.loads((directory / "run.json").read_text())
+        assert (written["cache"], written["reduced_images"]) == ("off" if is_cached else "disk", is_cached)
+
+
+def test_invalid_cache_is_found_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pass a larger --cache-limit, or --cache off"):
+        train("no such folder", out=tmp_path, cache_limit=-1)
 
 
 def test_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:

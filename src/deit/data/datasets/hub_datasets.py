@@ -20,7 +20,7 @@ from deit.data.split_names import Split, split_of
 from deit.data.splits import DatasetSplits
 from deit.errors import CheckpointError, DataError, ImageError, MissingExtraError
 from deit.images.conversion import ValueRange
-from deit.images.decoding import check_header, open_image
+from deit.images.decoding import EncodedImage, check_header, open_image
 from deit.system.files import read_json
 
 PREFIX = "hf:"
@@ -55,6 +55,9 @@ class TableSource:
 
     def load(self, index: int) -> Image.Image:
         return open_image(self.content(index), self.name(index), self.value_range)
+
+    def open(self, index: int) -> EncodedImage:
+        return EncodedImage(self.content(index), self.name(index), self.value_range)
 
     def check(self, index: int) -> None:
         check_header(self.content(index), self.name(index))

@@ -23,6 +23,7 @@ from deit.data.transforms.crops import (
     padded_crop,
     random_resized_crop_box,
     simple_random_crop,
+    smallest_crop,
 )
 from deit.data.transforms.randaugment import Color, RandAugment, apply_operations, draw_operations
 from deit.images.crops import IMAGENET_MEAN, IMAGENET_STD
@@ -114,16 +115,31 @@ class TrainTransform:
         """Returns how many times smaller an image may be decoded for these crops: 1, 2, 4 or 8."""
         return crop_reduction(boxes, *self.size)
 
-    def write(self, pixels: np.ndarray, box: Box, rng: np.random.Generator, values: np.ndarray) -> None:
+    def smallest_scale(self, width: int, height: int) -> float:
+        """Returns the pixels of an image per pixel of the output and side, for the smallest crop that :meth:`box` can draw."""
+        smallest: tuple[float, float] = (width, height)
+        if self.crop == "resized":
+            smallest = smallest_crop(width, height, self.settings.scale, self.settings.ratio)
+        return min(smallest[0] / self.size[1], smallest[1] / self.size[0])
+
+    def write(
+        self,
+        pixels: np.ndarray,
+        box: Box,
+        rng: np.random.Generator,
+        values: np.ndarray,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         """Makes a sample from a decoded image.
 
         Args:
             pixels: (H, W, 3) uint8.
-            box: what :meth:`box` drew with ``rng``.
+            box: what :meth:`box` drew with ``rng``, in these pixels.
             rng: generator of the sample.
             values: output, (3, height, width) float32.
+            size: (height, width) of the image at full size; by default, that of ``pixels``.
         """
-        planes = self._crop(pixels, box, rng)
+        planes = self._crop(pixels, box, rng, size)
         if rng.random() < self.settings.flip:
             planes = planes[:, :, ::-1]
         planes = self._change_colors(planes, rng)
@@ -133,11 +149,12 @@ class TrainTransform:
         if rng.random() < self.settings.erasing:
             erase(values, rng)
 
-    def _crop(self, pixels: np.ndarray, box: Box, rng: np.random.Generator) -> np.ndarray:
+    def _crop(self, pixels: np.ndarray, box: Box, rng: np.random.Generator, size: tuple[int, int] | None) -> np.ndarray:
         if self.crop == "resized":
             return crop_and_resize(pixels, box, *self.size)
-        crop = padded_crop if self.crop == "padded" else simple_random_crop
-        return crop(pixels, *self.size, rng)
+        return (
+            padded_crop(pixels, *self.size, rng) if self.crop == "padded" else simple_random_crop(pixels, *self.size, rng, size)
+        )
 
     def _change_colors(self, planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Applies 3-Augment, RandAugment or color jitter to (3, height, width) uint8."""

@@ -35,11 +35,23 @@ def random_resized_crop_box(
             left = int(rng.integers(width - crop_width + 1))
             top = int(rng.integers(height - crop_height + 1))
             return left, top, left + crop_width, top + crop_height
-    aspect_ratio = min(max(width / height, ratio[0]), ratio[1])
-    crop_width, crop_height = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
-    crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
+    crop_width, crop_height = _largest_crop(width, height, ratio)
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
+
+
+def _largest_crop(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """Returns width and height of the largest crop of an allowed aspect ratio."""
+    aspect_ratio = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
+    return max(crop_width, 1), max(crop_height, 1)
+
+
+def smallest_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[float, float]:
+    """Returns the width and the height, in pixels, that no random resized crop falls below by more than half a pixel."""
+    area = width * height * scale[0]
+    largest_width, largest_height = _largest_crop(width, height, ratio)
+    return min(math.sqrt(area * ratio[0]), largest_width), min(math.sqrt(area / ratio[1]), largest_height)
 
 
 def crop_reduction(boxes: Iterable[Box], height: int, width: int) -> int:
@@ -48,8 +60,13 @@ def crop_reduction(boxes: Iterable[Box], height: int, width: int) -> int:
     Crops of photos differ from those of full-size decoding by 0.4 to 0.9 of 255 levels on average, and by 2 in the worst crop
     (tests/parity/test_reduction.py); JPEG compression of quality 90 costs two to three.
     """
-    scale = min(min((right - left) / width, (bottom - top) / height) for left, top, right, bottom in boxes)
-    return largest_reduction(scale)
+    return largest_reduction(min(crop_scale(box, height, width) for box in boxes))
+
+
+def crop_scale(box: Box, height: int, width: int) -> float:
+    """Returns the pixels of a box per pixel of its crop and side, the smaller of both sides."""
+    left, top, right, bottom = box
+    return min((right - left) / width, (bottom - top) / height)
 
 
 def reduced_box(box: Box, factor: int) -> Box:
@@ -81,18 +98,28 @@ def padded_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Gene
     return padded[:, top : top + height, left : left + width]
 
 
-def simple_random_crop(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def simple_random_crop(
+    pixels: np.ndarray, height: int, width: int, rng: np.random.Generator, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Simple random crop of DeiT III (section 3.2): (H, W, 3) -> (3, height, width) uint8.
 
     The image is resized to cover the output size with its aspect ratio kept, padded by reflection of 4 pixels, and cropped at a
     uniformly random position.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        height: of the crop, in pixels.
+        width: of the crop, in pixels.
+        rng: generator of the sample.
+        size: (height, width) of an image of which ``pixels`` is a reduced version, so that the same crop is drawn from it.
     """
     rows, columns = pixels.shape[:2]
+    full_rows, full_columns = size or (rows, columns)
     # Integer arithmetic, as torchvision computes the longer side.
-    if columns * height <= rows * width:
-        new_rows, new_columns = max(height, rows * width // columns), width
+    if full_columns * height <= full_rows * width:
+        new_rows, new_columns = max(height, full_rows * width // full_columns), width
     else:
-        new_rows, new_columns = height, max(width, columns * height // rows)
+        new_rows, new_columns = height, max(width, full_columns * height // full_rows)
     top = int(rng.integers(new_rows + 2 * PADDING - height + 1)) - PADDING
     left = int(rng.integers(new_columns + 2 * PADDING - width + 1)) - PADDING
     rows_needed, columns_needed = _reflected_indices(top, height, new_rows), _reflected_indices(left, width, new_columns)
