@@ -46,7 +46,6 @@ from deit.system.malloc import retained_memory
 from deit.training.loop import Trainer
 from deit.training.model_building import build_model
 from deit.training.optimization import set_learning_rate, trainable_modules
-from deit.training.patch_dropout import kept_patches, patch_dropout
 from deit.training.trainer_building import build_trainer
 
 NOW, BEFORE = "this commit", "before"
@@ -131,11 +130,9 @@ def timed_step(trainer: Trainer, batch: Batch, step: int, parts: Parts) -> None:
         with parts.time("teacher"):
             taught = context.teacher.targets(batch, features=True)
         with parts.time("student, forward"):
-            rate = patch_dropout(recipe.model, step / PART_STEPS)
-            kept = kept_patches(rate, 64, recipe.seed, 0, step, batch.samples[:, 2])
-            output = model(batch.pixel_values, output_hidden_states=True, kept_patches=kept)
+            output = model(batch.pixel_values, output_hidden_states=True)
         with parts.time("feature loss, forward"):
-            feature_loss = context.features(output.hidden_states, taught.feature_maps, kept)
+            feature_loss = context.features(output.hidden_states, taught.feature_maps)
     with parts.time("backward"):
         heads = output.heads
         terms = loss_terms(recipe.distillation, heads["class"], batch.targets, heads["distillation"], taught.targets)

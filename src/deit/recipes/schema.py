@@ -24,6 +24,7 @@ TINY_VARIANTS = ("deit-tiny-patch16-224", "deit-tiny-distilled-patch16-224")  # 
 IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 
 Side = Annotated[int, Field(ge=8, le=2048)]
+MIN_HALVED = 16  # pixels per side that training at half the size needs
 MAX_EPOCHS = 20_000  # the log has up to 800 bytes per epoch, and is read up to 16 MiB
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Steps = Annotated[int, Field(ge=1, le=10**12)]
@@ -119,13 +120,22 @@ class ConvNet(Section):
     Attributes:
         architecture: timm's model name.
         image_size: input size in pixels, one side or (height, width); None chooses it from the data and the available time.
+        half_size_until: fraction of training on images of half the height and width, which are several times faster.
         arguments: additional arguments of ``timm.create_model``.
     """
 
     kind: Literal["convnet"] = "convnet"
     architecture: str = "regnety_004"
     image_size: Side | tuple[Side, Side] | None = None
+    half_size_until: Annotated[float, Field(ge=0, lt=1)] = 0.0
     arguments: dict[str, bool | int | float | str | list[int]] = {}
+
+    @model_validator(mode="after")
+    def _check_half_size(self) -> Self:
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or MIN_HALVED,)
+        if self.half_size_until and min(sides) < MIN_HALVED:
+            raise ValueError(f"images of less than {MIN_HALVED} pixels cannot be halved; set model.half_size_until=0")
+        return self
 
 
 class Masking(Section):
@@ -367,6 +377,8 @@ class Recipe(Section):
             content |= {name: content[name] if name in settings else default for name, default in LENGTH.items()}
         if "model.architecture" in settings and "model.arguments" not in settings:
             content["model"]["arguments"] = {}  # the recipe's arguments are for its own architecture
+            if "model.half_size_until" not in settings and isinstance(self.model, ConvNet):
+                content["model"]["half_size_until"] = 0.0  # another one may not take smaller images
         return Recipe(**content)
 
     def tiny(self) -> Recipe:

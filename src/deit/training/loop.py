@@ -38,7 +38,6 @@ from deit.system.signals import check_stop, stop_on_signals
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
-from deit.training.patch_dropout import patch_dropout
 from deit.training.state import TrainState, save_checkpoint
 from deit.training.step import TOTAL, StepContext, train_step
 from deit.training.time_limit import StepBudget
@@ -128,12 +127,6 @@ class Trainer:
         position, epochs = self.progress(epoch, step)
         return learning_rate(recipe.optimizer, recipe.peak_lr, epochs, position)
 
-    def patch_dropout(self, epoch: int, step: int) -> float:
-        """Returns the fraction of the patches that a step leaves out."""
-        model = self.context.recipe.model
-        position, epochs = self.progress(epoch, step)
-        return patch_dropout(model, position / epochs) if isinstance(model, Transformer) else 0.0
-
     def fit(self) -> None:
         """Trains from the current state to the recipe's last step.
 
@@ -183,8 +176,9 @@ class Trainer:
             start = time.perf_counter()
             micro_batches = [next(batches) for _ in plans]
             lr = self.learning_rate(epoch, step)
-            dropout = self.patch_dropout(epoch, step)
-            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr, dropout))
+            position, length = self.progress(epoch, step)
+            share = position / length
+            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr, share))
             if not math.isfinite(losses[TOTAL]):
                 self._check_teacher(micro_batches)
                 problem = f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"
@@ -196,16 +190,16 @@ class Trainer:
             seconds = time.perf_counter() - start
             state.seconds += seconds
             if self.budget is not None:
-                self._correct_steps(self.budget, seconds, progress)
+                self._correct_steps(self.budget, seconds, share, progress)
             epochs = self.context.recipe.epochs
             progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
             check_stop()
 
-    def _correct_steps(self, budget: StepBudget, seconds: float, progress: Progress) -> None:
+    def _correct_steps(self, budget: StepBudget, seconds: float, share: float, progress: Progress) -> None:
         """Changes the number of steps if the run would miss its time, and writes the recipe before the next step."""
-        budget.add_step(seconds)
+        budget.add_step(seconds, share)
         finished, total = self.state.steps_taken, self.total_steps
-        corrected = budget.correction(finished, total) if finished < total else None
+        corrected = budget.correction(finished, total, share) if finished < total else None
         if corrected is None:
             return
         recipe = correct_steps(self.context.recipe, finished, corrected, self.steps_per_epoch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError
 from deit.models.losses import binary_cross_entropy, loss_terms, soft_target_cross_entropy, total_loss
-from deit.recipes.schema import Recipe, Transformer
+from deit.recipes.schema import ConvNet, Recipe, Transformer
 from deit.system.devices import Precision, autocast
+from deit.training.first_phase import first_phase, half_size, kept_patches
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
-from deit.training.patch_dropout import kept_patches
 
 TOTAL = "loss"  # key of the total among the losses of a step
 
@@ -49,7 +49,7 @@ def train_step(
     epoch: int,
     step: int,
     lr: float,
-    patch_dropout: float = 0.0,
+    progress: float = 1.0,
 ) -> dict[str, Tensor]:
     """Accumulates the gradients of all micro-batches and updates the weights. A loss that is not finite updates nothing.
 
@@ -61,7 +61,7 @@ def train_step(
         epoch: counted from 0.
         step: within the epoch, counted from 0.
         lr: learning rate of this step.
-        patch_dropout: fraction of the patches that this step leaves out.
+        progress: fraction of the training that precedes the step, which decides its phase (:mod:`deit.training.first_phase`).
 
     Raises:
         DataError: all batches are empty, because all of their images are unreadable and skipped.
@@ -78,7 +78,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         share = len(batch.labels) / total_images
-        losses = batch_losses(model, batch, context, epoch, step, patch_dropout)
+        losses = batch_losses(model, batch, context, epoch, step, progress)
         (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             means[name] = means.get(name, 0.0) + loss.detach() * share
@@ -93,15 +93,18 @@ def train_step(
 
 
 def batch_losses(
-    model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int, patch_dropout: float = 0.0
+    model: nn.Module, batch: Batch, context: StepContext, epoch: int, step: int, progress: float = 1.0
 ) -> dict[str, Tensor]:
     """Computes the training losses of one micro-batch, with their graphs: the total ``loss`` and its unweighted terms."""
     device = next(model.parameters()).device
     recipe = context.recipe
     if recipe.masked:
         return {TOTAL: _reconstruction_loss(model, batch, context, epoch, device)}
-    draws = _draws(model, batch, recipe, epoch, step, patch_dropout)
+    is_first_phase = progress < first_phase(recipe.model)
+    draws = _draws(model, batch, recipe, epoch, step, is_first_phase)
     batch = batch.to(device)
+    if is_first_phase and isinstance(recipe.model, ConvNet):
+        batch = replace(batch, pixel_values=half_size(batch.pixel_values))
     feature_loss = None
     with autocast(device, context.precision):
         draws = {name: draw.to(device) for name, draw in draws.items()}
@@ -126,13 +129,14 @@ def batch_losses(
     return {TOTAL: total_loss(recipe.distillation, terms), **terms}
 
 
-def _draws(model: nn.Module, batch: Batch, recipe: Recipe, epoch: int, step: int, patch_dropout: float) -> dict[str, Tensor]:
+def _draws(model: nn.Module, batch: Batch, recipe: Recipe, epoch: int, step: int, is_first_phase: bool) -> dict[str, Tensor]:
     """Draws stochastic depth and patch dropout, as arguments of a transformer; none where they are off."""
     if not isinstance(recipe.model, Transformer):
         return {}
     config: ViTConfig = model.config  # type: ignore[assignment]  # a compiled model forwards the attribute
     positions = batch.samples[:, 2]
     drop_path = 0.0 if recipe.model.eval_mode else recipe.model.drop_path
+    patch_dropout = recipe.model.patch_dropout if is_first_phase else 0.0
     draws = {
         "residual_scale": residual_scale(drop_path, config.num_hidden_layers, recipe.seed, epoch, step, positions),
         "kept_patches": kept_patches(patch_dropout, math.prod(config.grid), recipe.seed, epoch, step, positions),

@@ -21,6 +21,7 @@ from deit.recipes.samples import view_steps
 from deit.system.devices import autocast
 from deit.system.hardware import cores
 from deit.system.malloc import retained_memory
+from deit.training.first_phase import first_phase, mean_cost
 from deit.training.loop import Trainer
 from deit.training.optimization import make_optimizer, trainable_modules
 from deit.training.step import TOTAL, StepContext, batch_losses
@@ -38,28 +39,32 @@ class Costs:
     """Measured durations.
 
     Attributes:
-        sample: seconds per training sample: loading, forward, backward, and its share of the optimizer step.
+        sample: seconds per training sample of the last phase: loading, forward, backward, and its share of the optimizer step.
         evaluation: seconds per image of an evaluation.
         loading: the part of ``evaluation`` that does not depend on the model.
+        first_phase: duration of a sample of the first phase, relative to ``sample``.
     """
 
     sample: float
     evaluation: float
     loading: float
+    first_phase: float = 1.0
 
     def per_sample(self, trainer: Trainer) -> float:
-        """Returns the seconds per training sample, with its share of the evaluation after an epoch."""
+        """Returns the mean seconds per training sample, with its share of the evaluation after an epoch."""
         images = len(trainer.validation.source.labels) / len(trainer.samples.source.labels)
-        return self.sample + self.evaluation * images
+        share = first_phase(trainer.context.recipe.model)
+        return self.sample * mean_cost(share, self.first_phase) + self.evaluation * images
 
 
 @dataclass(frozen=True)
 class _Timing:
-    """Seconds of a micro-batch, and how many images it has."""
+    """Seconds of a micro-batch, how many images it has, and whether its step was one of the first phase."""
 
     images: int
     waiting: float
     step: float
+    is_first_phase: bool = False
 
     @property
     def seconds(self) -> float:
@@ -89,14 +94,15 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
         if not timings:
             raise DataError("No image of the first batches is readable", "`deit data check` lists the unreadable files")
         forward = _forward_seconds(model, pixels, context, trainer.device) / len(pixels)
-    sample = sum(row.seconds for row in _steady(timings)) / sum(row.images for row in _steady(timings))
+    sample, faster = (_seconds_per_image(_steady(timings), is_first_phase) for is_first_phase in (False, True))
     loading = _loading_seconds(trainer, seconds)
     if trainer.device.type == "cpu":
         loading /= cores()
-        return Costs(sample, forward + loading, loading)
+        return Costs(sample, forward + loading, loading, faster / sample)
     # Batches that were prefetched hide the time of the loader.
     loading /= default_workers() if trainer.workers is None else max(trainer.workers, 1)
-    return Costs(max(sample, loading), max(forward, loading), loading)
+    slowest = max(sample, loading)
+    return Costs(slowest, max(forward, loading), loading, max(faster, loading) / slowest)
 
 
 def teacher_seconds(teacher: DistillationTeacher, device: torch.device) -> float:
@@ -119,6 +125,7 @@ def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> 
     """Trains on the first micro-batches, which are drawn from the whole data set, and yields how long each took.
 
     Where decoded images are kept, all samples are made of a few that are: decoding the others once is not measured.
+    Every second one takes a step of the first phase, if there is one.
     Batches are made while the model trains, as in training, since both compete for the cores.
     """
     recipe, device = context.recipe, trainer.device
@@ -127,20 +134,29 @@ def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> 
     loader = Loader(trainer.samples.for_measuring(), trainer.workers)
     try:
         start = time.perf_counter()
-        for batch in loader.run(list(islice(cycle(plans), MAX_BATCHES))):
+        for index, batch in enumerate(loader.run(list(islice(cycle(plans), MAX_BATCHES)))):
+            is_first_phase = index % 2 == 1 and first_phase(recipe.model) > 0
             loaded = time.perf_counter()
             if not len(batch.labels):
                 continue
-            batch_losses(model, batch, context, 0, 0)[TOTAL].backward()  # type: ignore[no-untyped-call]
+            losses = batch_losses(model, batch, context, 0, 0, progress=0.0 if is_first_phase else 1.0)
+            losses[TOTAL].backward()  # type: ignore[no-untyped-call]
             backward_end = time.perf_counter()
             optimizer.step()
             _synchronize(device)
             end = time.perf_counter()
             steps = min(len(batch.labels) / recipe.batch_size, 1)  # optimizer steps per micro-batch
-            yield _Timing(len(batch.labels), loaded - start, backward_end - loaded + (end - backward_end) * steps), batch
+            duration = backward_end - loaded + (end - backward_end) * steps
+            yield _Timing(len(batch.labels), loaded - start, duration, is_first_phase), batch
             start = time.perf_counter()
     finally:
         loader.close()
+
+
+def _seconds_per_image(timings: Sequence[_Timing], is_first_phase: bool) -> float:
+    """Returns the seconds per image in one phase, or in both if it was not measured."""
+    rows = [timing for timing in timings if timing.is_first_phase == is_first_phase] or timings
+    return sum(row.seconds for row in rows) / sum(row.images for row in rows)
 
 
 def _steady(timings: Sequence[_Timing]) -> Sequence[_Timing]:

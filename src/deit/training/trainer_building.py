@@ -26,6 +26,7 @@ from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_precision
 from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, LOG_NAME, RECORD_NAME, json_text, write_bytes
 from deit.system.progress import duration, plural, print_status
+from deit.training.first_phase import first_phase
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
 from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
@@ -201,7 +202,15 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         elif teacher is not None:  # loading it twice may take longer than this guess is wrong
             final += images * costs.evaluation
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
-    return StepBudget(limit, trainer.steps_per_epoch, costs.sample * images_per_step, evaluation, final / evaluation)
+    return StepBudget(
+        limit,
+        trainer.steps_per_epoch,
+        costs.sample * images_per_step,
+        evaluation,
+        final / evaluation,
+        first_phase=first_phase(trainer.context.recipe.model),
+        first_phase_cost=costs.first_phase,
+    )
 
 
 def fit_to_time(trainer: Trainer, budget: StepBudget) -> str:
@@ -211,7 +220,7 @@ def fit_to_time(trainer: Trainer, budget: StepBudget) -> str:
     recipe = plan_steps(trainer.context.recipe, steps, trainer.steps_per_epoch)
     trainer.context = replace(trainer.context, recipe=recipe)
     trainer.budget = budget
-    images_per_second = trainer.images_per_epoch / trainer.steps_per_epoch / budget.step_seconds
+    images_per_second = trainer.images_per_epoch / trainer.steps_per_epoch / budget.mean_step_seconds()
     return (
         f"{plural(trainer.total_steps, 'step')} ({trainer.total_steps / trainer.steps_per_epoch:,.1f} epochs) in "
         f"{limit.seconds / 60:g} min, at a measured {images_per_second:,.0f} images/s: {duration(max(now, 0))} are left, "

@@ -15,8 +15,9 @@ from deit.models.losses import binary_cross_entropy, soft_target_cross_entropy
 from deit.models.modeling import ViTForImageClassification, new_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.schema import Recipe, Transformer
+from deit.training.first_phase import half_size, kept_patches
+from deit.training.model_building import build_model
 from deit.training.optimization import make_optimizer
-from deit.training.patch_dropout import kept_patches
 from deit.training.step import TOTAL, StepContext, batch_losses, train_step
 from tests.helpers import MemorySource, backward, randomized, tiny_vit
 
@@ -130,13 +131,26 @@ def test_eval_mode_disables_stochastic_depth() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_patch_dropout_drops_the_drawn_patches() -> None:
-    recipe = get_recipe("deit").tiny().replace(model={"drop_path": 0.0})
+def test_first_phase_drops_the_drawn_patches() -> None:
+    recipe = get_recipe("deit").tiny().replace(model={"drop_path": 0.0, "patch_dropout": 0.5, "patch_dropout_until": 0.6})
     batch, model = _batches(recipe, 32)[0], _student(recipe)
     kept = kept_patches(0.5, 16, recipe.seed, 3, 1, batch.samples[:, 2])
-    expected = soft_target_cross_entropy(model(batch.pixel_values, kept_patches=kept).logits, batch.targets)
-    assert torch.equal(batch_losses(model, batch, _context(recipe), 3, 1, patch_dropout=0.5)[TOTAL], expected)
-    assert not torch.equal(batch_losses(model, batch, _context(recipe), 3, 1)[TOTAL], expected)
+    reduced = soft_target_cross_entropy(model(batch.pixel_values, kept_patches=kept).logits, batch.targets)
+    whole = soft_target_cross_entropy(model(batch.pixel_values).logits, batch.targets)
+    losses = [batch_losses(model, batch, _context(recipe), 3, 1, progress)[TOTAL] for progress in (0, 0.59, 0.6, 1)]
+    assert all(torch.equal(loss, expected) for loss, expected in zip(losses, (reduced, reduced, whole, whole), strict=True))
+    assert torch.equal(batch_losses(model, batch, _context(recipe), 3, 1)[TOTAL], whole)
+
+
+def test_first_phase_of_a_convnet_has_half_of_the_size() -> None:
+    recipe = get_recipe("convnet").tiny().replace(model={"image_size": 32, "half_size_until": 0.5})
+    batch, model = _batches(recipe, 32)[0], build_model(recipe, CLASSES).model.train()
+    expected = [
+        soft_target_cross_entropy(model(pixels).logits, batch.targets).item()
+        for pixels in (half_size(batch.pixel_values), batch.pixel_values)
+    ]
+    losses = [batch_losses(model, batch, _context(recipe), 0, 0, progress)[TOTAL].item() for progress in (0.49, 0.5)]
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_label_loss_follows_the_recipe() -> None:

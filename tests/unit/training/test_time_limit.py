@@ -37,14 +37,20 @@ class Clock:
         return self.now
 
 
-def simulated_run(clock: Clock, budget: StepBudget, pace: Callable[[float], float], evaluation: float) -> tuple[int, list[int]]:
-    """Trains on a machine where a step at a time takes ``pace`` seconds. Returns the steps and the corrections."""
-    total, corrections = budget.total_steps(), []
+def simulated_run(
+    clock: Clock, budget: StepBudget, pace: Callable[[float], float], evaluation: float, first_phase: float = 1.0
+) -> tuple[int, list[int]]:
+    """Trains on a machine where a step at a time takes ``pace`` seconds. Returns the steps and the corrections.
+
+    Steps of the first phase take ``first_phase`` times that.
+    """
+    total, corrections, progress = budget.total_steps(), [], 0.0
     for step in range(1, 1_000_000):
-        seconds = pace(clock.now)
+        seconds = pace(clock.now) * (first_phase if progress < budget.first_phase else 1.0)
         clock.now += seconds
-        budget.add_step(seconds)
-        corrected = budget.correction(step, total) if step < total else None
+        budget.add_step(seconds, progress)
+        corrected = budget.correction(step, total, progress) if step < total else None
+        progress += (1 - progress) / (total - step + 1)
         if corrected is not None:
             corrections.append(total := corrected)
         if step % budget.steps_per_epoch == 0 or step == total:
@@ -65,6 +71,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def budget_of(step: float, evaluation: float = 5.0, steps_per_epoch: int = 88) -> StepBudget:
     return StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), steps_per_epoch, step, evaluation, final_evaluations=2.0)
+
+
+@pytest.mark.parametrize("cost", [0.3, 0.45, 0.6])
+@pytest.mark.parametrize("steps_per_epoch", [88, 100_000])
+def test_time_is_kept_with_a_cheaper_first_phase(clock: Clock, steps_per_epoch: int, cost: float) -> None:
+    budget = budget_of(0.1, steps_per_epoch=steps_per_epoch)
+    budget.first_phase, budget.first_phase_cost = 0.5, 0.45
+    steps, _ = simulated_run(clock, budget, lambda _: 0.12, 5.0, first_phase=cost)
+    assert 0.95 * SEVEN_MINUTES < clock.now < 1.03 * SEVEN_MINUTES
+    assert steps > 0.85 * SEVEN_MINUTES / (0.12 * (0.5 + 0.5 * cost) + 5 / steps_per_epoch)
 
 
 @pytest.mark.parametrize("steps_per_epoch", [88, 750, 100_000])
@@ -135,7 +151,7 @@ def corrected_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plan = iter([15, 11])
     monkeypatch.setattr(run, "measure_costs", lambda *_: Costs(sample=0.1, evaluation=0.1, loading=0.1))
     monkeypatch.setattr(StepBudget, "total_steps", lambda *_: 13)
-    monkeypatch.setattr(StepBudget, "correction", lambda _, finished, __: next(plan) if finished in (4, 8) else None)
+    monkeypatch.setattr(StepBudget, "correction", lambda _, finished, *__: next(plan) if finished in (4, 8) else None)
     recipe = get_recipe("small-data").tiny().replace(minutes=1)
     train_on(memory_splits(100), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0)
     return tmp_path / "run"

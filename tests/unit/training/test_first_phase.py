@@ -1,4 +1,4 @@
-"""Patch dropout: which patches are kept, and when."""
+"""The first phase of training: which patches are kept, images of half the size, and what its steps cost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from deit.recipes.schema import Transformer
-from deit.training.patch_dropout import kept_patches, patch_dropout
+from deit.recipes.schema import ConvNet, Transformer
+from deit.training.first_phase import first_phase, half_size, kept_patches, mean_cost
+from tests.helpers import noise
 
 POSITIONS = torch.arange(200)
 
@@ -41,8 +42,22 @@ def test_draws_depend_on_the_step_and_the_position_in_the_global_batch() -> None
         assert not torch.equal(other, whole)
 
 
-def test_last_part_of_training_keeps_all_patches() -> None:
-    model = Transformer(patch_dropout=0.4, patch_dropout_until=0.75)
-    assert [patch_dropout(model, progress) for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0, 0]
-    assert patch_dropout(Transformer(), 0) == 0
+def test_recipes_decide_how_long_the_first_phase_is() -> None:
+    assert first_phase(Transformer(patch_dropout=0.4, patch_dropout_until=0.75)) == 0.75
+    assert first_phase(ConvNet(half_size_until=0.3)) == 0.3
+    assert first_phase(Transformer()) == first_phase(ConvNet()) == 0
     assert kept_patches(0.0, 16, 0, 0, 0, POSITIONS) is None
+
+
+def test_half_size_averages_two_by_two_pixels() -> None:
+    pixels = noise(2, 3, 6, 9)
+    halved = half_size(pixels)
+    assert halved.shape == (2, 3, 3, 4)
+    torch.testing.assert_close(halved[1, 2, 1, 3], pixels[1, 2, 2:4, 6:8].mean())
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 0.4, 0.7])
+def test_mean_cost_is_that_of_the_remaining_steps(progress: float) -> None:
+    steps = torch.linspace(progress, 1, 10_001)[:-1]
+    expected = torch.where(steps < 0.4, 0.25, 1.0).mean().item()
+    assert mean_cost(0.4, 0.25, progress) == pytest.approx(expected, abs=1e-3)
