@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deit.data.loader import Batch, Loader, default_workers
+from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples, default_workers
 from deit.data.sampler import BatchPlan
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError
@@ -30,7 +30,7 @@ MEASURED_SECONDS = 2.0  # that the measured batches take together
 LONGEST = 3  # times that, a measurement may take with the batches that are not measured
 MAX_BATCHES = 64
 WAITED = 0.1  # share of a batch's time; a longer wait shows that no batches are left that were made ahead of time
-EVALUATED_IMAGES = 8
+MEASURED_IMAGES = 8  # to measure loading
 TEACHER_BATCH = 4
 
 
@@ -40,15 +40,19 @@ class Costs:
 
     Attributes:
         sample: seconds per training sample of the last phase: loading, forward, backward, and its share of the optimizer step.
-        evaluation: seconds per image of an evaluation.
-        loading: the part of ``evaluation`` that does not depend on the model.
+        evaluation: seconds per image of an evaluation after an epoch.
+        loading: seconds to load an image for the final evaluation, where no image is kept.
         first_phase: duration of a sample of the first phase, relative to ``sample``.
+        decoding: additional seconds per image of the first pass over the images, where decoded images are kept.
+        not_kept: additional seconds per image of the final evaluation, where images are kept for the others.
     """
 
     sample: float
     evaluation: float
     loading: float
     first_phase: float = 1.0
+    decoding: float = 0.0
+    not_kept: float = 0.0
 
     def per_sample(self, trainer: Trainer) -> float:
         """Returns the mean seconds per training sample, with its share of the evaluation after an epoch."""
@@ -95,14 +99,22 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
             raise DataError("No image of the first batches is readable", "`deit data check` lists the unreadable files")
         forward = _forward_seconds(model, pixels, context, trainer.device) / len(pixels)
     sample, faster = (_seconds_per_image(_steady(timings), is_first_phase) for is_first_phase in (False, True))
-    loading = _loading_seconds(trainer, seconds)
+    loading, kept_loading = _loading_seconds(trainer, seconds)
+    decoding = _decoding_seconds(trainer, seconds)
     if trainer.device.type == "cpu":
-        loading /= cores()
-        return Costs(sample, forward + loading, loading, faster / sample)
-    # Batches that were prefetched hide the time of the loader.
-    loading /= default_workers() if trainer.workers is None else max(trainer.workers, 1)
-    slowest = max(sample, loading)
-    return Costs(slowest, max(forward, loading), loading, max(faster, loading) / slowest)
+        parallel, evaluation = cores(), forward + kept_loading / cores()
+    else:  # batches that were prefetched hide the time of the loader
+        parallel = default_workers() if trainer.workers is None else max(trainer.workers, 1)
+        evaluation = max(forward, kept_loading / parallel)
+        sample, faster = (max(value, loading / parallel) for value in (sample, faster))
+    return Costs(
+        sample,
+        evaluation,
+        loading / parallel,
+        faster / sample,
+        decoding / parallel,
+        max(loading - kept_loading, 0.0) / parallel,
+    )
 
 
 def teacher_seconds(teacher: DistillationTeacher, device: torch.device) -> float:
@@ -179,17 +191,41 @@ def _forward_seconds(model: nn.Module, pixels: torch.Tensor, context: StepContex
     return time.perf_counter() - start
 
 
-def _loading_seconds(trainer: Trainer, seconds: float) -> float:
-    """Measures the time that one worker needs per image of an evaluation, on images from the whole validation split."""
-    count = len(trainer.validation.source.labels)
-    indices = np.unique(np.linspace(0, count - 1, min(EVALUATED_IMAGES, count)).astype(np.int64))
-    start, loaded = time.perf_counter(), 0
-    for index in np.random.default_rng(0).permutation(indices):
-        trainer.validation.batch(BatchPlan(0, 0, np.asarray([[index, 0, 0]])))
-        loaded += 1
+def _loading_seconds(trainer: Trainer, seconds: float) -> tuple[float, float]:
+    """Measures the time that one worker needs per image of an evaluation, without a cache and with that of the trainer."""
+    samples = trainer.validation
+    plans = _single_images(samples)
+    loading = _seconds_per_plan(replace(samples, cache=None), plans, seconds)
+    if samples.cache is None:
+        return loading, loading
+    _seconds_per_plan(samples, plans, seconds)  # keeps them
+    return loading, _seconds_per_plan(samples, plans, seconds)
+
+
+def _decoding_seconds(trainer: Trainer, seconds: float) -> float:
+    """Measures how much longer one worker needs for an image of the first pass than for a kept one; 0 if none are kept."""
+    samples, plans = trainer.samples, _single_images(trainer.samples)
+    if samples.cache is None:
+        return 0.0
+    return max(_seconds_per_plan(samples, plans, seconds) - _seconds_per_plan(samples, plans, seconds), 0.0)
+
+
+def _single_images(samples: TrainSamples | EvaluationSamples) -> list[BatchPlan]:
+    """Returns batches of one image each, from the whole data set in random order."""
+    count = len(samples.source.labels)
+    indices = np.unique(np.linspace(0, count - 1, min(MEASURED_IMAGES, count)).astype(np.int64))
+    return [BatchPlan(0, 0, np.asarray([[index, 0, 0]])) for index in np.random.default_rng(0).permutation(indices)]
+
+
+def _seconds_per_plan(samples: TrainSamples | EvaluationSamples, plans: Sequence[BatchPlan], seconds: float) -> float:
+    """Returns the mean duration of the first batches, at least one, within a time."""
+    start, made = time.perf_counter(), 0
+    for plan in plans:
+        samples.batch(plan)
+        made += 1
         if time.perf_counter() - start > seconds:
             break
-    return (time.perf_counter() - start) / loaded
+    return (time.perf_counter() - start) / made
 
 
 def _synchronize(device: torch.device) -> None:

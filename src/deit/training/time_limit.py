@@ -63,6 +63,7 @@ class StepBudget:
     _steps: int = 0
     _cost: float = 0.0  # of these steps, in steps of the last phase
     _seconds: float = 0.0
+    _has_evaluated: bool = False
     _evaluations: list[float] = field(default_factory=list)
     _training: float | None = None  # seconds that were left for training at the first step
 
@@ -100,7 +101,10 @@ class StepBudget:
             self._cost += self.first_phase_cost if progress < self.first_phase else 1.0
 
     def add_evaluation(self, seconds: float) -> None:
-        """Records the duration of the evaluation after an epoch."""
+        """Records the duration of the evaluation after an epoch; not of the first pass over the images, which is longer."""
+        if self.first_pass and not self._has_evaluated:
+            self._has_evaluated = True
+            return
         self._evaluations.append(seconds)
         self.epoch_seconds = sum(self._evaluations) / len(self._evaluations)
 

@@ -196,18 +196,25 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
     final = 0.0
     if not trainer.context.recipe.masked:
         teacher, images = trainer.context.teacher, len(splits.held_out[1].labels)
-        final = images * costs.evaluation
+        final = images * (costs.evaluation + costs.not_kept)
         if teacher is not None and teacher.sample_targets is None:
             final += images * (costs.loading + teacher_seconds(teacher, trainer.device))
         elif teacher is not None:  # loading it twice may take longer than this guess is wrong
-            final += images * costs.evaluation
+            final += images * (costs.evaluation + costs.not_kept)
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
+    step_seconds = costs.sample * images_per_step
+    repeats = trainer.context.recipe.augmentation.repeats
+    first_pass = 0 if trainer.samples.cache is None else trainer.steps_per_epoch * repeats
+    # Images that are decoded per step of the first pass, with its share of the validation images.
+    decoded = images_per_step / repeats + len(trainer.validation.source.labels) / max(first_pass, 1)
     return StepBudget(
         limit,
         trainer.steps_per_epoch,
-        costs.sample * images_per_step,
+        step_seconds,
         evaluation,
         final / evaluation,
+        first_pass,
+        step_seconds + costs.decoding * decoded,
         first_phase=first_phase(trainer.context.recipe.model),
         first_phase_cost=costs.first_phase,
     )

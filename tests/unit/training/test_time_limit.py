@@ -73,6 +73,13 @@ def budget_of(step: float, evaluation: float = 5.0, steps_per_epoch: int = 88) -
     return StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), steps_per_epoch, step, evaluation, final_evaluations=2.0)
 
 
+def test_evaluation_of_the_first_pass_does_not_count_for_the_others() -> None:
+    budget = StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), 88, 0.1, 5.0, 2.0, first_pass=88, first_pass_seconds=0.4)
+    for seconds, expected in ((60.0, 5.0), (7.0, 7.0), (5.0, 6.0)):
+        budget.add_evaluation(seconds)
+        assert budget.epoch_seconds == expected
+
+
 @pytest.mark.parametrize("cost", [0.3, 0.45, 0.6])
 @pytest.mark.parametrize("steps_per_epoch", [88, 100_000])
 def test_time_is_kept_with_a_cheaper_first_phase(clock: Clock, steps_per_epoch: int, cost: float) -> None:
