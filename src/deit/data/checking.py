@@ -20,7 +20,11 @@ from deit.data.value_range import find_value_range, range_notes, splits_with_val
 from deit.errors import DataError, ImageError, ImageTooLargeError
 from deit.images.decoding import has_more_frames
 from deit.images.listing import LeftOut, OtherKind, examples
+from deit.system.hardware import cores
 from deit.system.progress import Progress
+from deit.system.threads import ordered_map
+
+IMAGES_PER_TASK = 16
 
 
 @dataclass(frozen=True)
@@ -214,13 +218,16 @@ def check_images(source: ImageSource, decode: bool) -> dict[int, ImageError]:
             return error
         return None
 
-    errors = {}
-    with Progress("Checking images", len(source.labels)) as progress, ThreadPoolExecutor() as pool:
-        for index, error in enumerate(pool.map(find_error, range(len(source.labels)))):
-            if error is not None:
-                errors[index] = error
-            progress.advance(1)
-    return errors
+    def find_some(start: int) -> list[ImageError | None]:
+        return [find_error(index) for index in range(start, min(start + IMAGES_PER_TASK, total))]
+
+    total = len(source.labels)
+    found: list[ImageError | None] = []
+    with Progress("Checking images", total) as progress:
+        for block in ordered_map(find_some, range(0, total, IMAGES_PER_TASK), cores()):
+            found += block
+            progress.advance(len(block))
+    return {index: error for index, error in enumerate(found) if error is not None}
 
 
 def without_unreadable(splits: Splits, skip: bool) -> tuple[Splits, int]:
