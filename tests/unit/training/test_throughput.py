@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from deit.errors import DataError
-from deit.training.throughput import Costs, _steady, _Timing, measure_costs
+from deit.system.hardware import cores
+from deit.training import throughput
+from deit.training.throughput import Costs, _seconds_per_image, _steady, _Timing, measure_costs
 from tests.helpers import MemorySource
 from tests.unit.training.trainers import tiny_trainer
 
@@ -34,6 +38,35 @@ def test_unreadable_images_are_an_error(tmp_path: Path) -> None:
 
 def test_evaluation_between_epochs_is_shared_by_the_samples(tmp_path: Path) -> None:
     assert Costs(sample=2.0, evaluation=16.0, loading=1.0).per_sample(tiny_trainer(tmp_path)) == 2.0 + 16.0 * 9 / 48
+
+
+def test_first_phase_counts_for_its_share_of_the_samples(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    recipe = trainer.context.recipe.replace(model={"patch_dropout": 0.5, "patch_dropout_until": 0.75})
+    trainer.context = replace(trainer.context, recipe=recipe)
+    assert Costs(sample=2.0, evaluation=0.0, loading=0.0, first_phase=0.5).per_sample(trainer) == 2.0 * (0.75 * 0.5 + 0.25)
+    assert measure_costs(trainer, 0.01).first_phase > 0
+    timings = [_Timing(32, 0.5, 1.5), _Timing(32, 0.0, 0.8, is_first_phase=True), _Timing(16, 0.0, 1.0)]
+    assert [_seconds_per_image(timings, is_first_phase) for is_first_phase in (False, True)] == [3 / 48, 0.8 / 32]
+    assert _seconds_per_image(timings[:1], is_first_phase=True) == 2 / 32
+
+
+def test_images_that_are_not_kept_yet_take_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer(tmp_path)
+    measured: list[Any] = []
+    durations = iter([0.4, 0.5, 0.1, 0.9, 0.3])  # a validation image not kept, being kept, kept; a training image likewise
+
+    def scripted(samples: Any, *_: Any) -> float:
+        measured.append(samples)
+        return next(durations)
+
+    monkeypatch.setattr(throughput, "_seconds_per_plan", scripted)
+    cache: Any = SimpleNamespace(reduces=False, store=None, pixels=lambda _index, _settings, load: load())
+    trainer.samples, trainer.validation = replace(trainer.samples, cache=cache), replace(trainer.validation, cache=cache)
+    costs = measure_costs(trainer, 0.01)
+    assert [samples.cache is cache for samples in measured] == [False, True, True, True, True]
+    found = (costs.loading, costs.not_kept, costs.decoding)
+    assert found == pytest.approx((0.4 / cores(), 0.3 / cores(), 0.6 / cores()))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_steps_are_planned_for_the_time(tmp_path: Path) -> None:
     expected = (0.98 * 60 - 0.9 - REPORT_SECONDS) / (32 * 0.01 + 9 * 0.1)
     assert trainer.total_steps == recipe.steps == recipe.epochs == pytest.approx(expected, abs=1)
     assert "epochs) in 1 min, at a measured 100 images/s" in note
+
+
+def test_first_pass_decodes_every_image(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    costs = Costs(sample=0.01, evaluation=0.1, loading=0.3, decoding=0.2, not_kept=0.2)
+    assert step_budget(trainer, memory_splits(48), costs, TimeLimit(60, 0.0)).first_pass == 0
+    trainer.samples = replace(trainer.samples, cache=object())  # type: ignore[arg-type]
+    budget = step_budget(trainer, memory_splits(48), costs, TimeLimit(60, 0.0))
+    assert budget.first_pass == trainer.steps_per_epoch == 1
+    assert budget.first_pass_seconds == pytest.approx(32 * 0.01 + 0.2 * (32 + 9))  # 32 training and 9 validation images
+    assert budget.final_evaluations == pytest.approx((0.1 + 0.2) / 0.1)
 
 
 def splits_of(train: range, validation: range) -> Splits:
