@@ -40,7 +40,6 @@ def _photos(root: Path, *counts: int) -> Path:
         (("train", "good", "--teacher", "no_such_net"), "did you mean"),
         (("train", "good", "--device", "cuda:77"), "no device"),
         (("train", "good", "--cache", "disk", "--cache-limit", "0"), "pass a larger --cache-limit, or --cache off"),
-        (("pretrain", "good", "--cache", "ram"), "'ram' is not one of"),
         (("train", "--resume", "good"), "not a run directory"),
         (("train", "good", "--out", "good"), "exists already"),
         (("teacher", "train", "good", "--arch", "resnet5O"), "did you mean resnet50"),

@@ -206,6 +206,8 @@ def test_image_counts_of_the_named_data_sets() -> None:
     assert {name: sum(row.images.values()) for name, row in NAMED_DATASETS.items()} == {
         "cifar10": 60_000,
         "cifar100": 60_000,
+        "mnist": 70_000,
+        "fashion-mnist": 70_000,
         "flowers102": 8_189,
         "stanford-cars": 16_185,
         "inaturalist-2018": 461_939,
