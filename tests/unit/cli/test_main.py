@@ -21,7 +21,7 @@ from deit.system.signals import Terminated
 
 RUN_OPTIONS = (
     "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --max-pixels"
+    "--skip-unreadable --cache --cache-limit --max-pixels"
 )
 OUTPUT = "--json --csv --tsv"
 COMMANDS = {
@@ -37,7 +37,8 @@ COMMANDS = {
     "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json --csv --tsv",
     "teacher train": f"--arch {RUN_OPTIONS} {OUTPUT}",
     "teacher cache": "--teacher --out --views --top-k --teacher-weights --teacher-classes --model --init --recipe --image-size "
-    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --max-pixels --json --csv --tsv",
+    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --cache --cache-limit --max-pixels "
+    "--json --csv --tsv",
     "data list": "--json --csv --tsv",
     "data check": "--max-pixels --json --csv --tsv",
     "recipe list": "--json --csv --tsv",
