@@ -8,7 +8,14 @@ from typer.testing import CliRunner
 
 from deit.cli.main import app
 
-SHARED: dict[str, Any] = {"init": None, "device": "auto", "workers": None, "skip_unreadable": False}
+SHARED: dict[str, Any] = {
+    "init": None,
+    "device": "auto",
+    "workers": None,
+    "skip_unreadable": False,
+    "cache": "auto",
+    "cache_limit": 50.0,
+}
 
 
 def output(*arguments: object) -> str:
