@@ -443,8 +443,9 @@ class PreTrainedClassifier(PreTrainedModel):
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             labels: if given, the output has a loss; see :func:`deit.models.losses.labels_loss`, which also receives the
                 configuration's ``problem_type``.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
-                kept_patches: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
+            kept_patches: see :meth:`ViTModel.forward`.
 
         Example:
             >>> plain = DeiTForImageClassification(config)
@@ -539,8 +540,9 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
                 ``distillation_type``. Without: the mean of both heads' losses, with labels as in
                 :meth:`DeiTForImageClassification.forward`.
             teacher_logits: (B, K), the teacher's logits for the same images.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
-                kept_patches: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
+            kept_patches: see :meth:`ViTModel.forward`.
 
         Raises:
             UserError: labels or teacher logits of another shape, or teacher logits without labels.
@@ -626,8 +628,8 @@ class PreTrainedMaskedImageModel(PreTrainedModel):
         Args:
             pixel_values: (B, C, height, width), normalized, of any floating-point dtype.
             bool_masked_pos: (B, P), true for masked patches; if given, the output has a loss.
-            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale,
-                kept_patches: see :meth:`ViTModel.forward`.
+            interpolate_pos_encoding, head_mask, output_attentions, output_hidden_states, return_dict, residual_scale: see
+                :meth:`ViTModel.forward`.
 
         Raises:
             UserError: images of another size or number of channels, or a mask of another shape.

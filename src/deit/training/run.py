@@ -92,7 +92,7 @@ def train(
         cache: keep decoded images on ``disk``, for other runs, too, or in ``memory``; ``off``; ``auto``, where decoding takes a
             third of the time of a sample or more, and there is space. A resumed run keeps making its samples as before.
         cache_limit: gigabytes of decoded images that are kept at most.
-        started: when the time of ``minutes`` began, by :func:`time.monotonic`; None is the time of the call.
+        started: when the time of ``minutes`` began, by ``time.monotonic()``; None is the time of the call.
 
     Raises:
         UserError: the data, recipe, teacher or directory do not fit; raised before the first step.
@@ -169,7 +169,7 @@ def train_on(
     """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any.
 
     ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`. The time of ``minutes``
-    began when :func:`time.monotonic` was ``started``; None is now.
+    began when ``time.monotonic()`` was ``started``; None is now.
     """
     trainer, readable, teacher, settings = _prepare(splits, recipe, settings, directory, device, workers, length, started)
     with stop_on_signals() as stop:

@@ -22,7 +22,7 @@ class TimeLimit:
 
     Attributes:
         seconds: how long the command may take.
-        started: when it started, by :func:`time.monotonic`.
+        started: when it started, by ``time.monotonic()``.
     """
 
     seconds: float
