@@ -19,7 +19,6 @@ from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError
 from deit.recipes.samples import view_steps
 from deit.system.devices import autocast
-from deit.system.hardware import cores
 from deit.system.malloc import retained_memory
 from deit.training.first_phase import first_phase, mean_cost
 from deit.training.loop import Trainer
@@ -101,10 +100,10 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
     sample, faster = (_seconds_per_image(_steady(timings), is_first_phase) for is_first_phase in (False, True))
     loading, kept_loading = _loading_seconds(trainer, seconds)
     decoding = _decoding_seconds(trainer, seconds)
+    parallel = max(default_workers() if trainer.workers is None else trainer.workers, 1)  # processes that load
     if trainer.device.type == "cpu":
-        parallel, evaluation = cores(), forward + kept_loading / cores()
+        evaluation = forward + kept_loading / parallel
     else:  # batches that were prefetched hide the time of the loader
-        parallel = default_workers() if trainer.workers is None else max(trainer.workers, 1)
         evaluation = max(forward, kept_loading / parallel)
         sample, faster = (max(value, loading / parallel) for value in (sample, faster))
     return Costs(
@@ -211,10 +210,10 @@ def _decoding_seconds(trainer: Trainer, seconds: float) -> float:
 
 
 def _single_images(samples: TrainSamples | EvaluationSamples) -> list[BatchPlan]:
-    """Returns batches of one image each, from the whole data set in random order."""
+    """Returns batches of one image each. Each call draws other images: those of a call before may be kept by now."""
     count = len(samples.source.labels)
-    indices = np.unique(np.linspace(0, count - 1, min(MEASURED_IMAGES, count)).astype(np.int64))
-    return [BatchPlan(0, 0, np.asarray([[index, 0, 0]])) for index in np.random.default_rng(0).permutation(indices)]
+    indices = np.random.default_rng().choice(count, min(MEASURED_IMAGES, count), replace=False)
+    return [BatchPlan(0, 0, np.asarray([[index, 0, 0]])) for index in indices]
 
 
 def _seconds_per_plan(samples: TrainSamples | EvaluationSamples, plans: Sequence[BatchPlan], seconds: float) -> float:
