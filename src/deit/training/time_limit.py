@@ -45,6 +45,7 @@ class StepBudget:
         final_evaluations: work of the final evaluation, of model and teacher, in evaluations after an epoch.
         first_pass: steps of the first pass over the images, where a cache of decoded images is filled; 0 without one.
         first_pass_seconds: duration of such a step; they are not taken for the pace of later ones.
+        first_evaluation_seconds: how much longer the first evaluation takes, where it fills a cache.
         first_phase: fraction of training that the first phase takes (:mod:`deit.training.first_phase`).
         first_phase_cost: duration of its steps, relative to those of the last phase.
     """
@@ -56,6 +57,7 @@ class StepBudget:
     final_evaluations: float
     first_pass: int = 0
     first_pass_seconds: float = 0.0
+    first_evaluation_seconds: float = 0.0
     first_phase: float = 0.0
     first_phase_cost: float = 1.0
     _checks: int = 0
@@ -80,6 +82,8 @@ class StepBudget:
             progress: fraction of the schedule that they cover.
         """
         seconds = self.limit.remaining() - self.finishing_seconds
+        if not self._has_evaluated:
+            seconds -= self.first_evaluation_seconds
         step_seconds = self.mean_step_seconds(progress)
         slower = max(self.first_pass - finished, 0)
         extra = slower * (self.first_pass_seconds - step_seconds)
@@ -102,8 +106,8 @@ class StepBudget:
 
     def add_evaluation(self, seconds: float) -> None:
         """Records the duration of the evaluation after an epoch; not of the first pass over the images, which is longer."""
-        if self.first_pass and not self._has_evaluated:
-            self._has_evaluated = True
+        is_first, self._has_evaluated = not self._has_evaluated, True
+        if self.first_pass and is_first:
             return
         self._evaluations.append(seconds)
         self.epoch_seconds = sum(self._evaluations) / len(self._evaluations)

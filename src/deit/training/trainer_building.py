@@ -205,8 +205,6 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
     step_seconds = costs.sample * images_per_step
     repeats = trainer.context.recipe.augmentation.repeats
     first_pass = 0 if trainer.samples.cache is None else trainer.steps_per_epoch * repeats
-    # Images that are decoded per step of the first pass, with its share of the validation images.
-    decoded = images_per_step / repeats + len(trainer.validation.source.labels) / max(first_pass, 1)
     return StepBudget(
         limit,
         trainer.steps_per_epoch,
@@ -214,7 +212,8 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         evaluation,
         final / evaluation,
         first_pass,
-        step_seconds + costs.decoding * decoded,
+        first_pass_seconds=step_seconds + costs.decoding * images_per_step / repeats,
+        first_evaluation_seconds=costs.not_kept * len(trainer.validation.source.labels),
         first_phase=first_phase(trainer.context.recipe.model),
         first_phase_cost=costs.first_phase,
     )

@@ -73,6 +73,16 @@ def budget_of(step: float, evaluation: float = 5.0, steps_per_epoch: int = 88) -
     return StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), steps_per_epoch, step, evaluation, final_evaluations=2.0)
 
 
+def test_first_evaluation_is_planned_for_until_it_is_done(clock: Clock) -> None:
+    budget = budget_of(0.1)
+    steps = budget.total_steps()
+    budget.first_evaluation_seconds = 100.0
+    assert budget.total_steps() < steps - 500
+    budget.add_evaluation(5.0)
+    assert budget.total_steps() == steps
+    assert clock.now == 0
+
+
 def test_evaluation_of_the_first_pass_does_not_count_for_the_others() -> None:
     budget = StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), 88, 0.1, 5.0, 2.0, first_pass=88, first_pass_seconds=0.4)
     for seconds, expected in ((60.0, 5.0), (7.0, 7.0), (5.0, 6.0)):

@@ -84,7 +84,8 @@ def test_first_pass_decodes_every_image(tmp_path: Path) -> None:
     trainer.samples = replace(trainer.samples, cache=object())  # type: ignore[arg-type]
     budget = step_budget(trainer, memory_splits(48), costs, TimeLimit(60, 0.0))
     assert budget.first_pass == trainer.steps_per_epoch == 1
-    assert budget.first_pass_seconds == pytest.approx(32 * 0.01 + 0.2 * (32 + 9))  # 32 training and 9 validation images
+    assert budget.first_pass_seconds == pytest.approx(32 * 0.01 + 0.2 * 32)
+    assert budget.first_evaluation_seconds == pytest.approx(0.2 * 9)
     assert budget.final_evaluations == pytest.approx((0.1 + 0.2) / 0.1)
 
 
