@@ -19,6 +19,7 @@ from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError
 from deit.recipes.samples import view_steps
 from deit.system.devices import autocast
+from deit.system.hardware import cores
 from deit.system.malloc import retained_memory
 from deit.training.first_phase import first_phase, mean_cost
 from deit.training.loop import Trainer
@@ -100,10 +101,11 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
     sample, faster = (_seconds_per_image(_steady(timings), is_first_phase) for is_first_phase in (False, True))
     loading, kept_loading = _loading_seconds(trainer, seconds)
     decoding = _decoding_seconds(trainer, seconds)
-    parallel = max(default_workers() if trainer.workers is None else trainer.workers, 1)  # processes that load
     if trainer.device.type == "cpu":
+        parallel = cores()
         evaluation = forward + kept_loading / parallel
     else:  # batches that were prefetched hide the time of the loader
+        parallel = max(default_workers() if trainer.workers is None else trainer.workers, 1)
         evaluation = max(forward, kept_loading / parallel)
         sample, faster = (max(value, loading / parallel) for value in (sample, faster))
     return Costs(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deit.errors import DataError
+from deit.system.hardware import cores
 from deit.training import throughput
 from deit.training.throughput import Costs, _seconds_per_image, _steady, _Timing, measure_costs
 from tests.helpers import MemorySource
@@ -61,11 +62,12 @@ def test_images_that_are_not_kept_yet_take_longer(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(throughput, "_seconds_per_plan", scripted)
     cache: Any = SimpleNamespace(reduces=False, store=None, pixels=lambda _index, _settings, load: load())
-    trainer.workers = 2
     trainer.samples, trainer.validation = replace(trainer.samples, cache=cache), replace(trainer.validation, cache=cache)
     costs = measure_costs(trainer, 0.01)
     assert [samples.cache is cache for samples in measured] == [False, True, True, True, True]
-    assert (costs.loading, costs.not_kept, costs.decoding) == pytest.approx((0.4 / 2, 0.3 / 2, 0.6 / 2))  # by two workers
+    assert costs.loading == pytest.approx(0.4 / cores())
+    assert costs.not_kept == pytest.approx(0.3 / cores())
+    assert costs.decoding == pytest.approx(0.6 / cores())
 
 
 @pytest.mark.parametrize(
