@@ -86,8 +86,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(updated, shaped, alpha=-group["lr"] * RMS * columns**0.5)
 
     def _update_others(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        for parameter in parameters:  # the fused kernel wants its counters on the device
-            self.state[parameter].setdefault("step", torch.zeros((), device=parameter.device))
+        for parameter in parameters:
+            if "step" not in self.state[parameter]:  # the fused kernel wants its counters on the device
+                self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
         beta1, beta2 = group["betas"]
         adamw(
             parameters,
@@ -108,10 +109,10 @@ class Muon(torch.optim.Optimizer):
 
     def _states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
         """Returns the moments of this name, zero at first."""
-        return [
-            self.state[parameter].setdefault(name, torch.zeros_like(parameter, memory_format=torch.preserve_format))
-            for parameter in parameters
-        ]
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return [self.state[parameter][name] for parameter in parameters]
 
 
 def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
