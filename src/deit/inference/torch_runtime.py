@@ -21,6 +21,7 @@ from deit.inference.inference_model import InferenceModel, use_matmul_attention
 from deit.inference.runtimes import GPU_BATCH_SIZE, TORCH_BATCH_SIZE, PerformanceHint, RuntimeName
 from deit.models.auto import load_classifier
 from deit.system.devices import choose_device
+from deit.system.torch_threads import torch_thread_pool
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -88,7 +89,7 @@ class TorchRuntime:
         with self._lock:
             if self._threads is None:
                 self._threads = (
-                    ThreadPoolExecutor(1, "deit-torch") if self.concurrency == 1 else _single_threads(self.concurrency)
+                    ThreadPoolExecutor(1, "deit-torch") if self.concurrency == 1 else torch_thread_pool(self.concurrency)
                 )
             return self._threads
 
@@ -103,23 +104,6 @@ class TorchRuntime:
             outputs = torch.stack(self._forward(batch.to(self._device, non_blocking=True)))  # (heads, B, K)
             logits = outputs[:, :count].float().cpu().numpy()
         return dict(zip(self.heads, logits, strict=True))
-
-
-def _single_threads(count: int) -> ThreadPoolExecutor:
-    """Returns a pool of threads in which torch computes without further threads."""
-    default, started = torch.get_num_threads(), threading.Barrier(count + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # the first call in a thread applies the number that was set last in any thread
-        started.wait()
-
-    pool = ThreadPoolExecutor(count, "deit-torch")
-    for _ in range(count):
-        pool.submit(start)
-    started.wait()
-    torch.set_num_threads(default)  # for threads that are started later
-    return pool
 
 
 def load_torch_runtime(bundle: Bundle, device: str, compiled: bool, performance_hint: PerformanceHint) -> TorchRuntime:

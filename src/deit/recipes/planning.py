@@ -32,6 +32,8 @@ DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is g
 MIN_SAMPLES = 66_000
 FEW_IMAGES = 2_750
 GROWTH = 0.5
+MIN_MICRO_BATCH = 16  # images that batch norms and standardized feature maps need for their statistics
+MAX_MICRO_BATCH = 128  # images, which limits the memory that a step takes
 CONVNET_SHARE = 0.5  # share of that for a larger image size of a convolutional network, which learns faster
 
 Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, with its share of the evaluation between epochs
@@ -110,6 +112,19 @@ def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
         )
         recipe = recipe.replace(batch_size=images)
     return recipe, notes + scaling_notes(recipe, images)
+
+
+def choose_micro_batch_size(recipe: Recipe, parallel: int) -> Recipe:
+    """Divides batches evenly among micro-batches that are computed at the same time, unless the recipe fixes their size.
+
+    Args:
+        recipe: a recipe with its batch size.
+        parallel: number of micro-batches that the device computes at the same time: the cores of a CPU; 1 elsewhere.
+    """
+    if recipe.micro_batch_size is not None:
+        return recipe
+    share = max(math.ceil(recipe.batch_size / parallel), MIN_MICRO_BATCH)
+    return recipe.replace(micro_batch_size=min(share + share % 2, MAX_MICRO_BATCH))
 
 
 def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[str]]:

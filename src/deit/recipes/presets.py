@@ -20,7 +20,7 @@ def deit() -> Recipe:
     Hardware:  53 hours on 8 V100 GPUs for base (paper).
     Published: tiny 72.2, small 79.9, base 81.8 top-1 on ImageNet-1k.
     """
-    return Recipe(name="deit", model=Transformer(variant="deit-tiny-patch16-224"))
+    return Recipe(name="deit", micro_batch_size=128, model=Transformer(variant="deit-tiny-patch16-224"))
 
 
 def deit_distilled() -> Recipe:
@@ -217,7 +217,7 @@ def small_data() -> Recipe:
         images=5_000,
         epochs=100,
         batch_size=32,
-        micro_batch_size=64,
+        micro_batch_size=None,
         crop_ratio=1.0,
         mirror_test=True,
         model={"sizes": "data", "init": "local", "drop_path": 0.0},
@@ -296,7 +296,6 @@ def digits() -> Recipe:
         images=1_079,
         epochs=100,
         batch_size=32,
-        micro_batch_size=32,
         mirror_test=False,
         precision="fp32",
         crop_ratio=1.0,

@@ -41,4 +41,4 @@ def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:
         view: the view; :meth:`Recipe.view` maps an epoch to it.
     """
     steps = epoch_steps(count, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
-    return [micro_batches(step, recipe.micro_batch_size) for step in steps]
+    return [micro_batches(step, recipe.images_per_micro_batch) for step in steps]

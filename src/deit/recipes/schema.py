@@ -220,7 +220,8 @@ class Recipe(Section):
         views: V, the number of distinct epochs: epoch e repeats the random draws (order, augmentation, mixing) of epoch
             e mod V, which cached logits require. None draws every epoch afresh. Stochastic depth is not affected.
         batch_size: images per optimizer step, over all processes.
-        micro_batch_size: images per forward pass; an even number. Gradients are accumulated up to ``batch_size``.
+        micro_batch_size: images per forward pass; an even number. Gradients are accumulated up to ``batch_size``. None divides
+            a batch among the cores of a CPU (:func:`deit.recipes.planning.choose_micro_batch_size`).
         precision: of the matrix products: ``auto``, ``fp32`` or ``bf16``.
         mirror_test: test on the data whether horizontally flipped images still look like their class, and disable flips if
             not (:mod:`deit.data.mirror`).
@@ -251,7 +252,7 @@ class Recipe(Section):
     corrections: tuple[tuple[Steps, Steps], ...] = ()
     views: Count | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 128
+    micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mirror_test: bool = False
     loss: Literal["cross-entropy", "binary"] = "cross-entropy"
@@ -323,6 +324,11 @@ class Recipe(Section):
     def peak_lr(self) -> float:
         """Learning rate after the warm-up, scaled to the batch size."""
         return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch
+
+    @property
+    def images_per_micro_batch(self) -> int:
+        """Images per forward pass; those of a whole batch if it is not decided yet how batches are divided."""
+        return self.micro_batch_size or self.batch_size
 
     def view(self, epoch: int) -> int:
         """Returns the view of an epoch: the epoch whose random draws it uses."""

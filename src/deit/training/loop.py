@@ -261,7 +261,7 @@ class Trainer:
                 recipe.masking,
                 recipe.seed,
                 loader=loader,
-                batch_size=recipe.micro_batch_size,
+                batch_size=recipe.images_per_micro_batch,
                 precision=precision,
             )
             return {"loss": loss}

@@ -20,6 +20,7 @@ from deit.system.devices import Precision, autocast
 from deit.training.first_phase import first_phase, half_size, kept_patches
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
+from deit.training.parallel_batches import ParallelBatches, Replica
 
 TOTAL = "loss"  # key of the total among the losses of a step
 
@@ -33,12 +34,14 @@ class StepContext:
         precision: precision of the matrix products.
         teacher: the teacher; None if the recipe does not distill.
         features: trained along with the model if feature maps are distilled.
+        parallel: runs micro-batches at the same time; None runs them one after the other.
     """
 
     recipe: Recipe
     precision: Precision
     teacher: DistillationTeacher | None = None
     features: FeatureDistillation | None = None
+    parallel: ParallelBatches | None = None
 
 
 def train_step(
@@ -71,17 +74,10 @@ def train_step(
         (``label_loss``, ``distillation_loss``, ``feature_loss``).
     """
     batches = [batch for batch in batches if len(batch.labels)]
-    total_images = sum(len(batch.labels) for batch in batches)
-    if not total_images:
+    if not batches:
         raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
-    means: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        share = len(batch.labels) / total_images
-        losses = batch_losses(model, batch, context, epoch, step, progress)
-        (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
-        for name, loss in losses.items():
-            means[name] = means.get(name, 0.0) + loss.detach() * share
+    means = accumulate_gradients(model, batches, context, epoch, step, progress)
     if not torch.isfinite(means[TOTAL]):
         return means
     clip_norm = context.recipe.optimizer.clip_norm
@@ -90,6 +86,26 @@ def train_step(
     set_learning_rate(optimizer, lr)
     optimizer.step()
     return means
+
+
+def accumulate_gradients(
+    model: nn.Module, batches: Sequence[Batch], context: StepContext, epoch: int, step: int, progress: float = 1.0
+) -> dict[str, Tensor]:
+    """Adds the gradients of the mean loss of all micro-batches to those of the model. Returns the means of the losses."""
+    total_images = sum(len(batch.labels) for batch in batches)
+
+    def backward(replica: Replica, batch: Batch) -> dict[str, Tensor]:
+        module, features = replica
+        share = len(batch.labels) / total_images
+        losses = batch_losses(module, batch, replace(context, features=features), epoch, step, progress)
+        (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
+        return {name: loss.detach() * share for name, loss in losses.items()}
+
+    if context.parallel is None:
+        parts = [backward((model, context.features), batch) for batch in batches]
+    else:
+        parts = context.parallel.run(backward, batches)
+    return {name: torch.stack([losses[name] for losses in parts]).sum() for name in parts[0]}
 
 
 def batch_losses(

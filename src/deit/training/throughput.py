@@ -24,7 +24,8 @@ from deit.system.malloc import retained_memory
 from deit.training.first_phase import first_phase, mean_cost
 from deit.training.loop import Trainer
 from deit.training.optimization import make_optimizer, trainable_modules
-from deit.training.step import TOTAL, StepContext, batch_losses
+from deit.training.parallel_batches import parallel_batches
+from deit.training.step import StepContext, accumulate_gradients
 
 MEASURED_SECONDS = 2.0  # that the measured batches take together
 LONGEST = 3  # times that, a measurement may take with the batches that are not measured
@@ -85,8 +86,9 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
     Raises:
         DataError: no image is readable.
     """
-    model = copy.deepcopy(trainer.model).train()
-    context = replace(trainer.context, features=copy.deepcopy(trainer.context.features))
+    model, features = copy.deepcopy(trainer.model).train(), copy.deepcopy(trainer.context.features)
+    at_once = parallel_batches(trainer.context.recipe, trainer.device, model, features)
+    context = replace(trainer.context, features=features, parallel=at_once)
     timings: list[_Timing] = []
     with retained_memory(trainer.device), closing(_train_batches(trainer, model, context)) as batches:
         for timing, last_batch in batches:
@@ -139,7 +141,8 @@ def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> 
 
     Where decoded images are kept, all samples are made of a few that are: decoding the others once is not measured.
     Every second one takes a step of the first phase, if there is one.
-    Batches are made while the model trains, as in training, since both compete for the cores.
+    Batches are made while the model trains, as in training, since both compete for the cores. A micro-batch is timed alone,
+    unless those of a step run at the same time.
     """
     recipe, device = context.recipe, trainer.device
     optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)
@@ -147,20 +150,23 @@ def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> 
     loader = Loader(trainer.samples.for_measuring(), trainer.workers)
     try:
         start = time.perf_counter()
-        for index, batch in enumerate(loader.run(list(islice(cycle(plans), MAX_BATCHES)))):
+        at_once = 1 if context.parallel is None else context.parallel.count
+        loaded_batches = loader.run(list(islice(cycle(plans), MAX_BATCHES * at_once)))
+        for index in range(MAX_BATCHES):
             is_first_phase = index % 2 == 1 and first_phase(recipe.model) > 0
+            batches = [batch for batch in islice(loaded_batches, at_once) if len(batch.labels)]
             loaded = time.perf_counter()
-            if not len(batch.labels):
+            if not batches:
                 continue
-            losses = batch_losses(model, batch, context, 0, 0, progress=0.0 if is_first_phase else 1.0)
-            losses[TOTAL].backward()  # type: ignore[no-untyped-call]
+            accumulate_gradients(model, batches, context, 0, 0, progress=0.0 if is_first_phase else 1.0)
             backward_end = time.perf_counter()
             optimizer.step()
             _synchronize(device)
             end = time.perf_counter()
-            steps = min(len(batch.labels) / recipe.batch_size, 1)  # optimizer steps per micro-batch
+            images = sum(len(batch.labels) for batch in batches)
+            steps = min(images / recipe.batch_size, 1)  # optimizer steps
             duration = backward_end - loaded + (end - backward_end) * steps
-            yield _Timing(len(batch.labels), loaded - start, duration, is_first_phase), batch
+            yield _Timing(images, loaded - start, duration, is_first_phase), batches[-1]
             start = time.perf_counter()
     finally:
         loader.close()

@@ -30,6 +30,7 @@ from deit.training.first_phase import first_phase
 from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
 from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
+from deit.training.parallel_batches import parallel_batches
 from deit.training.state import TrainState, load_checkpoint, read_train_state
 from deit.training.step import StepContext
 from deit.training.throughput import MEASURED_SECONDS, Costs, measure_costs, teacher_seconds
@@ -77,7 +78,7 @@ def build_trainer(
         ema=ModelEma(model, recipe.ema) if recipe.ema.decay else None,
         optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer, precision),
         state=TrainState(data=record.fingerprint),
-        context=StepContext(recipe, precision, teacher, features),
+        context=StepContext(recipe, precision, teacher, features, parallel_batches(recipe, device, model, features)),
         samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets, splits.train_cache),
         validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable, splits.validation_cache),
         files={RECORD_NAME: json_text(asdict(record)).encode()},

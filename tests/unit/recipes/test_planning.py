@@ -16,6 +16,7 @@ from deit.recipes.planning import (
     MIN_SAMPLES,
     SHAPES,
     DatasetStats,
+    choose_micro_batch_size,
     dataset_stats,
     min_samples,
     needs_planning,
@@ -185,3 +186,16 @@ class Images:
 
 def test_side_is_the_median_of_the_shorter_sides() -> None:
     assert dataset_stats(Images([(100, 40), (50, 90), (2000, 1000)]), test_mirror=False) == DatasetStats(3, 50)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parallel", "expected"),
+    [(32, 1, 32), (32, 2, 16), (32, 8, 16), (64, 2, 32), (66, 2, 34), (256, 1, 128), (7, 2, 16), (1024, 2, 128)],
+)
+def test_batches_are_divided_among_the_cores(batch_size: int, parallel: int, expected: int) -> None:
+    recipe = get_recipe("small-data").replace(batch_size=batch_size)
+    assert choose_micro_batch_size(recipe, parallel).micro_batch_size == expected
+
+
+def test_micro_batch_size_of_a_recipe_is_kept() -> None:
+    assert choose_micro_batch_size(get_recipe("deit"), 2).micro_batch_size == 128

@@ -1,0 +1,106 @@
+"""Runs the micro-batches of a step at the same time on a CPU.
+
+The threads of one operation wait for each other at its end, hundreds of times per step, and one that shares its core with another
+program holds up all of them. Micro-batches are independent of each other: each has a thread of its own, and they wait once.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from deit.data.loader import Batch
+from deit.distillation.feature_distillation import FeatureDistillation
+from deit.recipes.schema import Recipe
+from deit.system.hardware import cores
+from deit.system.torch_threads import torch_thread_pool
+from deit.training.optimization import trainable_modules
+
+MAX_PIXELS = 128 * 224**2  # of all micro-batches together, which bounds their memory to that of one of ``deit``
+M = TypeVar("M", bound=nn.Module)
+Result = TypeVar("Result")
+Replica = tuple[nn.Module, FeatureDistillation | None]
+
+
+class ParallelBatches:
+    """Computes the gradients of several micro-batches at the same time.
+
+    Each micro-batch has a replica of the model: with the same weights in memory, but gradients and batch norm statistics of its
+    own. Afterwards, the gradients are added up in the order of the micro-batches, and the statistics are averaged. The result
+    does not depend on the number of cores.
+
+    Args:
+        model: the model.
+        features: trained along with it; None without feature distillation.
+        count: largest number of micro-batches, at least 2.
+    """
+
+    def __init__(self, model: nn.Module, features: FeatureDistillation | None, count: int) -> None:
+        self.count = count
+        self._replicas: list[Replica] = [(model, features)]
+        self._pool = torch_thread_pool(min(count, cores()), max(cores() // count, 1))
+
+    def run(self, backward: Callable[[Replica, Batch], Result], batches: Sequence[Batch]) -> list[Result]:
+        """Calls ``backward`` for each batch, which accumulates the gradients of the replica that it is given.
+
+        Returns:
+            The results in the order of the batches. The model has the gradients of all of them.
+        """
+        model, features = self._replicas[0]
+        for _ in range(self.count - len(self._replicas)):  # not before a checkpoint is restored
+            self._replicas.append((_replica(model), None if features is None else _replica(features)))
+        modules = [trainable_modules(*replica).train(model.training) for replica in self._replicas]
+        pending = [self._pool.submit(backward, *arguments) for arguments in zip(self._replicas, batches, strict=False)]
+        wait(pending)  # for all of them, also if one fails
+        results = [future.result() for future in pending]
+        _add_gradients(modules[: len(batches)])
+        _average_buffers(modules, len(batches))
+        return results
+
+
+def parallel_batches(
+    recipe: Recipe, device: torch.device, model: nn.Module, features: FeatureDistillation | None
+) -> ParallelBatches | None:
+    """Returns what runs the micro-batches of a recipe at the same time; None where they run one after the other.
+
+    That is on other devices than a CPU, and where they would take too much memory.
+    """
+    count = -(-recipe.batch_size // recipe.images_per_micro_batch)
+    if device.type != "cpu" or count < 2 or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
+        return None
+    return ParallelBatches(model, features, count)
+
+
+def _replica(module: M) -> M:
+    """Returns a copy whose parameters share the memory of the original ones, without gradients."""
+    replica = copy.deepcopy(module)
+    for copied, parameter in zip(replica.parameters(), module.parameters(), strict=True):
+        copied.data, copied.grad = parameter.data, None
+    return replica
+
+
+def _add_gradients(modules: Sequence[nn.Module]) -> None:
+    """Adds the gradients of all modules to those of the first, and removes them from the others."""
+    first = list(modules[0].parameters())
+    for module in modules[1:]:
+        pairs = [pair for pair in zip(first, module.parameters(), strict=True) if pair[1].grad is not None]
+        torch._foreach_add_([parameter.grad for parameter, _ in pairs], [copied.grad for _, copied in pairs])
+        module.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _average_buffers(modules: Sequence[nn.Module], count: int) -> None:
+    """Sets the buffers of all modules to the mean over the first ``count``; counters to the value of the first."""
+    for first, *others in zip(*(module.buffers() for module in modules), strict=True):
+        if first.is_floating_point():
+            for other in others[: count - 1]:
+                first += other
+            first /= count
+        for other in others:
+            other.copy_(first)
