@@ -32,7 +32,7 @@ DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is g
 MIN_SAMPLES = 66_000
 FEW_IMAGES = 2_750
 GROWTH = 0.5
-MIN_MICRO_BATCH = 16  # images that batch norms and standardized feature maps need for their statistics
+MIN_MICRO_BATCH = 16  # images, which standardized feature maps need for their statistics
 MAX_MICRO_BATCH = 128  # images, which limits the memory that a step takes
 CONVNET_SHARE = 0.5  # share of that for a larger image size of a convolutional network, which learns faster
 
@@ -96,8 +96,13 @@ def dataset_stats(source: ImageSource, test_mirror: bool) -> DatasetStats:
     return DatasetStats(count, side, mirror_test(source) if test_mirror else None)
 
 
-def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
-    """Fills in what the data decides, and limits the batch size to the size of the training set.
+def resolve_recipe(recipe: Recipe, splits: Splits, parallel: int = 1) -> tuple[Recipe, list[str]]:
+    """Fills in what the data decides, limits the batch size to the size of the training set, and divides batches.
+
+    Args:
+        recipe: the recipe.
+        splits: the data set.
+        parallel: as for :func:`choose_micro_batch_size`.
 
     Returns:
         The recipe, and one sentence per choice.
@@ -111,11 +116,13 @@ def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, list[str]]:
             f"The {images} training images are fewer than the batch size of {recipe.batch_size:,}: one batch per epoch"
         )
         recipe = recipe.replace(batch_size=images)
-    return recipe, notes + scaling_notes(recipe, images)
+    return choose_micro_batch_size(recipe, parallel), notes + scaling_notes(recipe, images)
 
 
 def choose_micro_batch_size(recipe: Recipe, parallel: int) -> Recipe:
     """Divides batches evenly among micro-batches that are computed at the same time, unless the recipe fixes their size.
+
+    Those of a convolutional network are as large as possible, for the statistics of its batch norms.
 
     Args:
         recipe: a recipe with its batch size.
@@ -123,7 +130,8 @@ def choose_micro_batch_size(recipe: Recipe, parallel: int) -> Recipe:
     """
     if recipe.micro_batch_size is not None:
         return recipe
-    share = max(math.ceil(recipe.batch_size / parallel), MIN_MICRO_BATCH)
+    parts = 1 if isinstance(recipe.model, ConvNet) else parallel
+    share = max(math.ceil(recipe.batch_size / parts), MIN_MICRO_BATCH)
     return recipe.replace(micro_batch_size=min(share + share % 2, MAX_MICRO_BATCH))
 
 

@@ -1,7 +1,7 @@
 """Runs the micro-batches of a step at the same time on a CPU.
 
-The threads of one operation wait for each other at its end, hundreds of times per step, and one that shares its core with another
-program holds up all of them. Micro-batches are independent of each other: each has a thread of its own, and they wait once.
+The threads of one operation wait for each other at its end, hundreds of times per step, and one that shares its core with
+another program holds up all of them. Micro-batches are independent: each has a thread of its own, and they wait once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from deit.data.loader import Batch
 from deit.distillation.feature_distillation import FeatureDistillation
-from deit.recipes.schema import Recipe
+from deit.recipes.schema import Recipe, Transformer
 from deit.system.hardware import cores
 from deit.system.torch_threads import torch_thread_pool
 from deit.training.optimization import trainable_modules
@@ -31,12 +31,11 @@ Replica = tuple[nn.Module, FeatureDistillation | None]
 class ParallelBatches:
     """Computes the gradients of several micro-batches at the same time.
 
-    Each micro-batch has a replica of the model: with the same weights in memory, but gradients and batch norm statistics of its
-    own. Afterwards, the gradients are added up in the order of the micro-batches, and the statistics are averaged. The result
-    does not depend on the number of cores.
+    Each micro-batch has a replica of the model, with the same weights in memory but gradients of its own. Afterwards, the
+    gradients are added up in the order of the micro-batches, so that the result does not depend on the number of cores.
 
     Args:
-        model: the model.
+        model: a model without batch norms, whose statistics the replicas do not share.
         features: trained along with it; None without feature distillation.
         count: largest number of micro-batches, at least 2.
     """
@@ -60,7 +59,6 @@ class ParallelBatches:
         wait(pending)  # for all of them, also if one fails
         results = [future.result() for future in pending]
         _add_gradients(modules[: len(batches)])
-        _average_buffers(modules, len(batches))
         return results
 
 
@@ -69,10 +67,11 @@ def parallel_batches(
 ) -> ParallelBatches | None:
     """Returns what runs the micro-batches of a recipe at the same time; None where they run one after the other.
 
-    That is on other devices than a CPU, and where they would take too much memory.
+    That is for convolutional networks, on other devices than a CPU, and where they would take too much memory.
     """
     count = -(-recipe.batch_size // recipe.images_per_micro_batch)
-    if device.type != "cpu" or count < 2 or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
+    is_transformer = isinstance(recipe.model, Transformer)
+    if not is_transformer or device.type != "cpu" or count < 2 or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
         return None
     return ParallelBatches(model, features, count)
 
@@ -92,15 +91,3 @@ def _add_gradients(modules: Sequence[nn.Module]) -> None:
         pairs = [pair for pair in zip(first, module.parameters(), strict=True) if pair[1].grad is not None]
         torch._foreach_add_([parameter.grad for parameter, _ in pairs], [copied.grad for _, copied in pairs])
         module.zero_grad(set_to_none=True)
-
-
-@torch.no_grad()
-def _average_buffers(modules: Sequence[nn.Module], count: int) -> None:
-    """Sets the buffers of all modules to the mean over the first ``count``; counters to the value of the first."""
-    for first, *others in zip(*(module.buffers() for module in modules), strict=True):
-        if first.is_floating_point():
-            for other in others[: count - 1]:
-                first += other
-            first /= count
-        for other in others:
-            other.copy_(first)

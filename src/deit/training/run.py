@@ -17,7 +17,7 @@ from deit.distillation.loading import check_teacher, limit_views, load_teacher, 
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserError, WorkError
 from deit.recipes.image_caching import add_image_cache
-from deit.recipes.planning import choose_micro_batch_size, resolve_recipe
+from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.schema import Recipe
@@ -207,8 +207,7 @@ def _prepare(
     record = DataRecord(splits.fingerprint, settings.split_seed, settings.validation_fraction)
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)
 
-    resolved, data_notes = resolve_recipe(recipe, readable)
-    resolved = choose_micro_batch_size(resolved, cores() if device.type == "cpu" else 1)
+    resolved, data_notes = resolve_recipe(recipe, readable, parallel=cores() if device.type == "cpu" else 1)
     readable, settings, cache_notes = add_image_cache(readable, resolved, with_reduction_of_teacher(settings))
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 

@@ -197,5 +197,10 @@ def test_batches_are_divided_among_the_cores(batch_size: int, parallel: int, exp
     assert choose_micro_batch_size(recipe, parallel).micro_batch_size == expected
 
 
+def test_batches_of_a_convnet_are_not_divided() -> None:
+    assert choose_micro_batch_size(get_recipe("convnet").replace(batch_size=64), 2).micro_batch_size == 64
+    assert choose_micro_batch_size(get_recipe("convnet").replace(batch_size=256), 2).micro_batch_size == 128
+
+
 def test_micro_batch_size_of_a_recipe_is_kept() -> None:
     assert choose_micro_batch_size(get_recipe("deit"), 2).micro_batch_size == 128

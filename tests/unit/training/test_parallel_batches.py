@@ -76,32 +76,13 @@ def test_gradients_of_fewer_batches_than_replicas_are_complete() -> None:
     torch.testing.assert_close(gradients, [parameter.grad for parameter in model.parameters()])
 
 
-def test_batch_norm_statistics_are_averaged() -> None:
-    recipe = get_recipe("convnet").tiny().replace(model={"half_size_until": 0.0})
-    batches, expected = _batches(recipe, 16), []
-    for batch in batches:
-        alone = build_model(recipe, CLASSES).model.train()
-        accumulate_gradients(alone, [batch], StepContext(recipe, "fp32"), 0, 0)
-        expected.append(dict(alone.named_buffers()))
-    model = build_model(recipe, CLASSES).model.train()
-    parallel = ParallelBatches(model, None, 3)
-    accumulate_gradients(model, batches, StepContext(recipe, "fp32", parallel=parallel), 0, 0)
-    buffers = dict(model.named_buffers())
-    assert any(name.endswith("num_batches_tracked") for name in buffers)
-    for name, value in buffers.items():
-        torch.testing.assert_close(value, ((expected[0][name] + expected[1][name]) / 2).to(value.dtype))
-        copies = [dict(replica.named_buffers())[name] for replica, _ in parallel._replicas]
-        assert all(torch.equal(value, copied) for copied in copies)
-
-
 def test_replicas_follow_the_mode_of_the_model() -> None:
-    recipe = get_recipe("convnet").tiny().replace(model={"half_size_until": 0.0})
-    model = build_model(recipe, CLASSES).model.train()
-    context = StepContext(recipe, "fp32", parallel=ParallelBatches(model, None, 2))
-    accumulate_gradients(model, _batches(recipe, 16), context, 0, 0)
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    accumulate_gradients(model.eval(), _batches(recipe, 16), context, 0, 0)
-    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    model, context = _student()
+    parallel = ParallelBatches(model, None, 2)
+    modes = [
+        parallel.run(lambda replica, _: replica[0].training, _batches(context.recipe, 16)) for model.training in (True, False)
+    ]
+    assert modes == [[True, True], [False, False]]
 
 
 def test_an_error_in_a_micro_batch_is_raised() -> None:
@@ -114,11 +95,12 @@ def test_an_error_in_a_micro_batch_is_raised() -> None:
 
 def test_only_small_micro_batches_on_a_cpu_run_at_the_same_time() -> None:
     model = nn.Linear(1, 1)
-    recipe = get_recipe("convnet").tiny()
+    recipe = get_recipe("small-data").tiny()
     assert recipe.micro_batch_size == 16
     parallel = parallel_batches(recipe, CPU, model, None)
     assert parallel is not None
     assert parallel.count == 2
+    assert parallel_batches(get_recipe("convnet").tiny(), CPU, model, None) is None
     assert parallel_batches(recipe, torch.device("meta"), model, None) is None
     assert parallel_batches(recipe.replace(micro_batch_size=32), CPU, model, None) is None
     largest = MAX_PIXELS // 32**2
