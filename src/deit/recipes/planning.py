@@ -23,8 +23,9 @@ from deit.recipes.scaling import scaling_notes
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 
 SIZE_SAMPLES = 1000  # images whose size is read
-IMAGE_SIZES = (128, 96, 64, 48, 32)  # pixels; a small model learns little from larger images in a short time
+IMAGE_SIZES = (128, 96, 64, 48, 32, 28, 24, 16)  # pixels; a small model learns little from larger images in a short time
 CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
+VARIANT_PATCH_SIZE = 16  # of all published models
 BATCH_SIZES = ((100_000, 128), (20_000, 64), (0, 32))  # (minimum number of training images, batch size)
 DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is given
 # A larger transformer must leave time for MIN_SAMPLES * max(images / FEW_IMAGES, 1) ** GROWTH training samples: few images are
@@ -146,7 +147,10 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
     timed_convnet = isinstance(model, ConvNet) and recipe.minutes is not None  # its image size depends on the time
     if model.image_size is None and not timed_convnet and (isinstance(model, ConvNet) or model.sizes == "data"):
         size, *_ = _image_sizes(model, stats)
-        recipe = recipe.replace(model={"image_size": size})
+        fields = {"image_size": size}
+        if isinstance(model, Transformer) and model.patch_size is None and size % VARIANT_PATCH_SIZE:
+            fields["patch_size"] = _patch_size(size, size, SHAPES[0].grid)
+        recipe = recipe.replace(model=fields)
         notes.append(_image_size_note(size, stats))
     if recipe.minutes is not None:
         batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES if stats.images >= minimum)
@@ -180,6 +184,24 @@ def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed, seconds: f
         recipe, note = _choose_shape(recipe, recipe.model, stats, speed, seconds)
         return recipe, [note]
     return recipe, []
+
+
+def lighten_augmentation(recipe: Recipe, epochs: float) -> tuple[Recipe, list[str]]:
+    """Removes RandAugment and color jitter if the time allows few epochs only: images that are hardly repeated need neither.
+
+    Crops become those of the released code, which pads small images instead of enlarging a part of them.
+
+    Args:
+        recipe: the recipe, with its image size.
+        epochs: that the time allows.
+
+    Returns:
+        The recipe, and a sentence if it changed.
+    """
+    if epochs >= recipe.light_augmentation_below or not recipe.augmentation.randaugment.operations:
+        return recipe, []
+    light = {"crop": "auto", "randaugment": {"operations": 0}, "color_jitter": 0.0}
+    return recipe.replace(augmentation=light), [f"Light augmentation, since the time allows {epochs:.1f} epochs only"]
 
 
 def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]:
@@ -254,13 +276,17 @@ def _choose_shape(recipe: Recipe, model: Transformer, stats: DatasetStats, speed
 
 def _shape_fields(recipe: Recipe, model: Transformer, shape: Shape) -> dict[str, Any]:
     """Returns the model fields of a shape, except for those that the recipe fixes."""
-    divisor = math.gcd(*recipe.image_hw)
-    patch_sizes = [size for size in range(2, divisor + 1) if divisor % size == 0]
-    patch_size = min(patch_sizes, key=lambda size: abs(min(recipe.image_hw) / size - shape.grid))
     fields = {
-        "patch_size": patch_size,
+        "patch_size": _patch_size(*recipe.image_hw, shape.grid),
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
     }
     return {name: value if getattr(model, name) is None else getattr(model, name) for name, value in fields.items()}
+
+
+def _patch_size(height: int, width: int, grid: int) -> int:
+    """Returns the patch size that divides an image into about ``grid`` patches per side."""
+    divisor = math.gcd(height, width)
+    sizes = [size for size in range(2, divisor + 1) if divisor % size == 0]
+    return min(sizes, key=lambda size: abs(min(height, width) / size - grid))

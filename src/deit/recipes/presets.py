@@ -220,6 +220,7 @@ def small_data() -> Recipe:
         micro_batch_size=None,
         crop_ratio=1.0,
         mirror_test=True,
+        light_augmentation_below=10.0,
         model={"sizes": "data", "init": "local", "drop_path": 0.0},
         augmentation={
             "crop": "resized",

@@ -225,6 +225,8 @@ class Recipe(Section):
         precision: of the matrix products: ``auto``, ``fp32`` or ``bf16``.
         mirror_test: test on the data whether horizontally flipped images still look like their class, and disable flips if
             not (:mod:`deit.data.mirror`).
+        light_augmentation_below: with ``minutes``, RandAugment and color jitter are removed if the time allows fewer epochs
+            (:func:`deit.recipes.planning.lighten_augmentation`).
         loss: loss on the labels: ``cross-entropy``, or ``binary`` cross-entropy per class, where every class of a mixed image
             is a positive (as in the released code of DeiT III).
         smoothing: label smoothing.
@@ -255,6 +257,7 @@ class Recipe(Section):
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mirror_test: bool = False
+    light_augmentation_below: Annotated[float, Field(ge=0, le=MAX_EPOCHS)] = 0.0
     loss: Literal["cross-entropy", "binary"] = "cross-entropy"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = CROP_RATIO

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from deit.distillation.protocol import DistillationTeacher
 from deit.errors import CheckpointError
 from deit.hub import fetch, model_path
 from deit.models.timm_classifier import TimmClassifier
-from deit.recipes.planning import DEFAULT_MINUTES, dataset_stats, has_open_sizes, plan_from_time
+from deit.recipes.planning import DEFAULT_MINUTES, dataset_stats, has_open_sizes, lighten_augmentation, plan_from_time
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.samples import training_samples
 from deit.recipes.schedule import plan_steps
@@ -151,6 +151,52 @@ class SizedRecipe:
     costs: Costs | None = None
 
 
+@dataclass
+class _Measurements:
+    """Measures how fast candidate recipes train on this machine, each once.
+
+    Attributes:
+        splits: the data set.
+        record: its fingerprint and split.
+        settings: of the run.
+        device: where training runs.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+        seconds: how long a candidate is measured.
+        teacher: the teacher, which is loaded for the first candidate.
+    """
+
+    splits: Splits
+    record: DataRecord
+    settings: RunSettings
+    device: torch.device
+    workers: int | None
+    seconds: float
+    teacher: DistillationTeacher | None = None
+    _rows: list[tuple[Recipe, Costs, float]] = field(default_factory=list)  # with seconds per sample
+
+    def costs(self, candidate: Recipe) -> Costs:
+        """Returns the costs of a candidate."""
+        return self._measure(candidate)[1]
+
+    def speed(self, candidate: Recipe) -> float:
+        """Returns the seconds per training sample of a candidate."""
+        return self._measure(candidate)[2]
+
+    def _measure(self, candidate: Recipe) -> tuple[Recipe, Costs, float]:
+        known = next((row for row in self._rows if row[0] == candidate), None)
+        if known is not None:
+            return known
+        built = build_model(candidate, self.splits.classes, self.settings.init)
+        if not self._rows:  # before any output: a teacher that does not fit is a mistake of the user
+            self.teacher = load_teacher(built.recipe, self.settings, self.splits, self.record)
+            print_status("Measuring how fast candidate models train")
+        teacher = None if self.teacher is None else self.teacher.to(self.device)
+        trainer = build_trainer(Path(), built, teacher, self.splits, self.record, self.settings, self.device, self.workers)
+        costs = measure_costs(trainer, self.seconds)
+        self._rows.append((candidate, costs, costs.per_sample(trainer)))
+        return self._rows[-1]
+
+
 def choose_sizes(
     recipe: Recipe,
     splits: Splits,
@@ -160,28 +206,24 @@ def choose_sizes(
     workers: int | None,
     limit: TimeLimit | None,
 ) -> SizedRecipe:
-    """Chooses the sizes that depend on the time, by measuring how fast candidate recipes train on this machine."""
+    """Chooses what depends on the time, by measuring how fast candidate recipes train: sizes, and how strong augmentation is.
+
+    The augmentation of cached logits is kept.
+    """
     if settings.init is not None and isinstance(recipe.model, Transformer) and recipe.model.sizes == "data":
         recipe = recipe.replace(model={"sizes": "variant"})  # the checkpoint decides the shape
-    if not has_open_sizes(recipe):
+    if not has_open_sizes(recipe) and recipe.minutes is None:
         return SizedRecipe(recipe, [])
-    teachers: list[DistillationTeacher | None] = []  # loaded once, for the first candidate
-    measured: list[tuple[Recipe, Costs]] = []
-
-    def speed(candidate: Recipe) -> float:
-        built = build_model(candidate, splits.classes, settings.init)
-        if not teachers:  # before any output: a teacher that does not fit is a mistake of the user
-            teachers.append(load_teacher(built.recipe, settings, splits, record))
-            print_status("Measuring how fast candidate models train")
-        teacher = None if teachers[0] is None else teachers[0].to(device)
-        trainer = build_trainer(Path(), built, teacher, splits, record, settings, device, workers)
-        costs = measure_costs(trainer, measuring_seconds(limit))
-        measured.append((candidate, costs))
-        return costs.per_sample(trainer)
-
+    measurements = _Measurements(splits, record, settings, device, workers, measuring_seconds(limit))
     seconds = SIZING_SHARE * (60 * DEFAULT_MINUTES if limit is None else max(limit.remaining(), 0))
-    sized, notes = plan_from_time(recipe, dataset_stats(splits.train, test_mirror=False), speed, seconds)
-    return SizedRecipe(sized, notes, teachers[0], next(costs for candidate, costs in measured if candidate == sized))
+    stats = dataset_stats(splits.train, test_mirror=False)
+    sized, notes = plan_from_time(recipe, stats, measurements.speed, seconds)
+    epochs = seconds / measurements.speed(sized) / stats.images
+    is_cached = measurements.teacher is not None and measurements.teacher.sample_targets is not None
+    if recipe.minutes is not None and not is_cached:
+        sized, light_notes = lighten_augmentation(sized, epochs)
+        notes += light_notes
+    return SizedRecipe(sized, notes, measurements.teacher, measurements.costs(sized))
 
 
 def measuring_seconds(limit: TimeLimit | None) -> float:

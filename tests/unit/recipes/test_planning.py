@@ -18,6 +18,7 @@ from deit.recipes.planning import (
     DatasetStats,
     choose_micro_batch_size,
     dataset_stats,
+    lighten_augmentation,
     min_samples,
     needs_planning,
     plan_from_data,
@@ -58,7 +59,9 @@ def test_only_small_data_recipes_need_planning() -> None:
     assert not needs_planning(get_recipe("small-data").tiny())
 
 
-@pytest.mark.parametrize(("side", "image", "patch"), [(64, 64, 8), (50, 48, 6), (20, 32, 4), (500, 128, 16)])
+@pytest.mark.parametrize(
+    ("side", "image", "patch"), [(64, 64, 8), (50, 48, 6), (30, 28, 4), (20, 16, 2), (9, 16, 2), (500, 128, 16)]
+)
 def test_image_and_patch_size_follow_the_data(side: int, image: int, patch: int) -> None:
     recipe, notes, _ = planned(1, DatasetStats(3000, side), nanoseconds=1)
     assert isinstance(recipe.model, Transformer)
@@ -66,7 +69,7 @@ def test_image_and_patch_size_follow_the_data(side: int, image: int, patch: int)
     assert f"Image size {image}: the images have {side} pixels" in notes[0]
 
 
-@pytest.mark.parametrize(("side", "plain", "other"), [(64, 64, 96), (28, 32, 32), (32, 32, 48), (400, 128, 128)])
+@pytest.mark.parametrize(("side", "plain", "other"), [(64, 64, 96), (28, 28, 32), (32, 32, 48), (400, 128, 128)])
 def test_images_are_enlarged_for_downsampling_networks(side: int, plain: int, other: int) -> None:
     for architecture, image in (("plain_convnet", plain), ("resnet18", other)):
         recipe, notes = plan_from_data(
@@ -85,7 +88,7 @@ def test_more_time_gives_a_convnet_larger_images() -> None:
         sides.append(recipe.image_hw[0])
         assert f"Image size {sides[-1]}: the images have 110 pixels" in notes[0]
     assert sides == sorted(sides)
-    assert (sides[0], sides[-1]) == (32, 96)
+    assert (sides[0], sides[-1]) == (16, 96)
     fixed, _ = plan_from_data(get_recipe("convnet").replace(minutes=0.01, model={"image_size": 80}), DatasetStats(3000, 110))
     assert plan_from_time(fixed, DatasetStats(3000, 110), Machine(5_000), 0.6)[0].image_hw == (80, 80)
 
@@ -127,6 +130,16 @@ def test_fixed_sizes_are_kept() -> None:
     fixed = {"image_size": 48, "patch_size": 12, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     recipe, _, _ = planned(5, DatasetStats(3000, 64), nanoseconds=1, model=fixed)
     assert {name: getattr(recipe.model, name) for name in fixed} == fixed
+
+
+def test_augmentation_is_light_if_images_are_hardly_repeated() -> None:
+    recipe = get_recipe("convnet").replace(minutes=5, model={"image_size": 28})
+    light, notes = lighten_augmentation(recipe, 9.9)
+    assert light == recipe.replace(augmentation={"crop": "auto", "color_jitter": 0.0, "randaugment": {"operations": 0}})
+    assert notes == ["Light augmentation, since the time allows 9.9 epochs only"]
+    assert lighten_augmentation(recipe, 10.0) == (recipe, [])
+    assert lighten_augmentation(light, 1.0) == (light, [])
+    assert lighten_augmentation(get_recipe("deit"), 1.0) == (get_recipe("deit"), [])
 
 
 def test_epochs_are_kept_without_minutes() -> None:

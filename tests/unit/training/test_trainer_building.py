@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from deit.errors import CheckpointError
 from deit.recipes.planning import has_open_sizes, needs_planning
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
+from deit.recipes.schema import Recipe
 from deit.training import trainer_building
+from deit.training.loop import Trainer
 from deit.training.state import latest_checkpoint
 from deit.training.throughput import Costs
 from deit.training.time_limit import REPORT_SECONDS, TimeLimit
@@ -56,13 +59,44 @@ def test_sizes_are_chosen_by_the_measured_speed(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(trainer_building, "measure_costs", lambda *_: costs)
     limit = TimeLimit(60, time.monotonic())
     fixed = get_recipe("small-data").tiny()
-    assert choose_sizes(fixed, splits, splits.record, settings, device, 0, limit) == SizedRecipe(fixed, [])
+    assert choose_sizes(fixed, splits, splits.record, settings, device, 0, None) == SizedRecipe(fixed, [])
     open_sizes = get_recipe("small-data").replace(mirror_test=False, model={"image_size": 32})
     sized = choose_sizes(open_sizes, splits, splits.record, settings, device, 0, limit)
     assert not has_open_sizes(sized.recipe)
     assert (sized.teacher, sized.costs) == (None, costs)
     assert "the smallest size" in sized.notes[0]
     assert "Measuring how fast candidate models train" in capsys.readouterr().err
+
+
+def test_augmentation_follows_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, settings, device = memory_splits(48), RunSettings("memory"), torch.device("cpu")
+    fixed = get_recipe("small-data").tiny().replace(minutes=1)
+    light = fixed.replace(augmentation={"crop": "auto", "color_jitter": 0.0, "randaugment": {"operations": 0}})
+    measured: list[Recipe] = []
+
+    def measure(trainer: Trainer, _seconds: float) -> Costs:
+        measured.append(trainer.context.recipe)
+        return Costs(sample=0.05, evaluation=0.0, loading=0.0)  # a minute allows 22 epochs
+
+    monkeypatch.setattr(trainer_building, "measure_costs", measure)
+    for below, expected in ((22.0, fixed), (23.0, light)):
+        measured.clear()
+        recipe = fixed.replace(light_augmentation_below=below)
+        sized = choose_sizes(recipe, splits, splits.record, settings, device, 0, TimeLimit(60, time.monotonic()))
+        assert sized.recipe == expected.replace(light_augmentation_below=below)
+        assert sized.recipe == measured[-1]
+        assert len(measured) == len({str(recipe) for recipe in measured})
+
+
+def test_augmentation_of_cached_logits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, settings, device = memory_splits(48), RunSettings("memory"), torch.device("cpu")
+    cached = SimpleNamespace(sample_targets=object())
+    monkeypatch.setattr(trainer_building, "load_teacher", lambda *_: SimpleNamespace(to=lambda _: cached, **vars(cached)))
+    monkeypatch.setattr(trainer_building, "build_trainer", lambda *_: tiny_trainer(Path()))
+    monkeypatch.setattr(trainer_building, "measure_costs", lambda *_: Costs(sample=1.0, evaluation=0.0, loading=0.0))
+    recipe = get_recipe("small-data").tiny().replace(minutes=1, light_augmentation_below=1000.0)
+    sized = choose_sizes(recipe, splits, splits.record, settings, device, 0, TimeLimit(60, time.monotonic()))
+    assert sized.recipe == recipe
 
 
 def test_steps_are_planned_for_the_time(tmp_path: Path) -> None:
