@@ -25,8 +25,9 @@ from deit.recipes.schema import ConvNet, Recipe, Transformer
 SIZE_SAMPLES = 1000  # images whose size is read
 IMAGE_SIZES = (128, 96, 64, 48, 32, 28, 24, 16)  # pixels; a small model learns little from larger images in a short time
 CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
+SMALLEST_HALVED = 48  # pixels; half of smaller images teach a convolutional network little (docs/log.md)
 VARIANT_PATCH_SIZE = 16  # of all published models
-BATCH_SIZES = ((100_000, 128), (20_000, 64), (0, 32))  # (minimum number of training images, batch size)
+BATCH_SIZES = ((20_000, 128), (0, 32))  # (minimum number of training images, batch size)
 DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is given
 # A larger transformer must leave time for MIN_SAMPLES * max(images / FEW_IMAGES, 1) ** GROWTH training samples: few images are
 # repeated in MIN_SAMPLES / FEW_IMAGES epochs or more, and the more images there are, the fewer epochs are needed.
@@ -147,10 +148,7 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
     timed_convnet = isinstance(model, ConvNet) and recipe.minutes is not None  # its image size depends on the time
     if model.image_size is None and not timed_convnet and (isinstance(model, ConvNet) or model.sizes == "data"):
         size, *_ = _image_sizes(model, stats)
-        fields = {"image_size": size}
-        if isinstance(model, Transformer) and model.patch_size is None and size % VARIANT_PATCH_SIZE:
-            fields["patch_size"] = _patch_size(size, size, SHAPES[0].grid)
-        recipe = recipe.replace(model=fields)
+        recipe = recipe.replace(model=_size_fields(model, size))
         notes.append(_image_size_note(size, stats))
     if recipe.minutes is not None:
         batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES if stats.images >= minimum)
@@ -187,7 +185,8 @@ def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed, seconds: f
 
 
 def lighten_augmentation(recipe: Recipe, epochs: float) -> tuple[Recipe, list[str]]:
-    """Removes RandAugment and color jitter if the time allows few epochs only: images that are hardly repeated need neither.
+    """Removes RandAugment, color jitter and label smoothing if the time allows few epochs: images that are hardly repeated need
+    none of them (``docs/log.md``).
 
     Crops become those of the released code, which pads small images instead of enlarging a part of them.
 
@@ -201,7 +200,8 @@ def lighten_augmentation(recipe: Recipe, epochs: float) -> tuple[Recipe, list[st
     if epochs >= recipe.light_augmentation_below or not recipe.augmentation.randaugment.operations:
         return recipe, []
     light = {"crop": "auto", "randaugment": {"operations": 0}, "color_jitter": 0.0}
-    return recipe.replace(augmentation=light), [f"Light augmentation, since the time allows {epochs:.1f} epochs only"]
+    note = f"Light augmentation and no label smoothing, since the time allows {epochs:.1f} epochs only"
+    return recipe.replace(augmentation=light, smoothing=0.0), [note]
 
 
 def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]:
@@ -209,6 +209,16 @@ def _image_sizes(model: Transformer | ConvNet, stats: DatasetStats) -> list[int]
     enlarge = isinstance(model, ConvNet) and model.architecture != PLAIN_CONVNET
     limit = round(stats.side * CONVNET_ENLARGEMENT) if enlarge else stats.side
     return [size for size in IMAGE_SIZES if size <= limit] or [min(IMAGE_SIZES)]
+
+
+def _size_fields(model: Transformer | ConvNet, size: int) -> dict[str, Any]:
+    """Returns the model fields of an image size."""
+    fields: dict[str, Any] = {"image_size": size}
+    if isinstance(model, ConvNet) and size < SMALLEST_HALVED:
+        fields["half_size_until"] = 0.0
+    if isinstance(model, Transformer) and model.patch_size is None and size % VARIANT_PATCH_SIZE:
+        fields["patch_size"] = _patch_size(size, size, SHAPES[0].grid)
+    return fields
 
 
 def min_samples(images: int) -> int:
@@ -224,7 +234,7 @@ def min_samples(images: int) -> int:
 def _choose_image_size(recipe: Recipe, model: ConvNet, stats: DatasetStats, speed: Speed, seconds: float) -> tuple[Recipe, str]:
     """Returns the recipe with the largest affordable image size, and the reason."""
     sizes = _image_sizes(model, stats)[::-1]
-    candidates = [recipe.replace(model={"image_size": size}) for size in sizes]
+    candidates = [recipe.replace(model=_size_fields(model, size)) for size in sizes]
     index, cost = _largest_affordable(candidates, speed, seconds / (CONVNET_SHARE * min_samples(stats.images)))
     return candidates[index], f"{_image_size_note(sizes[index], stats)}; {_time_for(seconds / cost / stats.images, stats)}"
 

@@ -225,8 +225,8 @@ class Recipe(Section):
         precision: of the matrix products: ``auto``, ``fp32`` or ``bf16``.
         mirror_test: test on the data whether horizontally flipped images still look like their class, and disable flips if
             not (:mod:`deit.data.mirror`).
-        light_augmentation_below: with ``minutes``, RandAugment and color jitter are removed if the time allows fewer epochs
-            (:func:`deit.recipes.planning.lighten_augmentation`).
+        light_augmentation_below: with ``minutes``, RandAugment, color jitter and label smoothing are removed if the time allows
+            fewer epochs (:func:`deit.recipes.planning.lighten_augmentation`).
         loss: loss on the labels: ``cross-entropy``, or ``binary`` cross-entropy per class, where every class of a mixed image
             is a positive (as in the released code of DeiT III).
         smoothing: label smoothing.

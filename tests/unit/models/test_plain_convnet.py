@@ -54,3 +54,12 @@ def test_saved_network_is_loaded_with_its_channels(tmp_path: Path) -> None:
 def test_invalid_channels_are_an_error(channels: list[int]) -> None:
     with pytest.raises(TeacherError, match="channels must be positive"):
         new_timm_classifier(PLAIN_CONVNET, CLASSES, PROCESSOR, {"channels": channels}, seed=0)
+
+
+def test_convolutions_pass_their_inputs_on_at_first() -> None:
+    network = PlainConvNet(num_classes=3, channels=(4, 6, 5))
+    for layer, inputs in ((network.layers[1], 4), (network.layers[2], 6)):
+        convolution = layer[0]  # type: ignore[index]
+        batch = noise(1, inputs, 8, 8)
+        copied = min(convolution.out_channels, inputs)
+        assert torch.equal(convolution(batch)[:, :copied], batch[:, :copied])

@@ -78,6 +78,8 @@ def test_images_are_enlarged_for_downsampling_networks(side: int, plain: int, ot
         assert recipe.image_hw == (image, image)
         assert notes[0].startswith(f"Image size {image}: the images have {side} pixels")
         assert ("enlarged" in notes[0]) == (image > side)
+        assert isinstance(recipe.model, ConvNet)
+        assert recipe.model.half_size_until == (0.5 if image >= 48 else 0.0)
 
 
 def test_more_time_gives_a_convnet_larger_images() -> None:
@@ -135,8 +137,10 @@ def test_fixed_sizes_are_kept() -> None:
 def test_augmentation_is_light_if_images_are_hardly_repeated() -> None:
     recipe = get_recipe("convnet").replace(minutes=5, model={"image_size": 28})
     light, notes = lighten_augmentation(recipe, 9.9)
-    assert light == recipe.replace(augmentation={"crop": "auto", "color_jitter": 0.0, "randaugment": {"operations": 0}})
-    assert notes == ["Light augmentation, since the time allows 9.9 epochs only"]
+    assert light == recipe.replace(
+        augmentation={"crop": "auto", "color_jitter": 0.0, "randaugment": {"operations": 0}}, smoothing=0.0
+    )
+    assert notes == ["Light augmentation and no label smoothing, since the time allows 9.9 epochs only"]
     assert lighten_augmentation(recipe, 10.0) == (recipe, [])
     assert lighten_augmentation(light, 1.0) == (light, [])
     assert lighten_augmentation(get_recipe("deit"), 1.0) == (get_recipe("deit"), [])
@@ -150,7 +154,7 @@ def test_epochs_are_kept_without_minutes() -> None:
     assert not needs_planning(recipe)
 
 
-@pytest.mark.parametrize(("images", "batch"), [(500, 32), (3000, 32), (30_000, 64), (200_000, 128)])
+@pytest.mark.parametrize(("images", "batch"), [(500, 32), (3000, 32), (30_000, 128), (200_000, 128)])
 def test_batch_size_grows_with_the_data(images: int, batch: int) -> None:
     assert plan_from_data(get_recipe("small-data").replace(minutes=5), DatasetStats(images, 64))[0].batch_size == batch
 
