@@ -266,9 +266,9 @@ def small_data_distilled() -> Recipe:
 def convnet() -> Recipe:
     """Trains a convolutional teacher from scratch on small data within a given time, with the pipeline of ``small-data``.
 
-    Six plain convolutions (:mod:`deit.models.plain_convnet`), trained on images of half the size at first, unless they are small
-    anyway; until then, the validation accuracy at full size is low. ``--arch`` selects any other network of timm; small images are enlarged for it.
-    Without ``--minutes`` it trains 60 epochs.
+    Six plain convolutions (:mod:`deit.models.plain_convnet`), trained on images of half the size at first, unless they are
+    small; until then, the validation accuracy at full size is low. ``--arch`` selects any other network of timm; small images
+    are enlarged for it. Without ``--minutes`` it trains 60 epochs.
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
