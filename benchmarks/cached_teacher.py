@@ -45,7 +45,8 @@ from benchmarks.reporting import environment, publish, quartiles, with_quartiles
 from deit.data.loader import Batch, Loader, default_workers
 from deit.data.sources import FileSource, fingerprint
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.build_cache import CacheResult, build_cache_on
+from deit.distillation.build_cache import build_cache_on
+from deit.distillation.cache_builder import CacheResult
 from deit.distillation.cached_teacher import CachedTeacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.distillation.teacher import Teacher

@@ -1,4 +1,4 @@
-"""Cached logits of a teacher with the program: build, interrupt, resume, train, and refuse what does not fit."""
+"""Cached logits and feature maps of a teacher with the program: build, interrupt, resume, train, refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_output_shows_the_size_and_the_next_command(root: Path, photos: Path) ->
 def test_cached_teacher_gives_the_losses_of_the_live_teacher(deit: Deit, root: Path, photos: Path) -> None:
     rows = {}
     for name, teacher in {"live": "the teacher", "cached": "my cache"}.items():
-        shared = ("--set", "views=2", "--set", "distillation.features=0")  # a cache has no feature maps
+        shared = ("--set", "views=2", "--set", "distillation.features=0")  # a cache has reduced feature maps
         done = deit("train", photos, "--teacher", teacher, "--out", name, *shared, "--json", *TINY, cwd=root)
         assert done.returncode == 0, done.stderr
         rows[name] = [json.loads(line)["loss"] for line in (root / name / "log.jsonl").read_text().splitlines()]
@@ -51,17 +51,27 @@ def test_cached_teacher_gives_the_losses_of_the_live_teacher(deit: Deit, root: P
     assert "cached in" in (root / "cached" / "report.html").read_text()
 
 
+def test_cached_feature_maps_are_distilled(deit: Deit, root: Path, photos: Path) -> None:
+    done = deit("train", photos, "--teacher", "my cache", "--out", "with features", *TINY, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "hard labels and feature maps" in done.stderr
+    assert "without feature maps" not in done.stderr
+    rows = [json.loads(line) for line in (root / "with features" / "log.jsonl").read_text().splitlines()]
+    assert all(row["feature_loss"] > 0 for row in rows)
+
+
 def test_complete_cache_as_json(deit: Deit, root: Path, photos: Path) -> None:
     arguments = ("teacher", "cache", photos, "--teacher", root / "the teacher", "--views", "2", "--out", root / "my cache")
     done = deit(*arguments, "--json", *TINY)
     assert done.returncode == 0, done.stderr
     assert "is complete: 2 views of 16 samples" in done.stderr
     result = json.loads(done.stdout)
+    bytes_per_sample = 2 + (root / "my cache" / "features-000001.bin").stat().st_size // 16
     assert {name: result[name] for name in ("images", "views", "bytes", "bytes_per_sample", "built")} == {
         "images": 16,
         "views": 2,
-        "bytes": 64,
-        "bytes_per_sample": 2,
+        "bytes": 32 * bytes_per_sample,
+        "bytes_per_sample": bytes_per_sample,
         "built": 0,
     }
     assert result["seconds"] > 0
@@ -92,12 +102,13 @@ def test_interrupted_cache_is_resumed(deit: Deit, root: Path, photos: Path) -> N
     refused = deit("train", photos, "--teacher", "interrupted", "--out", "unfinished", *TINY, cwd=root)
     assert refused.returncode == 2
     assert "of its 300 views" in refused.stderr
-    count = len(list((root / "interrupted").glob("*.bin")))
+    count = len(list((root / "interrupted").glob("view-*.bin")))
     arguments[arguments.index("300")] = str(count + 1)
     done = deit(*arguments, "--json", *TINY, cwd=root)
     assert done.returncode == 0, done.stderr
     assert 0 < json.loads(done.stdout)["built"] <= 16
-    assert (root / "interrupted" / "view-000000.bin").read_bytes() == (root / "my cache" / "view-000000.bin").read_bytes()
+    for name in ("view-000000.bin", "features-000000.bin"):
+        assert (root / "interrupted" / name).read_bytes() == (root / "my cache" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -140,9 +151,10 @@ def test_soft_distillation_from_the_top_two_classes(deit: Deit, root: Path, phot
     refused = deit(*arguments, cwd=root)
     assert refused.returncode == 2
     assert "pass --top-k" in refused.stderr
-    done = deit(*arguments, "--top-k", "2", "--json", cwd=root)
+    done = deit(*arguments, "--top-k", "2", "--no-features", "--json", cwd=root)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes_per_sample"] == 8
     done = deit("train", photos, "--teacher", "soft cache", "--out", "soft", *soft, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "top-2 logits" in done.stderr
+    assert "soft cache is a cache without feature maps" in done.stderr

@@ -71,6 +71,13 @@ def cache(
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Number of class probabilities to keep per sample, for soft distillation.")
     ] = None,
+    features: Annotated[
+        bool | None,
+        typer.Option(
+            "--features/--no-features",
+            help="Store feature maps. Default: if the recipe distills them and the teacher has them.",
+        ),
+    ] = None,
     teacher_weights: TeacherWeightsOption = None,
     teacher_classes: TeacherClassesOption = "name",
     model: VariantOption = None,
@@ -78,7 +85,7 @@ def cache(
     options: RunOptions,
     output: Output,
 ) -> None:
-    """Cache a teacher's logits; train with the same recipe and --teacher CACHE."""
+    """Cache a teacher's predictions; train with the same recipe and --teacher CACHE."""
     from deit.distillation.build_cache import build_cache as run
     from deit.system.progress import duration
 
@@ -89,6 +96,7 @@ def cache(
         out=out,
         views=views,
         top_k=top_k,
+        features=features,
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=options.settings({"model.variant": model}),

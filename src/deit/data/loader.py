@@ -42,13 +42,27 @@ _running: weakref.WeakSet[Loader] = weakref.WeakSet()  # loaders that have worke
 
 
 class TeacherTargets(Protocol):
-    """Cached teacher logits that a training batch carries."""
+    """Cached teacher logits and feature maps that a training batch carries.
+
+    Attributes:
+        feature_bytes: bytes per sample of the feature maps; 0 if there are none.
+    """
+
+    @property
+    def feature_bytes(self) -> int: ...
 
     def read(self, plan: BatchPlan, kept: np.ndarray) -> Tensor:
         """Returns the targets of the samples of ``plan`` at the positions ``kept``: (B,) int64 or (B, K) float32.
 
         Raises:
             TeacherError: the cached logits belong to other images.
+        """
+
+    def read_features(self, plan: BatchPlan, kept: np.ndarray) -> Tensor | None:
+        """Returns the encoded feature maps of the same samples, (B, feature_bytes) int8; None if there are none.
+
+        Raises:
+            TeacherError: the cache is damaged.
         """
 
 
@@ -63,6 +77,7 @@ class Batch:
         samples: (B, 3) int64: index in the data set, repeat, and position in the global batch.
         skipped: number of unreadable images that were left out.
         teacher_targets: (B,) int64 class indices or (B, K) float32 logits, from cached teacher logits; None without a cache.
+        teacher_features: (B, n) int8, encoded feature maps of a cached teacher; None without.
     """
 
     pixel_values: Tensor
@@ -71,6 +86,7 @@ class Batch:
     samples: Tensor
     skipped: int = 0
     teacher_targets: Tensor | None = None
+    teacher_features: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Returns the batch on a device. Copies from pinned memory are asynchronous."""
@@ -85,6 +101,7 @@ class Batch:
         """Pins the memory of the tensors that training copies to a GPU. Called by PyTorch's data loader."""
         self.pixel_values, self.targets = self.pixel_values.pin_memory(), self.targets.pin_memory()
         self.teacher_targets = None if self.teacher_targets is None else self.teacher_targets.pin_memory()
+        self.teacher_features = None if self.teacher_features is None else self.teacher_features.pin_memory()
         return self
 
 
@@ -99,7 +116,7 @@ class TrainSamples:
         seed: seed of the run.
         smoothing: label smoothing, in 0..1.
         skip_unreadable: leave unreadable images out of their batch, instead of raising an error.
-        teacher_targets: cached teacher logits, read along with the samples; None without a cache.
+        teacher_targets: cached teacher logits and feature maps, read along with the samples; None without a cache.
         cache: decoded images; None decodes every image anew.
     """
 
@@ -136,8 +153,11 @@ class TrainSamples:
         labels = torch.from_numpy(self.source.labels[samples[:, 0]])
         targets = soft_targets(labels, mix, len(self.source.classes), self.smoothing)
         skipped = len(plan.samples) - len(kept)
-        teacher_targets = None if self.teacher_targets is None else self.teacher_targets.read(plan, kept)
-        return Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped, teacher_targets=teacher_targets)
+        batch = Batch(pixels, labels, targets, torch.from_numpy(samples), skipped=skipped)
+        if self.teacher_targets is not None:
+            batch.teacher_targets = self.teacher_targets.read(plan, kept)
+            batch.teacher_features = self.teacher_targets.read_features(plan, kept)
+        return batch
 
     def for_measuring(self) -> TrainSamples:
         """Returns samples to measure the speed of loading with: of a few images that are in the cache already.
@@ -155,7 +175,9 @@ class TrainSamples:
     def batch_bytes(self, size: int) -> int:
         """Returns the bytes of the tensors of a batch of ``size`` samples."""
         heads = 1 if self.teacher_targets is None else 2
-        return size * FLOAT_BYTES * (3 * math.prod(self.transform.size) + heads * len(self.source.classes))
+        feature_bytes = 0 if self.teacher_targets is None else self.teacher_targets.feature_bytes
+        values = 3 * math.prod(self.transform.size) + heads * len(self.source.classes)
+        return size * (FLOAT_BYTES * values + feature_bytes)
 
     def _pixels(self, plan: BatchPlan) -> tuple[Tensor, np.ndarray]:
         """Returns the augmented images of a plan and their rows in it. Every file is decoded once."""

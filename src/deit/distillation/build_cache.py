@@ -1,41 +1,29 @@
-"""Builds a cache of teacher logits: runs the teacher once on everything that training will show the student.
+"""Builds a cache of teacher logits and feature maps: runs the teacher once on everything that training will show the student.
 
-The cache is built view by view. Its files are consistent at any moment: a view in progress is saved every 30 seconds and when
-a signal stops the work, and the same call resumes after its last saved step. :mod:`deit.distillation.cached_teacher` reads it.
+:mod:`deit.distillation.cache_builder` writes the cache, and :mod:`deit.distillation.cached_teacher` reads it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching
-from deit.data.loader import Batch, Loader, TrainSamples
 from deit.data.opening import absolute_name, open_data
 from deit.data.sampler import steps_per_epoch
 from deit.data.splits import DataRecord, Splits
+from deit.distillation.cache_builder import CacheBuilder, CacheResult
 from deit.distillation.cache_format import (
     MAX_CACHED_CLASSES,
-    MISSING,
-    WORD,
     CachedData,
     CachedModel,
     CacheManifest,
-    UnfinishedView,
     check_views,
-    encode,
     is_logit_cache,
     read_manifest,
-    view_path,
 )
 from deit.distillation.cached_teacher import (
     check_data,
@@ -46,50 +34,16 @@ from deit.distillation.cached_teacher import (
     software,
 )
 from deit.distillation.teacher import Teacher
-from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, UserError, WorkError
+from deit.errors import TeacherError, UserError
 from deit.recipes.image_caching import add_image_cache
 from deit.recipes.initial_checkpoint import resolve_initial_checkpoint
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
-from deit.recipes.samples import training_samples, view_steps
+from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe
-from deit.system.devices import autocast, choose_device, choose_precision, describe
-from deit.system.files import CACHE_NAME, json_bytes, sha256, write_files
-from deit.system.malloc import retained_memory
-from deit.system.progress import Progress, print_status
-from deit.system.signals import StopRequest, stop_on_signals
-
-SAVE_INTERVAL = 30.0  # seconds
-
-
-@dataclass(frozen=True)
-class CacheResult:
-    """A finished cache.
-
-    Attributes:
-        directory: the cache.
-        images: samples per view.
-        views: number of views.
-        bytes: size of all views.
-        bytes_per_sample: size of one sample in one view.
-        seconds: time that building took, over all calls.
-        images_per_second: throughput over all calls.
-        built: samples that this call ran the teacher on; 0 if the cache was complete already.
-    """
-
-    directory: Path
-    images: int
-    views: int
-    bytes: int
-    bytes_per_sample: int
-    seconds: float
-    images_per_second: float
-    built: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON values."""
-        return {**asdict(self), "directory": str(self.directory)}
+from deit.system.devices import choose_device
+from deit.system.progress import print_status
 
 
 def build_cache(
@@ -101,6 +55,7 @@ def build_cache(
     init: str | Path | None = None,
     views: int | None = None,
     top_k: int | None = None,
+    features: bool | None = None,
     teacher_weights: str | Path | None = None,
     teacher_classes: Matching = "name",
     settings: Mapping[str, str] | None = None,
@@ -110,7 +65,7 @@ def build_cache(
     cache: CacheMode = "auto",
     cache_limit: float = DEFAULT_LIMIT,
 ) -> CacheResult:
-    """Builds a cache of teacher logits, or resumes building one.
+    """Builds a cache of teacher logits, and feature maps if the recipe distills them, or resumes building one.
 
     Args:
         data: a data set, as :func:`deit.data.opening.open_data` takes it.
@@ -120,6 +75,8 @@ def build_cache(
         init: checkpoint that training will start from, which decides image size and normalization.
         views: number of views; None takes the recipe's ``views``, or its epochs. A larger number extends an existing cache.
         top_k: number of classes to keep per sample, for soft distillation; None keeps the most likely class.
+        features: store feature maps; None stores them if the recipe distills them and the teacher has them. An existing cache
+            keeps what it stores.
         teacher_weights: file with the weights of a timm teacher.
         teacher_classes: match the teacher's classes with the data's by ``name``, or by ``order`` if they have no names.
         settings: recipe values to change, as :meth:`Recipe.with_settings` takes them.
@@ -147,7 +104,9 @@ def build_cache(
     )
     CacheRequest(cache, cache_limit).check()
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    return build_cache_on(splits, resolved, run, Path(out), views=views, top_k=top_k, device=device, workers=workers)
+    return build_cache_on(
+        splits, resolved, run, Path(out), views=views, top_k=top_k, features=features, device=device, workers=workers
+    )
 
 
 def build_cache_on(
@@ -158,6 +117,7 @@ def build_cache_on(
     *,
     views: int | None = None,
     top_k: int | None = None,
+    features: bool | None = None,
     device: str = "auto",
     workers: int | None = None,
 ) -> CacheResult:
@@ -173,6 +133,8 @@ def build_cache_on(
     assert run.teacher is not None
     resolved = resolve_initial_checkpoint(planned, run.init)
     teacher = Teacher.load(run.teacher, splits.classes, resolved.processor(), run.teacher_weights, run.teacher_classes)
+    if features and not teacher.has_features:
+        raise TeacherError(f"The teacher {teacher.name} exposes no feature maps", "pass --no-features, or another teacher")
     samples = training_samples(resolved, splits.train, run.skip_unreadable, cache=splits.train_cache)
     requested = CacheManifest(
         teacher=CachedModel(
@@ -193,11 +155,16 @@ def build_cache_on(
         batch_size=resolved.batch_size,
         steps=steps_per_epoch(len(splits.train.labels), resolved.batch_size),
     )
-    manifest = _resume(directory, requested, splits, record, resolved) if is_logit_cache(directory) else requested
+    with_features = (resolved.distillation.features > 0 and teacher.has_features) if features is None else features
+    manifest = requested
+    if is_logit_cache(directory):
+        manifest = _resume(directory, requested, splits, record, resolved)
+        with_features = _keep_features(directory, manifest, features)
     skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
     for note in [*splits.all_notes, *skipped, *cache_notes, *teacher.notes]:
         print_status(f"Note:      {note}.")
-    return _Builder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device).run(workers)
+    builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device)
+    return builder.run(workers, with_features)
 
 
 def _check_request(
@@ -250,145 +217,14 @@ def _resume(directory: Path, requested: CacheManifest, splits: Splits, record: D
     return existing.model_copy(update={"views": max(requested.views, len(existing.sha256))})
 
 
-class _Builder:
-    """Builds the missing views of a cache.
+def _keep_features(directory: Path, existing: CacheManifest, features: bool | None) -> bool:
+    """Returns whether an existing cache has feature maps.
 
-    Args:
-        directory: the cache.
-        manifest: what exists already, and what is requested.
-        recipe: the resolved recipe.
-        samples: makes the batches that the teacher runs on.
-        teacher: the teacher, on ``device``.
-        device: where the teacher runs.
+    Raises:
+        TeacherError: the opposite is requested.
     """
-
-    def __init__(
-        self,
-        directory: Path,
-        manifest: CacheManifest,
-        recipe: Recipe,
-        samples: TrainSamples,
-        teacher: Teacher,
-        device: torch.device,
-    ) -> None:
-        self.directory, self.manifest, self.recipe, self.samples = directory, manifest, recipe, samples
-        self.teacher, self.device = teacher, device
-        self.precision = choose_precision(recipe.precision, device)
-        self.rows = np.full((manifest.samples_per_view, manifest.words_per_sample), MISSING, "<u2")
-        self.steps_done = self._load_unfinished_view()
-        self.samples_built = 0
-        self.seconds_before = manifest.seconds
-        self.start = self.saved = time.monotonic()
-
-    def run(self, workers: int | None) -> CacheResult:
-        """Builds the missing views."""
-        manifest = self.manifest
-        finished = len(manifest.sha256)
-        remaining = (manifest.views - finished) * manifest.samples_per_view - self.steps_done * manifest.batch_size
-        if not remaining:
-            self._save({})  # the requested number of views may be smaller than before
-            print_status(f"{self.directory} is complete: {manifest.views} views of {manifest.samples_per_view:,} samples.")
-            return self._result()
-        existing = f", {finished} of them finished" if finished else ""
-        print_status(f"Cache:     {self.directory}: {manifest.views} views of {manifest.samples_per_view:,} samples{existing}")
-        print_status(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
-        self._save({})  # from now on the directory is a cache that the next call resumes
-        loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
-        with retained_memory(self.device), stop_on_signals() as stop, Progress("Caching", remaining) as progress:
-            for view in range(finished, manifest.views):
-                try:
-                    self._build_view(view, loader, progress, stop)
-                except LoadingError as error:
-                    self._save_unfinished_view(view)
-                    remedy = f"{error.remedy}; the same command resumes, since finished work is saved in {self.directory}"
-                    raise WorkError(error.problem, remedy) from None
-        return self._result()
-
-    def _build_view(self, view: int, loader: Loader, progress: Progress, stop: StopRequest) -> None:
-        steps = view_steps(self.recipe, len(self.samples.source.labels), view)[self.steps_done :]
-        batches = loader.run([plan for step in steps for plan in step])
-        for step in steps:
-            for plan in step:
-                self._run_teacher(next(batches), plan.step)
-            self.steps_done += 1
-            self.samples_built += self.manifest.batch_size
-            progress.advance(self.manifest.batch_size, f"view {view + 1}/{self.manifest.views}")
-            is_last = self.steps_done == self.manifest.steps
-            if not is_last and (stop.is_set() or time.monotonic() - self.saved > SAVE_INTERVAL):
-                self._save_unfinished_view(view)
-            if stop.is_set() and not is_last:
-                raise self._interrupted(view, stop)
-        self._save_view(view)
-        if stop.is_set() and view + 1 < self.manifest.views:
-            raise self._interrupted(view + 1, stop)
-
-    @torch.no_grad()
-    def _run_teacher(self, batch: Batch, step: int) -> None:
-        """Writes the teacher's targets for a micro-batch into their rows."""
-        if not len(batch.labels):
-            return
-        pixel_values = batch.pixel_values.to(self.device, non_blocking=True)
-        with autocast(self.device, self.precision):  # as the training step runs a live teacher
-            logits = self.teacher(pixel_values)
-        if not torch.isfinite(logits).all():
-            raise NonFiniteOutputError(
-                f"The teacher {self.teacher.name} predicts NaN or infinite values", "pass another teacher"
-            )
-        self.rows[step * self.manifest.batch_size + batch.samples[:, 2].numpy()] = encode(logits, self.manifest.top_k)
-
-    def _unfinished_path(self, view: int) -> Path:
-        return view_path(self.directory, view).with_suffix(".part")
-
-    def _save_unfinished_view(self, view: int) -> None:
-        content = self.rows[: self.steps_done * self.manifest.batch_size].tobytes()
-        unfinished = UnfinishedView(steps=self.steps_done, sha256=hashlib.sha256(content).hexdigest())
-        self._save({self._unfinished_path(view): content}, unfinished=unfinished)
-
-    def _save_view(self, view: int) -> None:
-        content = self.rows.tobytes()
-        sums = (*self.manifest.sha256, hashlib.sha256(content).hexdigest())
-        self._save({view_path(self.directory, view): content}, sha256=sums, unfinished=None)
-        self._unfinished_path(view).unlink(missing_ok=True)
-        self.rows.fill(MISSING)
-        self.steps_done = 0
-
-    def _save(self, files: Mapping[Path, bytes], **changes: Any) -> None:
-        """Writes files, and last ``cache.json``, which refers to them."""
-        seconds = self.seconds_before + time.monotonic() - self.start
-        changes["seconds"] = seconds if self.samples_built else self.seconds_before
-        self.manifest = self.manifest.model_copy(update=changes)
-        path = self.directory / CACHE_NAME
-        write_files({**files, path: json_bytes(self.manifest.model_dump(mode="json"), path)})
-        self.saved = time.monotonic()
-
-    def _load_unfinished_view(self) -> int:
-        """Loads the view in progress and returns its finished steps; a damaged one is started over."""
-        unfinished, path = self.manifest.unfinished, self._unfinished_path(len(self.manifest.sha256))
-        if unfinished is None or unfinished.steps >= self.manifest.steps or self.manifest.is_complete:
-            return 0
-        count = unfinished.steps * self.manifest.batch_size
-        size = count * self.manifest.words_per_sample * WORD
-        if not path.is_file() or path.stat().st_size != size or sha256(path) != unfinished.sha256:
-            return 0
-        self.rows[:count] = np.fromfile(path, "<u2").reshape(count, -1)
-        return unfinished.steps
-
-    def _interrupted(self, view: int, stop: StopRequest) -> InterruptedWorkError:
-        return stop.error(
-            f"Stopped in view {view + 1} of {self.manifest.views}; finished work is saved in {self.directory}",
-            "run the same command again to resume",
-        )
-
-    def _result(self) -> CacheResult:
-        manifest = self.manifest
-        samples = manifest.views * manifest.samples_per_view
-        return CacheResult(
-            directory=self.directory,
-            images=manifest.samples_per_view,
-            views=manifest.views,
-            bytes=manifest.views * manifest.bytes_per_view,
-            bytes_per_sample=manifest.words_per_sample * WORD,
-            seconds=manifest.seconds,
-            images_per_second=samples / manifest.seconds if manifest.seconds else 0.0,
-            built=self.samples_built,
-        )
+    has_features = existing.features is not None
+    if features not in (None, has_features):
+        problem = f"{directory} has feature maps" if has_features else f"{directory} has no feature maps"
+        raise TeacherError(problem, f"pass {'--features' if has_features else '--no-features'}, or another --out")
+    return has_features

@@ -1,4 +1,4 @@
-"""Cached teacher logits on disk: a few bytes per sample and view, read in place of running the teacher.
+"""Cached teacher logits and feature maps on disk, read in place of running the teacher.
 
 A cache is a directory with ``cache.json``, which identifies the teacher, the data and the settings, and one binary file per
 view: ``view-000000.bin`` and so on. A view is the set of random draws of one epoch: order, augmentation and mixing. The file
@@ -11,6 +11,10 @@ words:
   is confident: half precision has no value between 0.9995 and 1.)
 
 A row of 0xFFFF words marks a sample that was unreadable when the cache was built.
+
+A cache with feature maps has another file per view, ``features-000000.bin`` and so on, with rows at the same index: the feature
+maps as :meth:`FeatureReduction.encode` reduces them to bytes. ``features.safetensors`` holds the reduction. The row of an
+unreadable sample is 0.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch import Tensor
 
 from deit.data.class_names import Matching
 from deit.data.sampler import BatchPlan
+from deit.distillation.feature_reduction import row_bytes
 from deit.errors import TeacherError, validation_problem
 from deit.system.files import CACHE_NAME, read_json, sha256
 
@@ -35,9 +40,13 @@ WORD = 2  # bytes
 MISSING = 0xFFFF
 MAX_CACHED_CLASSES = MISSING  # so that no class index equals MISSING
 MIN_LOG_PROBABILITY = -60_000.0  # within the range of half precision
+MAX_FEATURE_MAPS = 100
+REDUCTION_NAME = "features.safetensors"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, lt=2**40)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _Section(BaseModel):
@@ -69,11 +78,28 @@ class CachedModel(_Section):
     sha256: Sha256
 
 
+class CachedFeatures(_Section):
+    """The reduced feature maps.
+
+    The shape (r, h, w) of each, and the hashes of the file of the reduction and of the file of each finished view, in order.
+    """
+
+    shapes: Annotated[tuple[tuple[Channels, Side, Side], ...], Field(min_length=1, max_length=MAX_FEATURE_MAPS)]
+    reduction: Sha256
+    sha256: tuple[Sha256, ...] = ()
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes per row."""
+        return row_bytes(self.shapes)
+
+
 class UnfinishedView(_Section):
-    """The view in progress: the number of steps written, and the hash of its file."""
+    """The view in progress: the number of steps written, and the hashes of its files."""
 
     steps: Count
     sha256: Sha256
+    features: Sha256 | None = None
 
 
 class CacheManifest(_Section):
@@ -93,6 +119,7 @@ class CacheManifest(_Section):
         batch_size: global batch size of a step.
         steps: steps per view.
         sha256: hash of the file of each finished view, in order.
+        features: the feature maps; None if only logits are cached.
         unfinished: the view in progress, if any.
         seconds: time that building took.
     """
@@ -110,6 +137,7 @@ class CacheManifest(_Section):
     batch_size: Count
     steps: Count
     sha256: tuple[Sha256, ...] = ()
+    features: CachedFeatures | None = None
     unfinished: UnfinishedView | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
@@ -125,8 +153,13 @@ class CacheManifest(_Section):
 
     @property
     def bytes_per_view(self) -> int:
-        """Size of the file of a view."""
+        """Size of the file of logits of a view."""
         return self.samples_per_view * self.words_per_sample * WORD
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of one sample in one view, with its feature maps."""
+        return self.words_per_sample * WORD + (0 if self.features is None else self.features.bytes_per_sample)
 
     @property
     def is_complete(self) -> bool:
@@ -135,13 +168,18 @@ class CacheManifest(_Section):
 
 
 def is_logit_cache(path: str | Path) -> bool:
-    """Whether a directory holds cached logits."""
+    """Whether a directory is a cache."""
     return (Path(path) / CACHE_NAME).is_file()
 
 
 def view_path(directory: Path, view: int) -> Path:
-    """Returns the path of the file of a view."""
+    """Returns the path of the file of logits of a view."""
     return directory / f"view-{view:06d}.bin"
+
+
+def features_path(directory: Path, view: int) -> Path:
+    """Returns the path of the file of feature maps of a view."""
+    return directory / f"features-{view:06d}.bin"
 
 
 def read_manifest(directory: Path) -> CacheManifest:
@@ -159,21 +197,34 @@ def read_manifest(directory: Path) -> CacheManifest:
     except ValidationError as error:
         problem = f"{directory / CACHE_NAME} is corrupt ({validation_problem(error)})"
         raise TeacherError(problem, "build the cache again") from error
-    if len(manifest.sha256) > manifest.views or (manifest.top_k or 1) > len(manifest.classes):
+    has_all_features = manifest.features is None or len(manifest.features.sha256) == len(manifest.sha256)
+    if len(manifest.sha256) > manifest.views or (manifest.top_k or 1) > len(manifest.classes) or not has_all_features:
         raise TeacherError(f"{directory / CACHE_NAME} is corrupt", "build the cache again")
     return manifest
 
 
 def check_views(directory: Path, manifest: CacheManifest) -> None:
-    """Checks size and hash of the file of every finished view.
+    """Checks size and hash of the files of every finished view.
 
     Raises:
         TeacherError: a file is missing or damaged.
     """
     for view, expected in enumerate(manifest.sha256):
-        path = view_path(directory, view)
-        if not path.is_file() or path.stat().st_size != manifest.bytes_per_view or sha256(path) != expected:
-            raise TeacherError(f"{path} is missing or damaged", "copy it again, or rebuild the cache")
+        _check_file(view_path(directory, view), manifest.bytes_per_view, expected)
+    features = manifest.features
+    if features is not None:
+        _check_file(directory / REDUCTION_NAME, None, features.reduction)
+        for view, expected in enumerate(features.sha256):
+            _check_file(features_path(directory, view), manifest.samples_per_view * features.bytes_per_sample, expected)
+
+
+def _check_file(path: Path, size: int | None, expected: str) -> None:
+    if not path.is_file() or size not in (None, path.stat().st_size) or sha256(path) != expected:
+        raise _damaged(path)
+
+
+def _damaged(path: Path) -> TeacherError:
+    return TeacherError(f"{path} is missing or damaged", "copy it again, or rebuild the cache")
 
 
 def encode(logits: Tensor, top_k: int | None) -> np.ndarray:
@@ -232,11 +283,18 @@ class CachedTargets:
         directory: the cache.
         manifest: its manifest; the files have been checked.
         soft: return logits (B, K) instead of class indices (B,).
+        with_features: read the feature maps, too; the manifest has them.
     """
 
     directory: Path
     manifest: CacheManifest
     soft: bool
+    with_features: bool = False
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes per sample of the feature maps that are read."""
+        return self.manifest.features.bytes_per_sample if self.with_features and self.manifest.features else 0
 
     def read(self, plan: BatchPlan, kept: np.ndarray) -> Tensor:
         """Returns the targets of the samples of a batch.
@@ -254,11 +312,7 @@ class CachedTargets:
         """
         manifest = self.manifest
         path = view_path(self.directory, plan.epoch)
-        try:
-            view = np.memmap(path, "<u2", "r", shape=(manifest.samples_per_view, manifest.words_per_sample))
-        except (OSError, ValueError) as error:
-            raise TeacherError(f"{path} is missing or damaged", "copy it again, or rebuild the cache") from error
-        rows = np.asarray(view[plan.step * manifest.batch_size + plan.samples[:, 2]])
+        rows = self._rows(path, "<u2", manifest.words_per_sample, plan.step, plan.samples[:, 2])
         readable = np.zeros(len(rows), bool)
         readable[kept] = True
         changed = np.flatnonzero((rows != MISSING).any(axis=1) != readable)
@@ -273,6 +327,32 @@ class CachedTargets:
         rows = rows[kept]
         self._check(rows, path)
         return decode_logits(rows, len(manifest.classes)) if self.soft else decode_labels(rows)
+
+    def read_features(self, plan: BatchPlan, kept: np.ndarray) -> Tensor | None:
+        """Returns the reduced feature maps of the samples of a batch.
+
+        Args:
+            plan: the batch; its epoch is the view.
+            kept: positions within the plan of the samples that are readable.
+
+        Returns:
+            (B, feature_bytes) int8; None if none are read.
+
+        Raises:
+            TeacherError: the file has changed since it was checked.
+        """
+        if not self.feature_bytes:
+            return None
+        path = features_path(self.directory, plan.epoch)
+        return torch.from_numpy(self._rows(path, "i1", self.feature_bytes, plan.step, plan.samples[kept, 2]))
+
+    def _rows(self, path: Path, dtype: str, width: int, step: int, positions: np.ndarray) -> np.ndarray:
+        """Returns the rows of some positions of a step, in memory."""
+        try:
+            view = np.memmap(path, dtype, "r", shape=(self.manifest.samples_per_view, width))
+        except (OSError, ValueError) as error:
+            raise _damaged(path) from error
+        return np.asarray(view[step * self.manifest.batch_size + positions])
 
     def _check(self, rows: np.ndarray, path: Path) -> None:
         """Rejects values that :func:`encode` cannot produce: the hashes detect damage, not a forged file."""

@@ -1,4 +1,4 @@
-"""The cached teacher: cached logits, and the proof that they belong to the pixels of this training.
+"""The cached teacher: cached logits and feature maps, and the proof that they belong to the pixels of this training.
 
 A cache is tied to its data set, to the recipe settings that determine the pixels of a sample, to the versions of the libraries
 that do, and to a few of the pixels themselves. The last covers everything else that might change them: another machine's
@@ -23,7 +23,8 @@ from PIL import features as pillow_features
 from deit.data.loader import Batch, TrainSamples
 from deit.data.sampler import BatchPlan, epoch_steps, steps_per_epoch
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.cache_format import CachedTargets, CacheManifest, check_views, read_manifest
+from deit.distillation.cache_format import REDUCTION_NAME, CachedTargets, CacheManifest, check_views, read_manifest
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.distillation.protocol import TeacherOutput
 from deit.distillation.teacher import Teacher
 from deit.errors import DeiTError, TeacherError
@@ -39,19 +40,21 @@ PIXEL_TOLERANCE = 1e-3  # far below one of 256 levels, far above the rounding di
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """A teacher whose logits were cached.
+    """A teacher whose logits, and possibly feature maps, were cached.
 
     Attributes:
         directory: the cache.
         manifest: its manifest.
         soft: whether training needs logits, not only class indices.
         student: the student's image processor.
+        reduction: decodes the cached feature maps; None if training uses none, or the cache has none.
     """
 
     directory: Path
     manifest: CacheManifest
     soft: bool
     student: DeiTImageProcessor
+    reduction: FeatureReduction | None = None
 
     @classmethod
     def open(cls, directory: str | Path, recipe: Recipe, splits: Splits, record: DataRecord) -> Self:
@@ -87,13 +90,17 @@ class CachedTeacher:
                 f"pass --set views={manifest.views}, or extend the cache with --views {recipe.views}",
             )
         check_views(directory, manifest)
-        return cls(directory, manifest, soft, recipe.processor())
+        reduction = None
+        if manifest.features is not None and recipe.distillation.features:
+            reduction = FeatureReduction.load(directory / REDUCTION_NAME, manifest.features.shapes)
+        return cls(directory, manifest, soft, recipe.processor(), reduction)
 
     @property
     def name(self) -> str:
         """Name for log lines and reports: the teacher, the cache and what it holds."""
         manifest = self.manifest
         kind = "hard labels" if manifest.top_k is None else f"top-{manifest.top_k} logits"
+        kind += " and feature maps" if manifest.features is not None else ""
         return f"{manifest.teacher.name}, cached in {self.directory} ({manifest.views} views, {kind})"
 
     @property
@@ -109,14 +116,16 @@ class CachedTeacher:
     @property
     def sample_targets(self) -> CachedTargets:
         """The targets that training batches carry."""
-        return CachedTargets(self.directory, self.manifest, self.soft)
+        return CachedTargets(self.directory, self.manifest, self.soft, with_features=self.reduction is not None)
 
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:  # noqa: ARG002
-        """Returns an empty list: a cache holds no feature maps."""
-        return []
+        """Returns the shape (r, h, w) of each reduced feature map, of the image size that was cached; empty without."""
+        return [] if self.reduction is None else list(self.reduction.shapes)
 
-    def to(self, device: torch.device) -> Self:  # noqa: ARG002
-        """Returns itself: batches carry the targets, whatever the device."""
+    def to(self, device: torch.device) -> Self:
+        """Moves what decodes feature maps to a device, in place. The batches carry everything else."""
+        if self.reduction is not None:
+            self.reduction.to(device)
         return self
 
     def check(self, samples: TrainSamples) -> None:
@@ -128,10 +137,19 @@ class CachedTeacher:
         check_pixel_probe(self.directory, self.manifest, pixel_probe(samples, self.manifest.batch_size))
 
     def targets(self, batch: Batch, features: bool = False) -> TeacherOutput:
-        """Returns the targets that the batch carries."""
-        assert not features  # feature_shapes is empty
+        """Returns the targets that the batch carries, with reduced feature maps (B, r, h, w) if ``features``.
+
+        The feature maps are in float32, or in the dtype of autocast.
+        """
         assert batch.teacher_targets is not None
-        return TeacherOutput(batch.teacher_targets)
+        if not features:
+            return TeacherOutput(batch.teacher_targets)
+        rows = batch.teacher_features
+        assert rows is not None  # feature_shapes is not empty
+        assert self.reduction is not None
+        kind = rows.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return TeacherOutput(batch.teacher_targets, self.reduction.decode(rows, dtype))
 
     def for_evaluation(self) -> LoadedClassifier | None:
         """Loads the teacher itself; returns None, after printing why, if it is not available any more."""

@@ -33,7 +33,7 @@ class Distillation(BaseModel):
         reduction: of the KL divergence, as in :func:`torch.nn.functional.kl_div`. ``batchmean`` divides by B, as the paper
             does; ``mean`` divides by B x K, as the released code does, which makes the term smaller by a factor of K.
         features: weight of the feature loss (:mod:`deit.distillation.feature_distillation`), which is added to the other
-            terms; 0 disables it. Only a live convolutional teacher has feature maps; cached logits have none.
+            terms; 0 disables it. Convolutional teachers have feature maps, and caches of them may.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

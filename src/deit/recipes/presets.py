@@ -250,7 +250,7 @@ def small_data_distilled() -> Recipe:
     """As ``small-data``, with a teacher: its predictions through the distillation token, its feature maps through the patches.
 
     Feature distillation is what lets a transformer learn from so few images
-    (:mod:`deit.distillation.feature_distillation`). Cached logits have no feature maps.
+    (:mod:`deit.distillation.feature_distillation`).
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, plus the teacher's forward passes.

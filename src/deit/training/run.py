@@ -262,8 +262,9 @@ def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settin
         return []
     notes = list(teacher.notes)
     if trainer.context.recipe.distillation.features and trainer.context.features is None:
+        reason = "exposes no intermediate features" if teacher.sample_targets is None else "is a cache without feature maps"
         notes.append(
-            f"The teacher {settings.teacher} exposes no intermediate features; training uses its logits only, which takes more "
+            f"The teacher {settings.teacher} {reason}; training uses its logits only, which takes more "
             "images and time from scratch"
         )
     return notes

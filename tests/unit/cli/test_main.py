@@ -36,9 +36,9 @@ COMMANDS = {
     "info": "--json --csv --tsv",
     "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json --csv --tsv",
     "teacher train": f"--arch {RUN_OPTIONS} {OUTPUT}",
-    "teacher cache": "--teacher --out --views --top-k --teacher-weights --teacher-classes --model --init --recipe --image-size "
-    "--epochs --batch-size --seed --set --device --workers --skip-unreadable --cache --cache-limit --max-pixels "
-    "--json --csv --tsv",
+    "teacher cache": "--teacher --out --views --top-k --features --teacher-weights --teacher-classes --model "
+    "--init --recipe --image-size --epochs --batch-size --seed --set --device --workers --skip-unreadable --cache "
+    "--cache-limit --max-pixels --json --csv --tsv",
     "data list": "--json --csv --tsv",
     "data check": "--max-pixels --json --csv --tsv",
     "recipe list": "--json --csv --tsv",

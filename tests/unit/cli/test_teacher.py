@@ -28,7 +28,11 @@ def test_teacher_cache(calls: list[Any]) -> None:
         "out": Path("a cache"),
         "views": None,
         "top_k": 2,
+        "features": None,
         "teacher_weights": None,
         "teacher_classes": "name",
     }
     assert options == {**SHARED, **own, "settings": {"seed": "1"}}
+    for flag, value in (("--features", True), ("--no-features", False)):
+        output("teacher", "cache", "photos", "--teacher", "t", "--out", "a cache", flag)
+        assert calls[-1][1]["features"] is value

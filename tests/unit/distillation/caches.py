@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deit.checkpoints.run_log import read_log
-from deit.distillation.build_cache import CacheResult, build_cache_on
+from deit.distillation.build_cache import build_cache_on
+from deit.distillation.cache_builder import CacheResult
 from deit.models.timm_classifier import new_timm_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from deit.checkpoints.run_log import read_log
-from deit.distillation import build_cache as building
+from deit.distillation import cache_builder
 from deit.distillation.build_cache import build_cache_on
 from deit.distillation.cache_format import MISSING, read_manifest, view_path
 from deit.distillation.teacher import Teacher
@@ -117,7 +117,7 @@ def test_power_failure_loses_only_unsaved_steps(
     tmp_path: Path, teacher: str, stopping: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path / "whole", teacher, views=2)
-    monkeypatch.setattr(building, "SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr(cache_builder, "SAVE_INTERVAL", 0.0)
     stop = stopping(7, _fail)
     with pytest.raises(PowerFailureError):
         build(tmp_path / "cache", teacher, views=2)
