@@ -22,12 +22,12 @@ from deit.cli.common import (
 )
 from deit.cli.output import Column, Output, print_json, with_output
 
-app = typer.Typer(help="Train a teacher for distillation, or cache its logits.", no_args_is_help=True)
+app = typer.Typer(help="Train a teacher for distillation, or cache its predictions.", no_args_is_help=True)
 
 
 @app.callback()
 def teacher() -> None:
-    """Train a teacher for distillation, or cache its logits."""
+    """Train a teacher for distillation, or cache its predictions."""
 
 
 @app.command("train")

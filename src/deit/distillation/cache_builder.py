@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from deit.distillation.cache_format import (
 from deit.distillation.feature_file import FeatureFile
 from deit.distillation.feature_reduction import FeatureReduction
 from deit.distillation.teacher import Teacher
-from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, WorkError
+from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, WorkError
 from deit.recipes.samples import view_steps
 from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_precision, describe
@@ -127,6 +128,7 @@ class CacheBuilder:
         with retained_memory(self.device), stop_on_signals() as stop:
             files = self._fit_reduction(loader) if with_features and self.reduction is None else {}
             self._print_size()
+            self._check_space()
             self._save(files)  # from now on the directory is a cache that the next call resumes
             self._build_views(loader, remaining, stop)
         return self._result()
@@ -148,12 +150,11 @@ class CacheBuilder:
 
     def _fit_reduction(self, loader: Loader) -> dict[Path, bytes]:
         """Fits the reduction of feature maps to the first samples of view 0. Returns its file."""
-        print_status(f"Features:  principal components of {plural(FITTED_SAMPLES, 'sample')}")
         plans = [plan for step in view_steps(self.recipe, len(self.samples.source.labels), 0) for plan in step]
-        micro_batch = max(len(plan.samples) for plan in plans)
+        fitted = plans[: math.ceil(FITTED_SAMPLES / max(len(plan.samples) for plan in plans))]
 
         def feature_maps() -> Iterator[list[Tensor]]:
-            for batch in loader.run(plans[: math.ceil(FITTED_SAMPLES / micro_batch)], interruptible=True):
+            for batch in loader.run(fitted, interruptible=True):
                 if len(batch.labels):
                     yield self._predict(batch)[1]
 
@@ -166,6 +167,11 @@ class CacheBuilder:
         features = CachedFeatures(shapes=reduction.shapes, reduction=hashlib.sha256(content).hexdigest())
         self.manifest = self.manifest.model_copy(update={"features": features})
         self._use_features(reduction, features)
+        kept = [one.kept_variance for one in reduction.reductions]
+        print_status(
+            f"Features:  {plural(len(kept), 'feature map')} reduced to {features.bytes_per_sample:,} bytes per sample, with "
+            f"{min(kept):.0%} to {max(kept):.0%} of the variance"
+        )
         return {self.directory / REDUCTION_NAME: content}
 
     def _print_size(self) -> None:
@@ -177,6 +183,23 @@ class CacheBuilder:
             f"Cache:     {self.directory}: {manifest.views} views of {manifest.samples_per_view:,} samples{existing}; {kind}, "
             f"{manifest.bytes_per_sample:,} bytes per sample and view, {size / 1e6:,.1f} MB on disk"
         )
+
+    def _check_space(self) -> None:
+        """Checks that the missing views fit on the disk.
+
+        Raises:
+            TeacherError: they do not.
+        """
+        manifest = self.manifest
+        samples = (manifest.views - len(manifest.sha256)) * manifest.samples_per_view
+        needed = (samples - self.steps_done * manifest.batch_size) * manifest.bytes_per_sample
+        existing = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if needed > free:
+            raise TeacherError(
+                f"The cache takes another {needed / 1e9:,.1f} GB, but {existing} has {free / 1e9:,.1f} GB free",
+                "pass a smaller --views number" + (", or --no-features" if manifest.features is not None else ""),
+            )
 
     def _build_view(self, view: int, loader: Loader, progress: Progress, stop: StopRequest) -> None:
         if self.feature_file is not None and not self.steps_done:

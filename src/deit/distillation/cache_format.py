@@ -34,6 +34,7 @@ from deit.data.sampler import BatchPlan
 from deit.distillation.feature_reduction import row_bytes
 from deit.errors import TeacherError, validation_problem
 from deit.system.files import CACHE_NAME, read_json, sha256
+from deit.system.progress import print_status
 
 FORMAT = 1  # of cache.json
 WORD = 2  # bytes
@@ -42,6 +43,7 @@ MAX_CACHED_CLASSES = MISSING  # so that no class index equals MISSING
 MIN_LOG_PROBABILITY = -60_000.0  # within the range of half precision
 MAX_FEATURE_MAPS = 100
 REDUCTION_NAME = "features.safetensors"
+LARGE_CACHE = 2 * 10**9  # bytes; verifying takes seconds
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, lt=2**40)]
@@ -209,6 +211,9 @@ def check_views(directory: Path, manifest: CacheManifest) -> None:
     Raises:
         TeacherError: a file is missing or damaged.
     """
+    size = len(manifest.sha256) * manifest.samples_per_view * manifest.bytes_per_sample
+    if size > LARGE_CACHE:
+        print_status(f"Verifying {directory} ({size / 1e9:,.1f} GB)")
     for view, expected in enumerate(manifest.sha256):
         _check_file(view_path(directory, view), manifest.bytes_per_view, expected)
     features = manifest.features

@@ -70,6 +70,12 @@ class MapReduction(nn.Module):
         for name, tensor in {"mean": mean, "basis": basis, "scales": scales}.items():
             self.register_buffer(name, tensor.float())
 
+    @property
+    def kept_variance(self) -> float:
+        """Share of the variance of the standardized channels that the components have, in 0..1."""
+        variances = (self.scales * LEVELS / CLIP).square()
+        return min(variances.sum().item() / len(self.mean), 1.0)
+
     def encode(self, feature_map: Tensor) -> Tensor:
         """Reduces a feature map (B, C, height, width) to rows of bytes (B, h w r), channels last, int8."""
         projected = (_positions(feature_map, self.shape) - self.mean) @ self.basis  # (B h w, r)

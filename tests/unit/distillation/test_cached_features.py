@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deit.data.loader import Batch, Loader
-from deit.distillation import cache_builder
+from deit.distillation import cache_builder, cache_format
 from deit.distillation.cache_format import REDUCTION_NAME, CachedFeatures, features_path, read_manifest, view_path
 from deit.distillation.cached_teacher import CachedTeacher
 from deit.distillation.feature_distillation import FeatureDistillation
@@ -88,6 +88,7 @@ def test_cache_replays_the_reduced_maps_of_the_live_teacher(cache: Path, teacher
 
 def test_size_on_disk(cache: Path, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = build(cache, teacher, recipe())
+    assert result.built == 0
     shapes = _open(cache).feature_shapes(32, 32)
     live = Teacher.load(teacher, CLASSES, recipe().processor()).feature_shapes(32, 32)
     assert [shape[1:] for shape in shapes] == [shape[1:] for shape in live]  # of at most 16 rows and columns
@@ -101,8 +102,11 @@ def test_size_on_disk(cache: Path, teacher: str, capsys: pytest.CaptureFixture[s
     assert "is complete" in capsys.readouterr().err
 
 
-def test_workers_do_not_change_the_cache(cache: Path, tmp_path: Path, teacher: str) -> None:
-    build(tmp_path / "cache", teacher, recipe(), workers=2)
+def test_workers_do_not_change_the_cache(cache: Path, tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = build(tmp_path / "cache", teacher, recipe(), workers=2)
+    output = capsys.readouterr().err
+    assert f"reduced to {result.bytes_per_sample - 2:,} bytes per sample" in output
+    assert f"2 views of 64 samples; logits and feature maps, {result.bytes_per_sample:,} bytes" in output
     assert _files(tmp_path / "cache") == _files(cache)
 
 
@@ -191,6 +195,16 @@ def test_power_failure_between_a_view_and_its_manifest_loses_nothing(
     assert _files(tmp_path / "cache") == _files(cache)
 
 
+def test_verifying_a_large_cache_is_announced(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _open(cache)
+    assert "Verifying" not in capsys.readouterr().err
+    monkeypatch.setattr(cache_format, "LARGE_CACHE", 100_000)
+    _open(cache)
+    assert f"Verifying {cache} (0.0 GB)" in capsys.readouterr().err
+
+
 def test_cache_is_extended_with_the_reduction_that_it_has(cache: Path, tmp_path: Path, teacher: str) -> None:
     build(tmp_path / "cache", teacher, recipe(), views=1)
     assert build(tmp_path / "cache", teacher, recipe(), views=2).built == 64
@@ -221,6 +235,21 @@ def test_teacher_without_feature_maps(tmp_path: Path, teacher: str, monkeypatch:
     assert not (tmp_path / "cache").exists()
     build(tmp_path / "cache", teacher, recipe(), views=1)
     assert read_manifest(tmp_path / "cache").features is None
+
+
+def test_cache_that_does_not_fit_on_the_disk_is_refused_first(
+    cache: Path, tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = build(cache, teacher, recipe()).bytes
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=size - 1))
+    with pytest.raises(TeacherError, match=r"GB free: pass a smaller --views number, or --no-features"):
+        build(tmp_path / "a" / "cache", teacher, recipe())
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=size))
+    build(tmp_path / "a" / "cache", teacher, recipe(), views=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=size // 2))
+    assert build(tmp_path / "a" / "cache", teacher, recipe()).views == VIEWS
 
 
 def test_feature_maps_that_are_not_finite_are_not_cached(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
