@@ -183,7 +183,7 @@ def _shape(config: ViTConfig) -> object:
 
 def _best_row(log: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the row of the best epoch; values of another type count as missing."""
-    metrics = [{name: get_number(row, f"validation.{name}") for name in ("top1", "loss")} for row in log]
+    metrics = [{name: get_number(row, f"validation.{name}") for name in ("top1", "loss", "images")} for row in log]
     best = best_epoch([{"validation": validation} for validation in metrics])
     return {} if best is None else log[best]
 

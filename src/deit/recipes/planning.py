@@ -27,7 +27,8 @@ IMAGE_SIZES = (128, 96, 64, 48, 32, 28, 24, 16)  # pixels; a small model learns 
 CONVNET_ENLARGEMENT = 1.5  # most convolutional networks downsample fourfold in their first layers: enlarge small images
 SMALLEST_HALVED = 48  # pixels; half of smaller images teach a convolutional network little (docs/log.md)
 VARIANT_PATCH_SIZE = 16  # of all published models
-BATCH_SIZES = ((20_000, 128), (0, 32))  # (minimum number of training images, batch size)
+# (minimum number of training images, batch size). Many small steps suit a transformer better (docs/log.md).
+BATCH_SIZES = {"transformer": ((200_000, 128), (100_000, 64), (0, 32)), "convnet": ((20_000, 128), (0, 32))}
 DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is given
 # A larger transformer must leave time for MIN_SAMPLES * max(images / FEW_IMAGES, 1) ** GROWTH training samples: few images are
 # repeated in MIN_SAMPLES / FEW_IMAGES epochs or more, and the more images there are, the fewer epochs are needed.
@@ -151,7 +152,7 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
         recipe = recipe.replace(model=_size_fields(model, size))
         notes.append(_image_size_note(size, stats))
     if recipe.minutes is not None:
-        batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES if stats.images >= minimum)
+        batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES[model.kind] if stats.images >= minimum)
         if batch_size != recipe.batch_size:
             steps = math.ceil(stats.images / batch_size)
             notes.append(f"Batch size {batch_size}: {steps} steps per epoch of {stats.images:,} images")

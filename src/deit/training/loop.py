@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deit.checkpoints.run_log import read_log, write_log
-from deit.checkpoints.selection import rank
+from deit.checkpoints.selection import best_epoch
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
 from deit.errors import InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
@@ -223,14 +223,16 @@ class Trainer:
             "skipped": state.skipped,
             "validation": validation,
         }
-        if not state.best or rank(validation) > rank(state.best):
+        rows = [*(old for old in read_log(self.directory) if old["epoch"] <= epoch), row]
+        before = [{"validation": state.best}]  # also if the log was removed
+        if best_epoch([*before, *rows]) == len(rows):
             state.best = {"epoch": epoch + 1, **validation}
             self._save_model(BEST_NAME, model)
         if state.step == self.steps_per_epoch:
             state.start_epoch(epoch + 1)
         else:
             state.evaluated = True
-        write_log(self.directory, [*(old for old in read_log(self.directory) if old["epoch"] <= epoch), row])
+        write_log(self.directory, rows)
         self._save_model(LAST_NAME, model)
         self._save_checkpoint()
         if self.budget is not None:
@@ -266,7 +268,7 @@ class Trainer:
             )
             return {"loss": loss}
         metrics = evaluate_source(model, self.validation, loader=loader, precision=precision, quiet=True).main
-        return {"top1": metrics.top1, "loss": metrics.loss}
+        return {"top1": metrics.top1, "loss": metrics.loss, "images": len(self.validation.source.labels)}
 
     @torch.no_grad()
     def _check_teacher(self, batches: Sequence[Batch]) -> None:

@@ -154,9 +154,14 @@ def test_epochs_are_kept_without_minutes() -> None:
     assert not needs_planning(recipe)
 
 
-@pytest.mark.parametrize(("images", "batch"), [(500, 32), (3000, 32), (30_000, 128), (200_000, 128)])
-def test_batch_size_grows_with_the_data(images: int, batch: int) -> None:
-    assert plan_from_data(get_recipe("small-data").replace(minutes=5), DatasetStats(images, 64))[0].batch_size == batch
+@pytest.mark.parametrize(
+    ("images", "transformer", "convnet"),
+    [(500, 32, 32), (3000, 32, 32), (30_000, 32, 128), (100_000, 64, 128), (200_000, 128, 128)],
+)
+def test_batch_size_grows_with_the_data(images: int, transformer: int, convnet: int) -> None:
+    for name, expected in (("small-data", transformer), ("convnet", convnet)):
+        recipe, _ = plan_from_data(get_recipe(name).replace(minutes=5), DatasetStats(images, 64))
+        assert recipe.batch_size == expected
 
 
 def test_flips_follow_the_mirror_test() -> None:
