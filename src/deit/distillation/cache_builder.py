@@ -158,11 +158,7 @@ class CacheBuilder:
                 if len(batch.labels):
                     yield self._predict(batch)[1]
 
-        try:
-            reduction = FeatureReduction.fit(feature_maps())
-        except ValueError as error:
-            problem = f"The feature maps of the teacher {self.teacher.name} cannot be reduced: {error}"
-            raise WorkError(problem, "pass --no-features, or another teacher") from error
+        reduction = FeatureReduction.fit(feature_maps())
         content = reduction.to_bytes()
         features = CachedFeatures(shapes=reduction.shapes, reduction=hashlib.sha256(content).hexdigest())
         self.manifest = self.manifest.model_copy(update={"features": features})

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deit.checkpoints.tensors import open_safetensors
 from deit.checkpoints.weights import serialize_tensors
-from deit.errors import CheckpointError, TeacherError
+from deit.errors import CheckpointError, DataError, NonFiniteOutputError, TeacherError
 
 Shape = tuple[int, int, int]  # (r, h, w)
 
@@ -114,7 +114,8 @@ class FeatureReduction(nn.Module):
             batches: the feature maps of some images, in batches: each a list of (B, C, height, width), first to last.
 
         Raises:
-            ValueError: there are no images, or a value is not finite.
+            DataError: there are no images.
+            NonFiniteOutputError: a value is not finite.
         """
         moments: list[_Moments] = []
         for feature_maps in batches:
@@ -122,7 +123,7 @@ class FeatureReduction(nn.Module):
             for moment, features in zip(moments, feature_maps, strict=True):
                 moment.add(features)
         if not moments:
-            raise ValueError("there are no images")
+            raise DataError("None of the first training images is readable", "`deit data check` lists the unreadable files")
         return cls([moment.reduction() for moment in moments])
 
     def encode(self, feature_maps: Sequence[Tensor]) -> Tensor:
@@ -208,10 +209,12 @@ class _Moments:
         """Returns the reduction to the leading principal components.
 
         Raises:
-            ValueError: there is no position, or a value is not finite.
+            NonFiniteOutputError: a value is not finite.
         """
-        if not self._count or not torch.isfinite(self._products).all():
-            raise ValueError("there are no values, or some are not finite")
+        if not torch.isfinite(self._products).all():
+            raise NonFiniteOutputError(
+                "The teacher's feature maps hold NaN or infinite values", "pass --no-features, or another teacher"
+            )
         channels = self._shape[0]
         mean = self._sum / self._count
         covariance = self._products / self._count - mean[:, None] * mean

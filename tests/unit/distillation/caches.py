@@ -46,6 +46,22 @@ def teacher_of(path: Path, classes: tuple[str, ...], seed: int) -> Path:
     return path
 
 
+def broken_later() -> MemorySplits:
+    """Two images whose headers are valid and which fail to decode."""
+    return replace(memory_splits(COUNT), train=BrokenLater(COUNT, broken=frozenset({4, 7})))
+
+
+class BrokenLater(MemorySource):
+    """Images that can be opened once, as on a failing disk."""
+
+    def load(self, index: int) -> Any:
+        seen: set[int] = self.__dict__.setdefault("_seen", set())
+        if index in self.broken and index not in seen:
+            seen.add(index)
+            return replace(self, broken=frozenset()).load(index)
+        return super().load(index)
+
+
 class Case:
     """A change between building and training, and the message that names it."""
 

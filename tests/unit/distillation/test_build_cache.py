@@ -25,8 +25,8 @@ from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training.run import train_on
-from tests.helpers import MemorySource, MemorySplits, memory_splits, randomized, tiny_deit
-from tests.unit.distillation.caches import CASES, CLASSES, COUNT, SOFT, Case, build, losses, recipe, teacher_of
+from tests.helpers import memory_splits, randomized, tiny_deit
+from tests.unit.distillation.caches import CASES, CLASSES, COUNT, SOFT, Case, broken_later, build, losses, recipe, teacher_of
 
 
 def test_cache_covers_every_sample_of_every_view(tmp_path: Path, teacher: str) -> None:
@@ -146,29 +146,13 @@ def test_complete_cache_can_be_extended(tmp_path: Path, teacher: str, capsys: py
 
 def test_unreadable_images_are_left_out_as_in_training(tmp_path: Path, teacher: str) -> None:
     distilled, skip = recipe(views=2), {"skip_unreadable": True}
-    build(tmp_path / "cache", teacher, distilled, splits=_broken(), **skip)
+    build(tmp_path / "cache", teacher, distilled, splits=broken_later(), **skip)
     rows = np.concatenate([np.fromfile(view_path(tmp_path / "cache", view), "<u2") for view in range(2)])
     assert (rows == MISSING).any()
-    live = losses(tmp_path / "live", teacher, distilled, splits=_broken(), **skip)
-    assert losses(tmp_path / "cached", tmp_path / "cache", distilled, splits=_broken(), **skip) == live
+    live = losses(tmp_path / "live", teacher, distilled, splits=broken_later(), **skip)
+    assert losses(tmp_path / "cached", tmp_path / "cache", distilled, splits=broken_later(), **skip) == live
     with pytest.raises(TeacherError, match=r"other pixels|is readable, and was not when"):
         losses(tmp_path / "mended", tmp_path / "cache", distilled)
-
-
-def _broken() -> MemorySplits:
-    """Two images whose headers are valid and which fail to decode."""
-    return replace(memory_splits(COUNT), train=_BrokenLater(COUNT, broken=frozenset({4, 7})))
-
-
-class _BrokenLater(MemorySource):
-    """Images that can be opened once, as on a failing disk."""
-
-    def load(self, index: int) -> Any:
-        seen: set[int] = self.__dict__.setdefault("_seen", set())
-        if index in self.broken and index not in seen:
-            seen.add(index)
-            return replace(self, broken=frozenset()).load(index)
-        return super().load(index)
 
 
 RESUMED = {name: case for name, case in CASES.items() if name not in ("views", "soft")}

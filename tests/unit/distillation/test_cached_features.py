@@ -18,13 +18,13 @@ from torch import Tensor
 
 from deit.data.loader import Batch, Loader
 from deit.distillation import cache_builder, cache_format
-from deit.distillation.cache_format import REDUCTION_NAME, CachedFeatures, features_path, read_manifest, view_path
+from deit.distillation.cache_format import MISSING, REDUCTION_NAME, CachedFeatures, features_path, read_manifest, view_path
 from deit.distillation.cached_teacher import CachedTeacher
 from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.feature_reduction import FeatureReduction
 from deit.distillation.protocol import TeacherOutput
 from deit.distillation.teacher import Teacher
-from deit.errors import DeiTError, InterruptedWorkError, NonFiniteOutputError, TeacherError, WorkError
+from deit.errors import DeiTError, ImageError, InterruptedWorkError, NonFiniteOutputError, TeacherError
 from deit.recipes.presets import get_recipe
 from deit.recipes.samples import training_samples, view_steps
 from deit.recipes.schema import Recipe
@@ -33,9 +33,9 @@ from deit.system.files import sha256
 from deit.training.model_building import build_model
 from deit.training.state import FEATURES_NAME
 from deit.training.step import StepContext, batch_losses
-from tests.helpers import MemorySource, memory_splits
+from tests.helpers import memory_splits
 from tests.unit.distillation import caches
-from tests.unit.distillation.caches import CLASSES, COUNT, build, losses
+from tests.unit.distillation.caches import CLASSES, COUNT, broken_later, build, losses
 
 VIEWS = 2
 
@@ -260,7 +260,7 @@ def test_feature_maps_that_are_not_finite_are_not_cached(tmp_path: Path, teacher
         return logits, [feature_map / 0 for feature_map in feature_maps]
 
     monkeypatch.setattr(Teacher, "forward_intermediates", corrupt)
-    with pytest.raises(WorkError, match=r"cannot be reduced: .* not finite"):
+    with pytest.raises(NonFiniteOutputError, match="feature maps hold NaN or infinite values: pass --no-features"):
         build(tmp_path / "cache", teacher, recipe())
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(Teacher, "forward_intermediates", call)
@@ -334,11 +334,24 @@ def test_recipe_without_feature_distillation_reads_none(cache: Path) -> None:
     assert _batches(cached)[0].teacher_features is None
 
 
+def test_error_of_the_data_is_not_one_of_the_reduction(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ImageError("The image is broken", "replace it")
+
+    Stopping(2, fail).install(monkeypatch)
+    with pytest.raises(ImageError, match="The image is broken: replace it"):
+        build(tmp_path / "cache", teacher, recipe())
+    assert not (tmp_path / "cache").exists()
+
+
 def test_unreadable_images_are_left_out(tmp_path: Path, teacher: str) -> None:
-    broken = frozenset({4, 7})
-    splits = replace(memory_splits(COUNT), train=MemorySource(COUNT, broken=broken))
-    build(tmp_path / "cache", teacher, recipe(), splits=splits, skip_unreadable=True)
-    found = losses(tmp_path / "run", tmp_path / "cache", recipe(), splits=splits, skip_unreadable=True)
+    build(tmp_path / "cache", teacher, recipe(), splits=broken_later(), skip_unreadable=True)
+    rows = np.concatenate([np.fromfile(view_path(tmp_path / "cache", view), "<u2") for view in range(VIEWS)])
+    parts = [np.fromfile(features_path(tmp_path / "cache", view), np.int8) for view in range(VIEWS)]
+    missing, features = rows == MISSING, np.concatenate(parts).reshape(len(rows), -1)
+    assert 0 < missing.sum() < len(missing)
+    assert (features.any(axis=1) != missing).all()
+    found = losses(tmp_path / "run", tmp_path / "cache", recipe(), splits=broken_later(), skip_unreadable=True)
     assert np.isfinite(found).all()
 
 

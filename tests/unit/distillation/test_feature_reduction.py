@@ -23,7 +23,7 @@ from deit.distillation.feature_reduction import (
     reduced_shape,
     row_bytes,
 )
-from deit.errors import TeacherError
+from deit.errors import DataError, NonFiniteOutputError, TeacherError
 from tests.helpers import noise
 
 SHAPES = ((6, 20, 18), (9, 5, 4))
@@ -126,9 +126,9 @@ def test_constant_maps_and_every_byte_decode_to_finite_values() -> None:
 
 
 def test_nothing_and_non_finite_values_cannot_be_fitted() -> None:
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(DataError, match="readable"):
         FeatureReduction.fit([])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(NonFiniteOutputError, match="NaN or infinite"):
         FeatureReduction.fit([[torch.full((2, 3, 4, 4), math.nan)]])
 
 
