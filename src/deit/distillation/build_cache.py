@@ -18,6 +18,7 @@ from deit.data.splits import DataRecord, Splits
 from deit.distillation.cache_builder import CacheBuilder, CacheResult
 from deit.distillation.cache_format import (
     MAX_CACHED_CLASSES,
+    REDUCTION_NAME,
     CachedData,
     CachedModel,
     CacheManifest,
@@ -33,6 +34,7 @@ from deit.distillation.cached_teacher import (
     pixel_settings,
     software,
 )
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.distillation.teacher import Teacher
 from deit.errors import TeacherError, UserError
 from deit.recipes.image_caching import add_image_cache
@@ -156,14 +158,15 @@ def build_cache_on(
         steps=steps_per_epoch(len(splits.train.labels), resolved.batch_size),
     )
     with_features = (resolved.distillation.features > 0 and teacher.has_features) if features is None else features
-    manifest = requested
+    manifest, reduction = requested, None
     if is_logit_cache(directory):
         manifest = _resume(directory, requested, splits, record, resolved)
         with_features = _keep_features(directory, manifest, features)
+        reduction = _load_reduction(directory, manifest, teacher, resolved)
     skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
     for note in [*splits.all_notes, *skipped, *cache_notes, *teacher.notes]:
         print_status(f"Note:      {note}.")
-    builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device)
+    builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device, reduction)
     return builder.run(workers, with_features)
 
 
@@ -228,3 +231,23 @@ def _keep_features(directory: Path, existing: CacheManifest, features: bool | No
         problem = f"{directory} has feature maps" if has_features else f"{directory} has no feature maps"
         raise TeacherError(problem, f"pass {'--features' if has_features else '--no-features'}, or another --out")
     return has_features
+
+
+def _load_reduction(directory: Path, manifest: CacheManifest, teacher: Teacher, recipe: Recipe) -> FeatureReduction | None:
+    """Returns the reduction of an existing cache; None if it has no feature maps.
+
+    Raises:
+        TeacherError: it does not reduce the feature maps of the teacher.
+    """
+    if manifest.features is None:
+        return None
+    invalid = TeacherError(f"{directory} is corrupt: its feature maps are not the teacher's", "rebuild the cache")
+    shapes, complete = manifest.features.shapes, teacher.feature_shapes(*recipe.image_hw)
+    if len(shapes) != len(complete):
+        raise invalid
+    if any(size > limit for pair in zip(shapes, complete, strict=True) for size, limit in zip(*pair, strict=True)):
+        raise invalid  # before memory is taken
+    reduction = FeatureReduction.load(directory / REDUCTION_NAME, shapes)
+    if [len(one.mean) for one in reduction.reductions] != [channels for channels, _, _ in complete]:
+        raise invalid
+    return reduction

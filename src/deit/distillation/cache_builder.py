@@ -30,7 +30,7 @@ from deit.distillation.cache_format import (
     view_path,
 )
 from deit.distillation.feature_file import FeatureFile
-from deit.distillation.feature_reduction import FeatureReduction
+from deit.distillation.feature_reduction import FeatureReduction, row_bytes
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, WorkError
 from deit.recipes.samples import view_steps
@@ -84,6 +84,7 @@ class CacheBuilder:
         samples: makes the batches that the teacher runs on.
         teacher: the teacher, on ``device``.
         device: where the teacher runs.
+        reduction: of the feature maps that the cache has already; None if it is new or has none.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class CacheBuilder:
         samples: TrainSamples,
         teacher: Teacher,
         device: torch.device,
+        reduction: FeatureReduction | None = None,
     ) -> None:
         self.directory, self.manifest, self.recipe, self.samples = directory, manifest, recipe, samples
         self.teacher, self.device = teacher, device
@@ -101,9 +103,8 @@ class CacheBuilder:
         self.rows = np.full((manifest.samples_per_view, manifest.words_per_sample), MISSING, "<u2")
         self.reduction: FeatureReduction | None = None
         self.feature_file: FeatureFile | None = None
-        if manifest.features is not None:
-            reduction = FeatureReduction.load(directory / REDUCTION_NAME, manifest.features.shapes)
-            self._use_features(reduction, manifest.features)
+        if reduction is not None:
+            self._use_features(reduction)
         self.steps_done = self._load_unfinished_view()
         self.samples_built = 0
         self.seconds_before = manifest.seconds
@@ -144,9 +145,9 @@ class CacheBuilder:
                     remedy = f"{error.remedy}; the same command resumes, since finished work is saved in {self.directory}"
                     raise WorkError(error.problem, remedy) from None
 
-    def _use_features(self, reduction: FeatureReduction, features: CachedFeatures) -> None:
+    def _use_features(self, reduction: FeatureReduction) -> None:
         self.reduction = reduction.to(self.device)
-        self.feature_file = FeatureFile(self.directory, self.manifest.batch_size, features.bytes_per_sample)
+        self.feature_file = FeatureFile(self.directory, self.manifest.batch_size, row_bytes(reduction.shapes))
 
     def _fit_reduction(self, loader: Loader) -> dict[Path, bytes]:
         """Fits the reduction of feature maps to the first samples of view 0. Returns its file."""
@@ -162,7 +163,7 @@ class CacheBuilder:
         content = reduction.to_bytes()
         features = CachedFeatures(shapes=reduction.shapes, reduction=hashlib.sha256(content).hexdigest())
         self.manifest = self.manifest.model_copy(update={"features": features})
-        self._use_features(reduction, features)
+        self._use_features(reduction)
         kept = [one.kept_variance for one in reduction.reductions]
         print_status(
             f"Features:  {plural(len(kept), 'feature map')} reduced to {features.bytes_per_sample:,} bytes per sample, with "

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deit.checkpoints.weights import read_tensors, write_tensors
 from deit.data.loader import Batch, Loader
 from deit.distillation import cache_builder, cache_format
 from deit.distillation.cache_format import MISSING, REDUCTION_NAME, CachedFeatures, features_path, read_manifest, view_path
@@ -111,7 +112,7 @@ def test_workers_do_not_change_the_cache(cache: Path, tmp_path: Path, teacher: s
 
 
 class Stopping:
-    """Calls ``how`` when the teacher runs for the ``after``-th time."""
+    """Calls ``how`` when the teacher runs on its ``after``-th batch."""
 
     def __init__(self, after: int, how: Callable[[], None]) -> None:
         self.after, self.how, self.calls = after, how, 0
@@ -120,9 +121,10 @@ class Stopping:
         call = Teacher.forward_intermediates
 
         def forward(teacher: Teacher, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
-            self.calls += 1
-            if self.calls == self.after:
-                self.how()
+            if len(pixel_values) > 1:  # a single image only shows the shapes
+                self.calls += 1
+                if self.calls == self.after:
+                    self.how()
             return call(teacher, pixel_values)
 
         monkeypatch.setattr(Teacher, "forward_intermediates", forward)
@@ -416,6 +418,31 @@ def test_shapes_that_do_not_fit_the_reduction_are_rejected(cache: Path, tmp_path
     path.write_text(json.dumps(content))
     with pytest.raises(TeacherError, match=f"{REDUCTION_NAME} is missing or damaged"):
         _open(tmp_path / "cache")
+
+
+def _unfinished(cache: Path, directory: Path) -> tuple[Path, dict[str, Any]]:
+    """Copies a cache, and returns its manifest without the finished views."""
+    content = json.loads((_copy(cache, directory) / "cache.json").read_text())
+    return directory, {**content, "sha256": [], "features": {**content["features"], "sha256": []}}
+
+
+@pytest.mark.parametrize("changes", [{"more": 1}, {"side": 1024}, {"channels": 1}])
+def test_cache_of_other_feature_maps_is_not_resumed(cache: Path, tmp_path: Path, teacher: str, changes: dict[str, int]) -> None:
+    directory, content = _unfinished(cache, tmp_path / "cache")
+    features, path = content["features"], directory / REDUCTION_NAME
+    if "more" in changes:
+        features["shapes"].append([1, 1, 1])
+    if "side" in changes:
+        features["shapes"][0][1:] = [1024, 1024]
+    if "channels" in changes:
+        tensors = read_tensors(path)
+        tensors["maps.0.mean"] = torch.cat([tensors["maps.0.mean"], torch.zeros(1)])
+        tensors["maps.0.basis"] = torch.cat([tensors["maps.0.basis"], tensors["maps.0.basis"][:1]])
+        write_tensors(path, tensors)
+        features["reduction"] = sha256(path)
+    (directory / "cache.json").write_text(json.dumps(content))
+    with pytest.raises(TeacherError, match="corrupt: its feature maps are not the teacher's"):
+        build(directory, teacher, recipe())
 
 
 def test_file_that_shrinks_after_the_check_is_rejected(cache: Path, tmp_path: Path) -> None:
