@@ -30,7 +30,7 @@ from deit.distillation.cache_format import (
     view_path,
 )
 from deit.distillation.feature_file import FeatureFile
-from deit.distillation.feature_reduction import FeatureReduction, row_bytes
+from deit.distillation.feature_reduction import FITTED_SAMPLES, FeatureReduction, row_bytes
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, WorkError
 from deit.recipes.samples import view_steps
@@ -42,7 +42,6 @@ from deit.system.progress import Progress, plural, print_status
 from deit.system.signals import StopRequest, stop_on_signals
 
 SAVE_INTERVAL = 30.0  # seconds
-FITTED_SAMPLES = 512  # of view 0, that feature maps are reduced by
 
 
 @dataclass(frozen=True)

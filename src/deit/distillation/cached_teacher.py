@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -121,6 +121,10 @@ class CachedTeacher:
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:  # noqa: ARG002
         """Returns the shape (r, h, w) of each reduced feature map, of the image size that was cached; empty without."""
         return [] if self.reduction is None else list(self.reduction.shapes)
+
+    def feature_reduction(self, batches: Iterable[Batch]) -> None:  # noqa: ARG002
+        """Returns None: the cached feature maps are reduced already."""
+        return
 
     def to(self, device: torch.device) -> Self:
         """Moves what decodes feature maps to a device, in place. The batches carry everything else."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit.config import ViTConfig
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.models.modeling import select_patches
 from deit.rng import RngStream, torch_seed
 
@@ -32,12 +33,20 @@ class FeatureDistillation(nn.Module):
 
     Args:
         config: configuration of the student.
-        shapes: shape (C, h, w) of each feature map for one image.
+        shapes: shape (C, h, w) of each feature map for one image, after the reduction.
         seed: seed of the run, for the initial weights.
+        reduction: of the teacher's feature maps; None if they are not reduced, or are already. It is saved with the weights.
     """
 
-    def __init__(self, config: ViTConfig, shapes: Sequence[tuple[int, int, int]], seed: int) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        shapes: Sequence[tuple[int, int, int]],
+        seed: int,
+        reduction: FeatureReduction | None = None,
+    ) -> None:
         super().__init__()
+        self.reduction = reduction
         self.grid = config.grid
         rows, columns = config.grid
         self.layers = [max((index + 1) * config.num_hidden_layers // len(shapes), 1) for index in range(len(shapes))]
@@ -60,6 +69,8 @@ class FeatureDistillation(nn.Module):
             feature_maps: the teacher's feature maps for the same images, each (B, C, h, w).
             kept_patches: (B, P'), the patches among the student's tokens; None means all.
         """
+        if self.reduction is not None:
+            feature_maps = self.reduction(feature_maps)
         rows, columns = self.grid
         patches = rows * columns if kept_patches is None else kept_patches.shape[1]
         losses = []

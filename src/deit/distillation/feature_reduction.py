@@ -1,4 +1,4 @@
-"""Reduces a teacher's feature maps to a few thousand bytes per image, so that they can be cached.
+"""Reduces a teacher's feature maps, so that a student learns what they have in common, and so that they can be cached.
 
 A feature map is pooled to at most ``MAX_GRID`` rows and columns. Its standardized channels are projected on their leading
 principal components, which are rotated until all have the same variance (PHI-S, arXiv 2410.01680), and quantized to int8. After
@@ -28,6 +28,7 @@ from deit.errors import CheckpointError, DataError, NonFiniteOutputError, Teache
 
 Shape = tuple[int, int, int]  # (r, h, w)
 
+FITTED_SAMPLES = 128  # of view 0, that a reduction is fitted to
 MAX_GRID = 16  # rows and columns
 COARSE_GRID = 8
 COARSE_CHANNELS = 64  # up to COARSE_GRID rows and columns
@@ -76,9 +77,17 @@ class MapReduction(nn.Module):
         variances = (self.scales * LEVELS / CLIP).square()
         return min(variances.sum().item() / len(self.mean), 1.0)
 
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Returns the reduced feature map (B, r, h, w), channels last, of a feature map (B, C, height, width)."""
+        channels, height, width = self.shape
+        bias = -self.mean @ self.basis
+        dtype = feature_map.dtype
+        projected = F.linear(_positions(feature_map, self.shape), self.basis.T.to(dtype), bias.to(dtype))  # (B h w, r)
+        return projected.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
     def encode(self, feature_map: Tensor) -> Tensor:
         """Reduces a feature map (B, C, height, width) to rows of bytes (B, h w r), channels last, int8."""
-        projected = (_positions(feature_map, self.shape) - self.mean) @ self.basis  # (B h w, r)
+        projected = (_positions(feature_map, self.shape).float() - self.mean) @ self.basis  # (B h w, r)
         levels = (projected / self.scales).round().clamp(-LEVELS, LEVELS)
         return levels.to(torch.int8).reshape(len(feature_map), -1)
 
@@ -125,6 +134,10 @@ class FeatureReduction(nn.Module):
         if not moments:
             raise DataError("None of the first training images is readable", "`deit data check` lists the unreadable files")
         return cls([moment.reduction() for moment in moments])
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the reduced feature maps, each (B, r, h, w), of feature maps (B, C, height, width)."""
+        return [reduction(features) for reduction, features in zip(self.reductions, feature_maps, strict=True)]
 
     def encode(self, feature_maps: Sequence[Tensor]) -> Tensor:
         """Reduces feature maps, each (B, C, height, width), to one row of bytes per image: (B, n) int8."""
@@ -212,9 +225,7 @@ class _Moments:
             NonFiniteOutputError: a value is not finite.
         """
         if not torch.isfinite(self._products).all():
-            raise NonFiniteOutputError(
-                "The teacher's feature maps hold NaN or infinite values", "pass --no-features, or another teacher"
-            )
+            raise NonFiniteOutputError("The teacher's feature maps hold NaN or infinite values", "pass another teacher")
         channels = self._shape[0]
         mean = self._sum / self._count
         covariance = self._products / self._count - mean[:, None] * mean
@@ -229,9 +240,9 @@ class _Moments:
 
 
 def _positions(feature_map: Tensor, shape: Shape) -> Tensor:
-    """Pools a feature map (B, C, height, width) and returns its positions, (B h w, C) float32."""
+    """Pools a feature map (B, C, height, width) and returns its positions, (B h w, C)."""
     pooled = feature_map if feature_map.shape[2:] == shape[1:] else F.adaptive_avg_pool2d(feature_map, shape[1:])
-    return pooled.permute(0, 2, 3, 1).reshape(-1, feature_map.shape[1]).float()
+    return pooled.permute(0, 2, 3, 1).reshape(-1, feature_map.shape[1])
 
 
 def _equalizing_rotation(variances: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deit.data.loader import Batch, TeacherTargets, TrainSamples
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.models.auto import LoadedClassifier
 
 
@@ -50,6 +51,9 @@ class DistillationTeacher(Protocol):
 
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Returns the shape (C, h, w) of each feature map for an image of a size; empty if the teacher has none."""
+
+    def feature_reduction(self, batches: Iterable[Batch]) -> FeatureReduction | None:
+        """Returns a reduction that is fitted to the feature maps of some batches, once; None if they are reduced already."""
 
     def to(self, device: torch.device) -> Self:
         """Moves the teacher to a device, in place."""

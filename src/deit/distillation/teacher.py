@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,7 @@ from deit.checkpoints.tensors import open_tensors
 from deit.checkpoints.weights import load_network
 from deit.data.class_names import BY_ORDER, IMAGENET_CLASSES, Matching, class_indices, imagenet_ids, placeholder_names
 from deit.data.loader import Batch, TrainSamples
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.distillation.protocol import TeacherOutput
 from deit.errors import CheckpointError, ConfigError, DataError, TeacherError
 from deit.images.processor import DeiTImageProcessor
@@ -74,6 +76,7 @@ class Teacher:
             self.notes.append(f"The classes of the teacher {name} are matched with the data's by order: {first}")
         if unused:
             self.notes.append(f"The teacher {name} has {unused} more classes than the data; their logits are ignored")
+        self._reduction: FeatureReduction | None = None
         self._input_size = classifier.processor.input_hw
         # x * student_std + student_mean undoes the student's normalization, then the teacher's is applied.
         student_mean, student_std = map(_per_channel, student.rgb_statistics)
@@ -153,6 +156,20 @@ class Teacher:
             return []
         _, feature_maps = self.forward_intermediates(torch.zeros(1, 3, height, width, device=self._scale.device))
         return [(channels, rows, columns) for _, channels, rows, columns in (features.shape for features in feature_maps)]
+
+    def feature_reduction(self, batches: Iterable[Batch]) -> FeatureReduction:
+        """Returns a reduction that is fitted to the feature maps of some batches, at the first call.
+
+        Raises:
+            DataError: there are no images.
+            NonFiniteOutputError: a feature map has a value that is not finite.
+        """
+        if self._reduction is None:
+            device = self._scale.device
+            self._reduction = FeatureReduction.fit(
+                self.forward_intermediates(batch.pixel_values.to(device))[1] for batch in batches if len(batch.labels)
+            )
+        return self._reduction
 
     def check(self, samples: TrainSamples) -> None:
         """Does nothing: a live teacher computes its targets from the samples themselves."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from deit.data.image_cache import ImageCache
-from deit.data.loader import TeacherTargets, TrainSamples
+from deit.data.loader import Batch, TeacherTargets, TrainSamples
 from deit.data.sampler import BatchPlan, epoch_steps, micro_batches
 from deit.data.sources import ImageSource
 from deit.data.transforms.augment import TrainTransform
@@ -42,3 +44,13 @@ def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:
     """
     steps = epoch_steps(count, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
     return [micro_batches(step, recipe.images_per_micro_batch) for step in steps]
+
+
+def first_batches(recipe: Recipe, samples: TrainSamples, count: int) -> Iterator[Batch]:
+    """Yields the first ``count`` samples of view 0, or as many as there are, in micro-batches."""
+    for step in view_steps(recipe, len(samples.source.labels), 0):
+        for plan in step:
+            if count <= 0:
+                return
+            yield samples.batch(BatchPlan(plan.epoch, plan.step, plan.samples[:count]))
+            count -= len(plan.samples)

@@ -86,8 +86,7 @@ def _replica(module: M) -> M:
 
 def _add_gradients(modules: Sequence[nn.Module]) -> None:
     """Adds the gradients of all modules to those of the first, and removes them from the others."""
-    first = list(modules[0].parameters())
+    sums = [parameter.grad for parameter in modules[0].parameters() if parameter.grad is not None]
     for module in modules[1:]:
-        pairs = [pair for pair in zip(first, module.parameters(), strict=True) if pair[1].grad is not None]
-        torch._foreach_add_([parameter.grad for parameter, _ in pairs], [copied.grad for _, copied in pairs])
+        torch._foreach_add_(sums, [parameter.grad for parameter in module.parameters() if parameter.grad is not None])
         module.zero_grad(set_to_none=True)

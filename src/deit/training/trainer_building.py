@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,9 +12,10 @@ import torch
 
 from deit.checkpoints.run_log import read_log
 from deit.data.image_hashes import MAX_IMAGES, ImageHashes, read_image_hashes
-from deit.data.loader import EvaluationSamples
+from deit.data.loader import EvaluationSamples, TrainSamples
 from deit.data.splits import DataRecord, Splits
 from deit.distillation.feature_distillation import FeatureDistillation
+from deit.distillation.feature_reduction import FITTED_SAMPLES, Shape
 from deit.distillation.loading import load_teacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import CheckpointError
@@ -20,10 +23,10 @@ from deit.hub import fetch, model_path
 from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.planning import DEFAULT_MINUTES, dataset_stats, has_open_sizes, lighten_augmentation, plan_from_time
 from deit.recipes.run_settings import RunSettings
-from deit.recipes.samples import training_samples
+from deit.recipes.samples import first_batches, training_samples
 from deit.recipes.schedule import plan_steps
 from deit.recipes.schema import Recipe, Transformer
-from deit.system.devices import choose_precision
+from deit.system.devices import autocast, choose_precision
 from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, LOG_NAME, RECORD_NAME, json_text, write_bytes
 from deit.system.progress import duration, plural, print_status
 from deit.training.first_phase import first_phase
@@ -69,9 +72,11 @@ def build_trainer(
         processor = processor.replace(value_range=splits.value_range.to_dict())
     if isinstance(model, TimmClassifier):
         model.processor = processor
-    features = _feature_distillation(recipe, model, teacher, device)
     targets = None if teacher is None else teacher.sample_targets
     precision = choose_precision(recipe.precision, device)
+    samples = training_samples(recipe, splits.train, settings.skip_unreadable, targets, splits.train_cache)
+    with autocast(device, precision):
+        features = _feature_distillation(recipe, model, teacher, samples, device)
     return Trainer(
         directory=directory,
         model=model,
@@ -79,7 +84,7 @@ def build_trainer(
         optimizer=make_optimizer(trainable_modules(model, features), recipe.optimizer, precision),
         state=TrainState(data=record.fingerprint),
         context=StepContext(recipe, precision, teacher, features, parallel_batches(recipe, device, model, features)),
-        samples=training_samples(recipe, splits.train, settings.skip_unreadable, targets, splits.train_cache),
+        samples=samples,
         validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable, splits.validation_cache),
         files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
@@ -278,10 +283,20 @@ def fit_to_time(trainer: Trainer, budget: StepBudget) -> str:
 
 
 def _feature_distillation(
-    recipe: Recipe, model: TrainableModel, teacher: DistillationTeacher | None, device: torch.device
+    recipe: Recipe,
+    model: TrainableModel,
+    teacher: DistillationTeacher | None,
+    samples: TrainSamples,
+    device: torch.device,
 ) -> FeatureDistillation | None:
+    """Builds the heads of feature distillation; None if the recipe has none, or the teacher no feature maps."""
     if not recipe.distillation.features or teacher is None:
         return None
     assert not isinstance(model, TimmClassifier)  # a convolutional network has no teacher
-    shapes = teacher.feature_shapes(*recipe.image_hw)
-    return FeatureDistillation(model.config, shapes, recipe.seed).to(device) if shapes else None
+    shapes: Sequence[Shape] = teacher.feature_shapes(*recipe.image_hw)
+    if not shapes:
+        return None
+    reduction = teacher.feature_reduction(first_batches(recipe, samples, FITTED_SAMPLES))
+    if reduction is not None:
+        shapes = reduction.shapes
+    return FeatureDistillation(model.config, shapes, recipe.seed, copy.deepcopy(reduction)).to(device)

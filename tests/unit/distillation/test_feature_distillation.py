@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.distillation.feature_distillation import FeatureDistillation
+from deit.distillation.feature_reduction import FeatureReduction
 from deit.models.modeling import select_patches
 from tests.helpers import noise, tiny_vit
 
@@ -83,3 +84,18 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
     one, same, other = (_module((3, 4, 4), seed=seed).heads[0][1].weight for seed in (1, 1, 2))  # type: ignore[index]
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_feature_maps_are_reduced_as_saved_with_the_weights() -> None:
+    maps = [noise(2, 90, 8, 8), noise(2, 5, 4, 4, seed=1)]
+    reduction = FeatureReduction.fit([maps, [features.flip(0) for features in maps]])
+    assert reduction.shapes == ((64, 8, 8), (5, 4, 4))
+    config, states = tiny_vit(num_hidden_layers=4), _states(4, tiny_vit().hidden_size)
+    module = FeatureDistillation(config, reduction.shapes, 0, reduction)
+    expected = _module(*reduction.shapes)(states, reduction(maps))
+    assert torch.equal(module(states, maps), expected)
+    assert not any(name.startswith("reduction") for name, _ in module.named_parameters())
+    other = FeatureDistillation(config, reduction.shapes, 1, FeatureReduction.fit([[one.square() for one in maps]]))
+    assert not torch.allclose(other(states, maps), expected)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(states, maps), expected)

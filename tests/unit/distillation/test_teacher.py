@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.data.imagenet_info import ImageNetInfo
 
+from deit.data.loader import Batch
 from deit.distillation.teacher import Teacher
-from deit.errors import TeacherError
+from deit.errors import NonFiniteOutputError, TeacherError
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import ViTForImageClassification
@@ -118,6 +119,25 @@ def test_names_in_another_order_are_not_matched_by_order() -> None:
     teacher = Teacher(_loaded(_network(("Ameise", "bee", "Katze"))), CLASSES, STUDENT, "t", "order")
     assert len(teacher.notes) == 1
     assert Teacher(_loaded(_network()), CLASSES, STUDENT, "t", "order").notes == []
+
+
+def test_reduction_of_feature_maps_is_fitted_once() -> None:
+    teacher = Teacher(_loaded(_network()), CLASSES, STUDENT, "a teacher")
+    batch = Batch(noise(4, 3, *STUDENT.input_hw), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3), torch.zeros(4, 3))
+    empty = Batch(batch.pixel_values[:0], batch.labels[:0], batch.targets[:0], batch.samples[:0])
+    reduction = teacher.feature_reduction([empty, batch])
+    assert [shape[0] for shape in reduction.shapes] == [
+        min(channels, 16 if height > 8 else 64) for channels, height, _ in teacher.feature_shapes(*STUDENT.input_hw)
+    ]
+    assert teacher.feature_reduction([]) is reduction
+
+
+def test_feature_maps_that_are_not_finite_cannot_be_reduced() -> None:
+    teacher = Teacher(_loaded(_network()), CLASSES, STUDENT, "a teacher")
+    pixels = torch.full((2, 3, *STUDENT.input_hw), torch.nan)
+    batch = Batch(pixels, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(NonFiniteOutputError, match="feature maps hold NaN"):
+        teacher.feature_reduction([batch])
 
 
 def test_fingerprint_depends_on_weights_preprocessing_and_classes() -> None:

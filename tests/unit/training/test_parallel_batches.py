@@ -20,9 +20,9 @@ from deit.recipes.schema import Recipe, Transformer
 from deit.training import parallel_batches as module
 from deit.training.model_building import build_model
 from deit.training.optimization import make_optimizer, trainable_modules
-from deit.training.parallel_batches import MAX_PIXELS, ParallelBatches, parallel_batches
+from deit.training.parallel_batches import MAX_PIXELS, ParallelBatches, Replica, parallel_batches
 from deit.training.step import StepContext, accumulate_gradients, train_step
-from tests.helpers import MemorySource
+from tests.helpers import MemorySource, backward
 
 CLASSES = ("a", "b", "c")
 CPU = torch.device("cpu")
@@ -78,11 +78,15 @@ def test_gradients_of_fewer_batches_than_replicas_are_complete() -> None:
 
 def test_replicas_follow_the_mode_of_the_model() -> None:
     model, context = _student()
-    parallel = ParallelBatches(model, None, 2)
-    modes = [
-        parallel.run(lambda replica, _: replica[0].training, _batches(context.recipe, 16)) for model.training in (True, False)
-    ]
-    assert modes == [[True, True], [False, False]]
+    parallel, batches = ParallelBatches(model, None, 2), _batches(context.recipe, 16)
+
+    def mode(replica: Replica, _: Batch) -> bool:
+        backward(next(replica[0].parameters()).sum())
+        return replica[0].training
+
+    assert parallel.run(mode, batches) == [True, True]
+    model.eval()
+    assert parallel.run(mode, batches) == [False, False]
 
 
 def test_an_error_in_a_micro_batch_is_raised() -> None:
