@@ -27,9 +27,9 @@ EPSILON = 1e-5
 class FeatureDistillation(nn.Module):
     """Linear heads from the patch tokens of several layers to the teacher's feature maps; discarded after training.
 
-    The teacher's feature maps, from first to last, are distributed over the student's layers. A feature map is resampled to
-    the student's patch grid, or to twice as many points per side if it is fine enough; each patch then predicts its 2 x 2
-    points.
+    The teacher's feature maps, from first to last, are distributed over the student's layers. A feature map is reduced to its
+    principal components (:mod:`deit.distillation.feature_reduction`) and resampled to the student's patch grid, or to twice as
+    many points per side if it is fine enough; each patch then predicts its 2 x 2 points.
 
     Args:
         config: configuration of the student.
