@@ -122,7 +122,7 @@ class CachedTeacher:
         """Returns the shape (r, h, w) of each reduced feature map, of the image size that was cached; empty without."""
         return [] if self.reduction is None else list(self.reduction.shapes)
 
-    def feature_reduction(self, batches: Iterable[Batch]) -> None:  # noqa: ARG002
+    def feature_reduction(self, batches: Iterable[Batch], settings: str) -> None:  # noqa: ARG002
         """Returns None: the cached feature maps are reduced already."""
         return
 

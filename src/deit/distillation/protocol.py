@@ -52,8 +52,13 @@ class DistillationTeacher(Protocol):
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Returns the shape (C, h, w) of each feature map for an image of a size; empty if the teacher has none."""
 
-    def feature_reduction(self, batches: Iterable[Batch]) -> FeatureReduction | None:
-        """Returns a reduction that is fitted to the feature maps of some batches, once; None if they are reduced already."""
+    def feature_reduction(self, batches: Iterable[Batch], settings: str) -> FeatureReduction | None:
+        """Returns a reduction that is fitted to the feature maps of some batches; None if they are reduced already.
+
+        Args:
+            batches: training batches; not read if a reduction was fitted with the same settings before.
+            settings: what decides the pixels of the batches.
+        """
 
     def to(self, device: torch.device) -> Self:
         """Moves the teacher to a device, in place."""

@@ -76,7 +76,7 @@ class Teacher:
             self.notes.append(f"The classes of the teacher {name} are matched with the data's by order: {first}")
         if unused:
             self.notes.append(f"The teacher {name} has {unused} more classes than the data; their logits are ignored")
-        self._reduction: FeatureReduction | None = None
+        self._reductions: dict[str, FeatureReduction] = {}
         self._input_size = classifier.processor.input_hw
         # x * student_std + student_mean undoes the student's normalization, then the teacher's is applied.
         student_mean, student_std = map(_per_channel, student.rgb_statistics)
@@ -157,19 +157,19 @@ class Teacher:
         _, feature_maps = self.forward_intermediates(torch.zeros(1, 3, height, width, device=self._scale.device))
         return [(channels, rows, columns) for _, channels, rows, columns in (features.shape for features in feature_maps)]
 
-    def feature_reduction(self, batches: Iterable[Batch]) -> FeatureReduction:
-        """Returns a reduction that is fitted to the feature maps of some batches, at the first call.
+    def feature_reduction(self, batches: Iterable[Batch], settings: str) -> FeatureReduction:
+        """Returns a reduction that is fitted to the feature maps of some batches, once for all batches with the same settings.
 
         Raises:
             DataError: there are no images.
             NonFiniteOutputError: a feature map has a value that is not finite.
         """
-        if self._reduction is None:
+        if settings not in self._reductions:
             device = self._scale.device
-            self._reduction = FeatureReduction.fit(
+            self._reductions[settings] = FeatureReduction.fit(
                 self.forward_intermediates(batch.pixel_values.to(device))[1] for batch in batches if len(batch.labels)
             )
-        return self._reduction
+        return self._reductions[settings]
 
     def check(self, samples: TrainSamples) -> None:
         """Does nothing: a live teacher computes its targets from the samples themselves."""

@@ -186,10 +186,10 @@ def plan_from_time(recipe: Recipe, stats: DatasetStats, speed: Speed, seconds: f
 
 
 def lighten_augmentation(recipe: Recipe, epochs: float) -> tuple[Recipe, list[str]]:
-    """Removes RandAugment, color jitter and label smoothing if the time allows few epochs: images that are hardly repeated need
-    none of them (``docs/log.md``).
+    """Removes RandAugment, color jitter and label smoothing if the time allows few epochs only.
 
-    Crops become those of the released code, which pads small images instead of enlarging a part of them.
+    Images that are hardly repeated need none of them (``docs/log.md``). Crops become those of the released code, which pads
+    small images instead of enlarging a part of them.
 
     Args:
         recipe: the recipe, with its image size.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from deit.checkpoints.run_log import read_log
 from deit.data.image_hashes import MAX_IMAGES, ImageHashes, read_image_hashes
 from deit.data.loader import EvaluationSamples, TrainSamples
 from deit.data.splits import DataRecord, Splits
+from deit.distillation.cached_teacher import pixel_settings
 from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.feature_reduction import FITTED_SAMPLES, Shape
 from deit.distillation.loading import load_teacher
@@ -296,7 +298,8 @@ def _feature_distillation(
     shapes: Sequence[Shape] = teacher.feature_shapes(*recipe.image_hw)
     if not shapes:
         return None
-    reduction = teacher.feature_reduction(first_batches(recipe, samples, FITTED_SAMPLES))
+    settings = json.dumps(pixel_settings(recipe))
+    reduction = teacher.feature_reduction(first_batches(recipe, samples, FITTED_SAMPLES), settings)
     if reduction is not None:
         shapes = reduction.shapes
     return FeatureDistillation(model.config, shapes, recipe.seed, copy.deepcopy(reduction)).to(device)

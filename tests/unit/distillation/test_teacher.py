@@ -125,11 +125,13 @@ def test_reduction_of_feature_maps_is_fitted_once() -> None:
     teacher = Teacher(_loaded(_network()), CLASSES, STUDENT, "a teacher")
     batch = Batch(noise(4, 3, *STUDENT.input_hw), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3), torch.zeros(4, 3))
     empty = Batch(batch.pixel_values[:0], batch.labels[:0], batch.targets[:0], batch.samples[:0])
-    reduction = teacher.feature_reduction([empty, batch])
+    reduction = teacher.feature_reduction([empty, batch], "these")
     assert [shape[0] for shape in reduction.shapes] == [
         min(channels, 16 if height > 8 else 64) for channels, height, _ in teacher.feature_shapes(*STUDENT.input_hw)
     ]
-    assert teacher.feature_reduction([]) is reduction
+    assert teacher.feature_reduction([], "these") is reduction
+    other = Batch(batch.pixel_values.square(), batch.labels, batch.targets, batch.samples)
+    assert teacher.feature_reduction([other], "others").to_bytes() != reduction.to_bytes()
 
 
 def test_feature_maps_that_are_not_finite_cannot_be_reduced() -> None:
@@ -137,7 +139,7 @@ def test_feature_maps_that_are_not_finite_cannot_be_reduced() -> None:
     pixels = torch.full((2, 3, *STUDENT.input_hw), torch.nan)
     batch = Batch(pixels, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(NonFiniteOutputError, match="feature maps hold NaN"):
-        teacher.feature_reduction([batch])
+        teacher.feature_reduction([batch], "these")
 
 
 def test_fingerprint_depends_on_weights_preprocessing_and_classes() -> None:
