@@ -7,6 +7,9 @@ batch 32), with a ``plain_convnet`` as its teacher and the feature maps distille
 time. It consists of hundreds of short parallel loops, so that it depends on how threads wait for each other more than a larger
 model does.
 
+``divided batch`` is what ``deit train`` does: it divides the batch into one micro-batch per core, which run at the same time
+(``deit/training/parallel_batches.py``). In all other settings, each operation is divided among the cores.
+
 Each setting of the environment has a process of its own, since OpenMP reads it when torch is loaded. In each repeat, all of
 them take a turn on the machine as it is, and then a turn beside a process that keeps one core busy. Figures are medians over
 the repeats; a ratio is that of two turns of the same repeat.
@@ -45,6 +48,7 @@ from deit.system.hardware import cores
 from deit.system.malloc import retained_memory
 from deit.system.openmp import SPIN_COUNT, SPIN_VARIABLE, WAIT_VARIABLE
 from deit.training.optimization import make_optimizer, trainable_modules
+from deit.training.parallel_batches import ParallelBatches
 from deit.training.step import StepContext, train_step
 
 BATCH, IMAGE_SIZE = 32, 64
@@ -53,6 +57,7 @@ WARM_UP_STEPS = 5
 REST_SECONDS = 0.05  # before each turn, so that the threads of the previous one have stopped spinning
 START_SECONDS = 1.0  # until a new process runs
 DEFAULT, PASSIVE = "default", f"{WAIT_VARIABLE}=PASSIVE"
+DIVIDED = f"divided batch, {SPIN_VARIABLE}={SPIN_COUNT}"
 QUIET, BUSY = "quiet", "busy"
 
 
@@ -63,16 +68,19 @@ class Setting:
     Attributes:
         name: name of the contender.
         variables: variables of the environment.
+        divides_batch: whether micro-batches run at the same time.
     """
 
     name: str
     variables: Mapping[str, str]
+    divides_batch: bool = False
 
 
 def settings(spins: list[int]) -> list[Setting]:
-    """Returns the contenders: OpenMP's default, passive waiting, and the given numbers of spins."""
+    """Returns the contenders: OpenMP's default, passive waiting, the given numbers of spins, and a divided batch."""
     counts = [Setting(f"{SPIN_VARIABLE}={count}", {SPIN_VARIABLE: str(count)}) for count in spins]
-    return [Setting(DEFAULT, {}), Setting(PASSIVE, {WAIT_VARIABLE: "PASSIVE"}), *counts]
+    divided = Setting(DIVIDED, {SPIN_VARIABLE: str(SPIN_COUNT)}, divides_batch=True)
+    return [Setting(DEFAULT, {}), Setting(PASSIVE, {WAIT_VARIABLE: "PASSIVE"}), *counts, divided]
 
 
 @contextmanager
@@ -95,28 +103,38 @@ def make_recipe() -> Recipe:
     return get_recipe("small-data-distilled").replace(batch_size=BATCH, model={**shape, "sizes": "variant"})
 
 
-def make_step() -> Callable[[], dict[str, Tensor]]:
+def make_step(divides_batch: bool) -> Callable[[], dict[str, Tensor]]:
     """Returns a function that takes a training step on a random batch."""
     recipe, processor = make_recipe(), make_recipe().processor()
     assert isinstance(recipe.model, Transformer)
     network = new_timm_classifier(PLAIN_CONVNET, CLASSES, processor, {}, seed=0)
     teacher = Teacher(LoadedClassifier(network, processor, CLASSES), CLASSES, processor, PLAIN_CONVNET)
     model = new_classifier(recipe.model.config(CLASSES), torch.Generator().manual_seed(0)).train()
-    features = FeatureDistillation(model.config, teacher.feature_shapes(IMAGE_SIZE, IMAGE_SIZE), recipe.seed)
+    batches = make_batches(cores() if divides_batch else 1)
+    reduction = teacher.feature_reduction(batches, "")
+    features = FeatureDistillation(model.config, reduction.shapes, recipe.seed, reduction)
     optimizer = make_optimizer(trainable_modules(model, features), recipe.optimizer)
-    context = StepContext(recipe, "bf16", teacher, features)
+    parallel = ParallelBatches(model, features, len(batches)) if divides_batch else None
+    context = StepContext(recipe, "bf16", teacher, features, parallel)
+    return lambda: train_step(model, optimizer, batches, context, 0, 0, 1e-3)
+
+
+def make_batches(count: int) -> list[Batch]:
+    """Returns a random batch in ``count`` parts."""
     pixels = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(BATCH) % len(CLASSES)
+    targets = torch.nn.functional.one_hot(labels, len(CLASSES)).float()
     samples = torch.stack([torch.arange(BATCH)] * 3, dim=1)
-    batch = Batch(pixels, labels, torch.nn.functional.one_hot(labels, len(CLASSES)).float(), samples)
-    return lambda: train_step(model, optimizer, [batch], context, 0, 0, 1e-3)
+    parts = zip(*(tensor.chunk(count) for tensor in (pixels, labels, targets, samples)), strict=True)
+    return [Batch(*part) for part in parts]
 
 
-def serve(connection: Connection, steps: int) -> None:
-    """Runs a contender: replies to each request with the images per second of some steps."""
+def serve(connection: Connection, job: tuple[int, bool]) -> None:
+    """Runs a contender, which divides batches or does not: replies to each request with the images per second of some steps."""
+    steps, divides_batch = job
     torch.set_num_threads(cores())
     with retained_memory(torch.device("cpu")):
-        step = make_step()
+        step = make_step(divides_batch)
         for _ in range(WARM_UP_STEPS):
             step()
         connection.send("ready")
@@ -182,7 +200,7 @@ def main() -> None:
     contenders: dict[str, Contender] = {}
     for setting in settings(options.spins):
         with variables_set(setting.variables):
-            contenders[setting.name] = Contender(serve, options.steps)
+            contenders[setting.name] = Contender(serve, (options.steps, setting.divides_batch))
     rates = measure(contenders, options.repeats)
     for contender in contenders.values():
         contender.stop()
@@ -192,7 +210,7 @@ def main() -> None:
         "spins": options.spins,
         "steps": options.steps,
         "repeats": options.repeats,
-        "chosen": f"{SPIN_VARIABLE}={SPIN_COUNT}",
+        "chosen": DIVIDED,
         "rows": summarize(rates),
     }
     publish(result, table(result), "busy_machine" if options.write else None)
@@ -214,7 +232,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
-        chosen = " (set by `deit`)" if row["setting"] == result["chosen"] else ""
+        chosen = " (in `deit train`)" if row["setting"] == result["chosen"] else ""
         cells = [
             cell
             for state in (QUIET, BUSY)

@@ -49,7 +49,7 @@ def first_losses(recipe: Recipe) -> list[float]:
     for epoch in range(STEPS):
         plans = epoch_steps(len(source.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
         for step, plan in enumerate(plans):
-            batches = [samples.batch(piece) for piece in micro_batches(plan, recipe.micro_batch_size)]
+            batches = [samples.batch(piece) for piece in micro_batches(plan, recipe.images_per_micro_batch)]
             lr = learning_rate(recipe.optimizer, recipe.peak_lr, STEPS, epoch + step / len(plans))
             losses.append(train_step(model, optimizer, batches, context, epoch, step, lr)["loss"].item())
             if len(losses) == STEPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from benchmarks.busy_machine import BUSY, DEFAULT, PASSIVE, QUIET, make_step, settings, summarize, table, variables_set
+from benchmarks.busy_machine import BUSY, DEFAULT, DIVIDED, PASSIVE, QUIET, make_step, settings, summarize, table, variables_set
 
 from deit.system.openmp import SPIN_COUNT, SPIN_VARIABLE, WAIT_VARIABLE
 
@@ -21,12 +21,15 @@ def test_each_contender_gets_its_own_variables_only(monkeypatch: pytest.MonkeyPa
         PASSIVE: {WAIT_VARIABLE: "PASSIVE"},
         f"{SPIN_VARIABLE}=0": {SPIN_VARIABLE: "0"},
         f"{SPIN_VARIABLE}=100": {SPIN_VARIABLE: "100"},
+        DIVIDED: {SPIN_VARIABLE: str(SPIN_COUNT)},
     }
+    assert [setting.name for setting in settings([]) if setting.divides_batch] == [DIVIDED]
     assert os.environ[WAIT_VARIABLE] == "ACTIVE"
 
 
-def test_the_step_distills_features() -> None:
-    losses = make_step()()
+@pytest.mark.parametrize("divides_batch", [False, True])
+def test_the_step_distills_features(divides_batch: bool) -> None:
+    losses = make_step(divides_batch)()
     assert losses["feature_loss"] > 0
     assert losses["distillation_loss"] > 0
 
@@ -41,9 +44,9 @@ def test_ratios_are_within_a_repeat() -> None:
 
 
 def test_the_page_marks_the_setting_of_the_program() -> None:
-    chosen = f"{SPIN_VARIABLE}={SPIN_COUNT}"
+    chosen = DIVIDED
     rates = {QUIET: {DEFAULT: [10.0], chosen: [9.8]}, BUSY: {DEFAULT: [1.0], chosen: [6.0]}}
     result = {"date": "today", "hardware": "an abacus", "software": "beads", "spins": [SPIN_COUNT], "steps": 8, "repeats": 1}
     text = table({**result, "chosen": chosen, "rows": summarize(rates)})
-    assert f"| {chosen} (set by `deit`) | 10 (10 to 10) | 0.98 (0.98 to 0.98) | 6 (6 to 6) | 6.00 (6.00 to 6.00) |" in text
+    assert f"| {chosen} (in `deit train`) | 10 (10 to 10) | 0.98 (0.98 to 0.98) | 6 (6 to 6) | 6.00 (6.00 to 6.00) |" in text
     assert f"--spins {SPIN_COUNT} --steps 8 --repeats 1 --write" in text
