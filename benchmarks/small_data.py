@@ -459,7 +459,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axes.plot([row["minutes"]], [100 * _main_top1(row)], "o", color=color, label=name if row is rows[0] else None)
     axes.set_xlabel("minutes, including the teacher or pretraining")
     axes.set_ylabel("top-1 accuracy, %: validation (lines), test (dots)")
-    axes.legend(fontsize=8, loc="center right")
+    figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
