@@ -90,7 +90,14 @@ def test_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 ARRAY = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-ZIPPED = gzip.compress(idx(ARRAY))
+
+
+def compressed(content: bytes) -> bytes:
+    """Compresses without a time stamp: contents are part of the names of tests, which must be the same in all processes."""
+    return gzip.compress(content, mtime=0)
+
+
+ZIPPED = compressed(idx(ARRAY))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +110,8 @@ ZIPPED = gzip.compress(idx(ARRAY))
         (idx(ARRAY)[:-1], "another size than its header says, 2 x 3 x 4 bytes"),
         (idx(ARRAY) + b"x", "another size than its header says"),
         (struct.pack(">4B3I", 0, 0, 8, 3, *(2**32 - 1,) * 3), "and at most 256 MiB are read"),
-        (gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 2**10, 2**10, 2**10)), "and at most 256 MiB are read"),
-        (gzip.compress(idx(ARRAY) + bytes(10**7)), "another size than its header says"),
+        (compressed(struct.pack(">4B3I", 0, 0, 8, 3, 2**10, 2**10, 2**10)), "and at most 256 MiB are read"),
+        (compressed(idx(ARRAY) + bytes(10**7)), "another size than its header says"),
         (ZIPPED[:-9], "cannot be read"),
         (ZIPPED[:-8] + bytes(8), "cannot be read"),
         (b"\x1f\x8b" + bytes(30), "cannot be read"),
@@ -126,7 +133,7 @@ def test_no_file_is_an_error(tmp_path: Path) -> None:
 
 def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain").write_bytes(idx(ARRAY))
-    (tmp_path / "zipped").write_bytes(gzip.compress(idx(np.zeros((2, 100, 100)))))
+    (tmp_path / "zipped").write_bytes(compressed(idx(np.zeros((2, 100, 100)))))
     assert read_idx(tmp_path / "zipped", 3).shape == (2, 100, 100)
     monkeypatch.setattr("deit.data.datasets.mnist.MAX_BYTES", 39)
     with pytest.raises(DataError, match="not a file of at most"):
@@ -143,7 +150,7 @@ def test_valid_files_are_read_and_others_are_errors(
     array = np.arange(int(np.prod(shape)), dtype=np.uint8).reshape(shape)
     content = idx(array)[:extra] if extra < 0 else idx(array) + bytes(extra)
     path = tmp_path_factory.getbasetemp() / "array.idx"
-    path.write_bytes(gzip.compress(content) if is_zipped else content)
+    path.write_bytes(compressed(content) if is_zipped else content)
     if extra:
         with pytest.raises(DataError):
             read_idx(path, len(shape))
@@ -175,6 +182,6 @@ def test_random_bytes_are_a_one_line_error(
     ],
 )
 def test_files_that_do_not_fit_are_an_error(tmp_path: Path, file: str, array: np.ndarray, message: str) -> None:
-    (mnist(tmp_path) / file).write_bytes(gzip.compress(idx(array)))
+    (mnist(tmp_path) / file).write_bytes(compressed(idx(array)))
     with pytest.raises(DataError, match=message):
         open_data(f"mnist:{tmp_path}")
