@@ -24,7 +24,7 @@ from deit.training.optimization import trainable_modules
 
 MAX_PIXELS = 128 * 224**2  # of all micro-batches together, which bounds their memory to that of one of ``deit``
 M = TypeVar("M", bound=nn.Module)
-Result = TypeVar("Result")
+R = TypeVar("R")
 Replica = tuple[nn.Module, FeatureDistillation | None]
 
 
@@ -45,7 +45,7 @@ class ParallelBatches:
         self._replicas: list[Replica] = [(model, features)]
         self._pool = torch_thread_pool(min(count, cores()), max(cores() // count, 1))
 
-    def run(self, backward: Callable[[Replica, Batch], Result], batches: Sequence[Batch]) -> list[Result]:
+    def run(self, backward: Callable[[Replica, Batch], R], batches: Sequence[Batch]) -> list[R]:
         """Calls ``backward`` for each batch, which accumulates the gradients of the replica that it is given.
 
         Returns:
