@@ -20,9 +20,9 @@ def row(epoch: int, **validation: Any) -> dict[str, Any]:
     [
         ([row(1, top1=0.5, loss=1.0), row(2, top1=0.6, loss=2.0)], 2),
         ([row(1, top1=0.6, loss=1.0), row(2, top1=0.6, loss=2.0), row(3, top1=0.5, loss=0.1)], 2),  # the later one
-        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.87, loss=1.0, images=100)], 2),  # a standard error is 0.03
-        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.86, loss=1.0, images=100)], 1),
-        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.87, loss=1.0, images=100), row(3, top1=0.84, loss=1.0)], 2),
+        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.85, loss=1.0, images=100)], 2),  # a standard error is 0.03
+        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.83, loss=1.0, images=100)], 1),
+        ([row(1, top1=0.9, loss=1.0, images=100), row(2, top1=0.87, loss=1.0, images=100), row(3, top1=0.81, loss=1.0)], 2),
         ([row(1, top1=0.0, loss=3.0, images=9), row(2, top1=0.0, loss=2.0, images=9)], 2),
         ([row(1, loss=0.3), row(2, loss=0.2), row(3, loss=0.4)], 2),  # masked image modeling has no accuracy
         ([{"epoch": 1}, row(2, top1=None), {"epoch": 3, "validation": None}, row(4, top1=0.1, loss=1.0)], 4),
