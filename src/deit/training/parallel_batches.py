@@ -49,13 +49,14 @@ class ParallelBatches:
         """Calls ``backward`` for each batch, which accumulates the gradients of the replica that it is given.
 
         Returns:
-            The results in the order of the batches. The model has the gradients of all of them.
+            The results in the order of the batches, of which there are at most ``count``. The model has the gradients of all.
         """
         model, features = self._replicas[0]
         for _ in range(self.count - len(self._replicas)):  # not before a checkpoint is restored
             self._replicas.append((_replica(model), None if features is None else _replica(features)))
         modules = [trainable_modules(*replica).train(model.training) for replica in self._replicas]
-        pending = [self._pool.submit(backward, *arguments) for arguments in zip(self._replicas, batches, strict=False)]
+        pairs = zip(self._replicas[: len(batches)], batches, strict=True)  # no batch is left out
+        pending = [self._pool.submit(backward, replica, batch) for replica, batch in pairs]
         wait(pending)  # for all of them, also if one fails
         results = [future.result() for future in pending]
         _add_gradients(modules[: len(batches)])

@@ -97,6 +97,13 @@ def test_an_error_in_a_micro_batch_is_raised() -> None:
         accumulate_gradients(model, batches, replace(context, parallel=ParallelBatches(model, context.features, 2)), 0, 0)
 
 
+def test_more_batches_than_replicas_are_an_error() -> None:
+    model, context = _student()
+    parallel = ParallelBatches(model, context.features, 2)
+    with pytest.raises(ValueError, match="zip"):
+        accumulate_gradients(model, _batches(context.recipe, 8), replace(context, parallel=parallel), 0, 0)
+
+
 def test_only_small_micro_batches_on_a_cpu_run_at_the_same_time() -> None:
     model = nn.Linear(1, 1)
     recipe = get_recipe("small-data").tiny()
