@@ -30,7 +30,7 @@ COMMANDS = {
     "pretrain": f"--model --json {RUN_OPTIONS}".replace(" --minutes", ""),
     "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
     "--skip-unreadable --max-pixels --json --csv --tsv",
-    "predict": "--top --crop --runtime --exact --ema --revision --device --max-pixels --json --csv --tsv",
+    "predict": "--top --crop --runtime --precision --exact --ema --revision --device --max-pixels --json --csv --tsv",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json --csv --tsv",
     "benchmark": "--images --runtime --seconds --device --max-pixels --json --csv --tsv",
     "info": "--json --csv --tsv",

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+
 from typer.testing import CliRunner
 
 from deit.cli.main import app
@@ -112,3 +113,17 @@ def test_predictions_keep_the_order_of_the_arguments(tmp_path: Path, monkeypatch
 
     text, code = predict("--", *images, model=model)
     assert [line.split("  ")[0] for line in text.splitlines()] == ["image", *images]
+
+
+def test_precision(tmp_path: Path, model: Path) -> None:
+    image = tmp_path / "noise.png"
+    Image.effect_noise((32, 32), 80).convert("RGB").save(image)
+
+    def probabilities(*arguments: str) -> list[float]:
+        rows = json.loads(predict(str(image), "--json", "--top", "3", *arguments, model=model)[0])
+        return sorted(pair["probability"] for pair in rows[0]["predictions"])
+
+    default, fp32, bf16 = probabilities(), probabilities("--precision", "fp32"), probabilities("--precision", "bf16")
+    assert fp32 == default
+    assert bf16 != default
+    assert bf16 == pytest.approx(default, abs=0.02)
