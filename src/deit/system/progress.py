@@ -71,7 +71,7 @@ class Progress(AbstractContextManager["Progress"]):
         rate = self._done / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{rate:,.0f} {self.unit}/s", note=self._note)
-        elif now - self._last >= PLAIN_INTERVAL and not self.quiet:
+        elif self._done and now - self._last >= PLAIN_INTERVAL and not self.quiet:
             self._last = now
             remaining = max(self.total - self._done, 0) / rate
             print_status(

@@ -58,6 +58,15 @@ def test_long_work_prints_a_line_every_ten_seconds(clock: Clock, capsys: pytest.
     ]
 
 
+def test_note_before_the_first_unit_prints_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("Training", 100) as bar:
+        clock.now += 20
+        bar.advance(0, note="validation loss 2.5")  # resumed between an epoch and its evaluation
+        assert capsys.readouterr() == ("", "")
+        bar.advance(10)
+    assert "validation loss 2.5" in capsys.readouterr().err
+
+
 def test_more_units_than_expected(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Reading", 1) as bar:
         clock.now += 20
