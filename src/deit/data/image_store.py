@@ -32,7 +32,8 @@ FIELDS = struct.Struct("<8s5II")
 STRIP = 64  # rows that a checksum covers
 MAX_SIDE = 65_535
 MAX_LEVELS = 16
-DRAFT_PREFIX = ".draft-"
+HIDDEN_PREFIX = "."  # of what is not an image: drafts, and the lock of a directory in memory
+DRAFT_PREFIX = f"{HIDDEN_PREFIX}draft-"
 DRAFT_SECONDS = 3600  # after which a file that is being written is taken to be of a program that was killed
 TOUCH_SECONDS = 3600  # how exactly the last use of a file is known
 MEASURED_SHARE = 0.01  # of the capacity: after so many bytes, a process measures anew how many are in use
@@ -186,7 +187,7 @@ class ImageStore:
         for file in sorted(files, key=lambda file: file.used):
             if total + size <= self.capacity:
                 return
-            if file.name not in kept and not file.name.startswith(DRAFT_PREFIX):
+            if file.name not in kept and not file.name.startswith(HIDDEN_PREFIX):
                 with suppress(OSError):
                     (self.directory / file.name).unlink()
                 total -= file.size

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from deit.data.image_store import DRAFT_PREFIX, FIELDS, DamagedFileError, ImageStore
 from deit.images.pyramid import Pyramid, PyramidShape
+from deit.system import private_directory
+from deit.system.private_directory import LOCK_NAME, PrivateDirectory
 
 
 def pyramid(width: int = 150, height: int = 200, seed: int = 0) -> Pyramid:
@@ -127,6 +129,14 @@ def test_longest_unused_files_are_removed_first(tmp_path: Path) -> None:
     stored.__exit__(None, None, None)
     store.make_room(2 * size, kept={"d"})
     assert {file.name for file in store.files()} == {"c", "d"}
+
+
+def test_lock_of_a_directory_in_memory_does_not_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_directory, "SHARED_MEMORY", tmp_path)
+    owner = PrivateDirectory("test")
+    store = ImageStore(owner.path, 0, owner=owner)
+    store.make_room(1, set())
+    assert (owner.path / LOCK_NAME).is_file()
 
 
 def test_drafts_of_killed_programs_are_removed(store: ImageStore) -> None:
