@@ -7,15 +7,12 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from deit.system.terminal import printable, write
-
-T = TypeVar("T")
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
 
