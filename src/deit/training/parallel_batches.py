@@ -58,8 +58,12 @@ class ParallelBatches:
         pairs = zip(self._replicas[: len(batches)], batches, strict=True)  # no batch is left out
         pending = [self._pool.submit(backward, replica, batch) for replica, batch in pairs]
         wait(pending)  # for all of them, also if one fails
-        results = [future.result() for future in pending]
-        _add_gradients(modules[: len(batches)])
+        try:
+            results = [future.result() for future in pending]
+            _add_gradients(modules[: len(batches)])
+        finally:  # a failed step leaves nothing behind for the next one
+            for module in modules[1:]:
+                module.zero_grad(set_to_none=True)
         return results
 
 
@@ -86,8 +90,7 @@ def _replica(module: M) -> M:
 
 
 def _add_gradients(modules: Sequence[nn.Module]) -> None:
-    """Adds the gradients of all modules to those of the first, and removes them from the others."""
+    """Adds the gradients of all modules to those of the first."""
     sums = [parameter.grad for parameter in modules[0].parameters() if parameter.grad is not None]
     for module in modules[1:]:
         torch._foreach_add_(sums, [parameter.grad for parameter in module.parameters() if parameter.grad is not None])
-        module.zero_grad(set_to_none=True)

@@ -97,6 +97,21 @@ def test_an_error_in_a_micro_batch_is_raised() -> None:
         accumulate_gradients(model, batches, replace(context, parallel=ParallelBatches(model, context.features, 2)), 0, 0)
 
 
+def test_failed_step_leaves_no_gradients_for_the_next_one() -> None:
+    model, context = _student()
+    batches = _batches(context.recipe, 16)
+    damaged = replace(batches[0], pixel_values=batches[0].pixel_values[:, :2])
+    parallel = replace(context, parallel=ParallelBatches(model, context.features, 2))
+    with pytest.raises(RuntimeError):
+        accumulate_gradients(model, [damaged, batches[1]], parallel, 0, 0)  # the second one succeeds, in a replica
+    model.zero_grad()
+    accumulate_gradients(model, batches, parallel, 0, 0)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    accumulate_gradients(model, batches, context, 0, 0)
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in model.parameters()])
+
+
 def test_more_batches_than_replicas_are_an_error() -> None:
     model, context = _student()
     parallel = ParallelBatches(model, context.features, 2)
