@@ -118,7 +118,7 @@ def save_checkpoint(
         sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         write_json(draft / MANIFEST_NAME, {"format": FORMAT, "sha256": sums})
     for old in _checkpoints(directory)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # network file systems keep what another program has open; tried again later
     return path
 
 
