@@ -45,6 +45,7 @@ from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.samples import training_samples
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
+from deit.system.files import check_writable
 from deit.system.progress import print_status
 
 
@@ -195,6 +196,7 @@ def _check_request(
         raise TeacherError(f"The data has {len(splits.classes):,} classes", f"at most {MAX_CACHED_CLASSES:,} can be cached")
     if directory.exists() and not is_logit_cache(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise TeacherError(f"{directory} exists already and is not a cache", "pass another --out")
+    check_writable(directory)
 
 
 def _resume(directory: Path, requested: CacheManifest, splits: Splits, record: DataRecord, recipe: Recipe) -> CacheManifest:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deit.errors import CheckpointError, WorkError
+from deit.errors import CheckpointError, UserError, WorkError
 from deit.system.replacing import draft_directory, draft_prefix, replace_directory
 
 # Files of a model directory.
@@ -215,6 +215,19 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def check_writable(directory: Path) -> None:
+    """Checks that a directory can be written to, or created if it does not exist.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{directory} cannot be created, because {existing} is a file", "pass another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"There is no permission to write to {existing}", "change its permissions, or pass another --out")
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from deit.data.opening import absolute_name, short_name
 from deit.errors import CheckpointError, RecipeError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
-from deit.system.files import RECIPE_NAME, RUN_NAME, read_json, write_json
+from deit.system.files import RECIPE_NAME, RUN_NAME, check_writable, read_json, write_json
 from deit.system.replacing import shortened
 
 
@@ -23,15 +23,18 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
 
     Raises:
         RecipeError: ``out`` is in use.
+        UserError: the directory cannot be created.
     """
     if out is not None:
         directory = Path(out)
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to resume the run in it")
-        return directory
-    stem = Path("runs") / shortened(f"{short_name(data)}-{recipe_name}")
-    candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
-    return next(path for path in candidates if not path.exists())
+    else:
+        stem = Path("runs") / shortened(f"{short_name(data)}-{recipe_name}")
+        candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
+        directory = next(path for path in candidates if not path.exists())
+    check_writable(directory)
+    return directory
 
 
 def read_run(directory: Path, data: str | Path | None = None) -> tuple[Recipe, RunSettings]:

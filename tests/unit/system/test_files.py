@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deit.errors import CheckpointError, WorkError
+from deit.errors import CheckpointError, UserError, WorkError
 from deit.system.files import (
     MAX_JSON_BYTES,
     MAX_JSON_DEPTH,
+    check_writable,
     json_line,
     json_text,
     new_directory,
@@ -201,3 +202,15 @@ def test_failed_new_directory_keeps_the_old_one(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_directory_that_cannot_be_created_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in (Path(), Path("new/run"), tmp_path, tmp_path / "new" / "run"):
+        check_writable(directory)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file: pass another --out"):
+        check_writable(Path("file/run"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no permission to write to"):
+        check_writable(Path("new/run"))

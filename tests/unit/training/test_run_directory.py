@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deit.errors import CheckpointError, RecipeError
+from deit.errors import CheckpointError, RecipeError, UserError
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training.run_directory import new_run_directory, read_run, write_run
@@ -25,6 +25,12 @@ def test_directory_in_use_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match="exists already"):
         new_run_directory(tmp_path, "digits", "digits")
+
+
+def test_directory_below_a_file_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        new_run_directory(tmp_path / "file/run", "digits", "digits")
 
 
 def test_recipe_and_settings_round_trip(tmp_path: Path) -> None:
