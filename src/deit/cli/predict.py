@@ -39,7 +39,9 @@ def predict(
     runtime: RuntimeOption = None,
     precision: Annotated[
         Literal["fp32", "bf16"] | None,
-        typer.Option(help="Precision of a model that was not exported: bf16 is faster where the hardware has it. Default: fp32."),
+        typer.Option(
+            help="Precision of a model that is not a bundle; bf16 is faster where the hardware has it. Default: fp32."
+        ),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Decode images bit for bit as in evaluation. Slower; predictions rarely differ.")

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-
 from typer.testing import CliRunner
 
 from deit.cli.main import app
