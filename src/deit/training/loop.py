@@ -16,7 +16,7 @@ from deit.checkpoints.run_log import read_log, write_log
 from deit.checkpoints.selection import best_epoch
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
+from deit.errors import ImageError, InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
@@ -111,9 +111,9 @@ class Trainer:
         return (self.total_steps - steps_before) * images_per_step - self.state.images
 
     def progress(self, epoch: int, step: int) -> tuple[float, float]:
-        """Returns how far a step, counted from 0 within its epoch, is along the schedule, and how long that is, in epochs.
+        """Returns the position of a step in the schedule, and the length of the schedule, both in epochs.
 
-        Without corrections the position is the number of finished epochs.
+        The step is counted from 0 within its epoch. Without corrections, the position is the number of finished epochs.
         """
         recipe = self.context.recipe
         if recipe.steps is None:
@@ -134,7 +134,8 @@ class Trainer:
             NonFiniteLossError: training diverged.
             InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; a checkpoint of the current step was written.
             WorkError: a worker process failed; a checkpoint of the current step was written.
-            ImageError: an image is unreadable, unless unreadable images are skipped.
+            ImageError: an image is unreadable, unless unreadable images are skipped; a checkpoint of the current step was
+                written.
         """
         pin = self.device.type == "cuda"
         loader = Loader(self.samples, self.workers, pin=pin)
@@ -153,6 +154,11 @@ class Trainer:
                     checkpoint = self._save_checkpoint()
                     problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {checkpoint}"
                     raise WorkError(problem, f"{error.remedy}; {self.resume_remedy}") from None
+                except ImageError as error:  # its header was readable
+                    checkpoint = self._save_checkpoint()
+                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {checkpoint}"
+                    remedy = f"replace it, or leave it out with --skip-unreadable; {self.resume_remedy}"
+                    raise type(error)(problem, remedy) from None
                 progress.advance(0, _format_validation(row["validation"]))
 
     @property

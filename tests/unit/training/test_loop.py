@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit.checkpoints.run_log import read_log, write_log
-from deit.errors import CheckpointError, InterruptedWorkError, NonFiniteLossError
+from deit.errors import CheckpointError, ImageError, InterruptedWorkError, NonFiniteLossError
 from deit.evaluation.evaluate import evaluate_source
 from deit.models.modeling import load_model
 from deit.recipes.presets import get_recipe
@@ -24,6 +25,7 @@ from deit.training import loop
 from deit.training.loop import format_losses
 from deit.training.state import latest_checkpoint, read_train_state
 from deit.training.trainer_building import restore
+from tests.helpers import MemorySource
 from tests.unit.training.trainers import tiny_trainer
 
 
@@ -135,6 +137,20 @@ def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Pa
     assert newest is not None
     state = read_train_state(newest)
     assert (state.epoch, state.step, state.steps_taken, state.images) == (0, 1, 1, 32)
+
+
+def test_unreadable_image_leaves_a_checkpoint_that_resumes_without_it(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    trainer.samples = replace(trainer.samples, source=MemorySource(48, broken=frozenset({5})))
+    with pytest.raises(ImageError, match=r"image 5 is broken, in epoch 1; .* --skip-unreadable; resume with: deit train"):
+        trainer.fit()
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    resumed = tiny_trainer(tmp_path)
+    resumed.samples = replace(trainer.samples, skip_unreadable=True)
+    restore(resumed, checkpoint, "memory")
+    resumed.fit()
+    assert [row["epoch"] for row in read_log(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize("eval_mode", [False, True])
