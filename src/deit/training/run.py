@@ -107,6 +107,8 @@ def train(
     if request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
+    check_teacher(request.recipe, run)  # these two before the data is read, which may take long
+    choose_device(device)
     splits = open_data(run.data, run.split_seed, run.validation_fraction)
     options: dict[str, Any] = {"device": device, "workers": workers, "length": request.length, "started": started}
     return train_on(splits, request.recipe, run, request.directory, **options)
@@ -150,6 +152,7 @@ def pretrain(
     if not request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
+    choose_device(device)  # before the data is read, which may take long
     splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
     trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
     trainer.fit()
