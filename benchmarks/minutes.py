@@ -160,7 +160,7 @@ def measure(data: Path, runs: Path, minutes: float) -> dict[str, dict[str, Any]]
 
 @contextmanager
 def data_folder(path: Path | None) -> Iterator[Path]:
-    """Returns the given folder, or a temporary one."""
+    """Yields the given folder, or a temporary one."""
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
         yield path

@@ -6,7 +6,8 @@ each strip of 64 rows of each level (uint32); and the pixels of each level, (hei
 needs are read and checked. A damaged file counts as missing, and is replaced.
 
 A file is written under another name and renamed, so that no reader sees half of it, and whoever has opened a file can read it
-after it was removed. Reading a file sets its time of modification, hourly at most; the longest unused files are removed first.
+after it was removed. Reading a file sets its time of modification, hourly at most; the least recently used files are removed
+first.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class ImageStore:
         return found
 
     def make_room(self, size: int, kept: Set[str]) -> None:
-        """Removes the longest unused files, so that ``size`` more bytes fit if possible.
+        """Removes the least recently used files, so that ``size`` more bytes fit if possible.
 
         Args:
             size: bytes.

@@ -45,7 +45,7 @@ class Costs:
         loading: seconds to load an image for the final evaluation, where no image is kept.
         first_phase: duration of a sample of the first phase, relative to ``sample``.
         decoding: additional seconds per image of the first pass over the images, where decoded images are kept.
-        not_kept: additional seconds per image of the final evaluation, where images are kept for the others.
+        not_kept: additional seconds per image of the final evaluation, which keeps no decoded images.
     """
 
     sample: float
