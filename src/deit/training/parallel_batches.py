@@ -22,6 +22,7 @@ from deit.system.hardware import cores
 from deit.system.torch_threads import torch_thread_pool
 from deit.training.optimization import trainable_modules
 
+MAX_GRADIENTS = 2**28  # values of all replicas together: 1 GiB
 MAX_PIXELS = 128 * 224**2  # of all micro-batches together, which bounds their memory to that of one of ``deit``
 M = TypeVar("M", bound=nn.Module)
 R = TypeVar("R")
@@ -75,8 +76,10 @@ def parallel_batches(
     That is for convolutional networks, on other devices than a CPU, and where they would take too much memory.
     """
     count = -(-recipe.batch_size // recipe.images_per_micro_batch)
-    is_transformer = isinstance(recipe.model, Transformer)
-    if not is_transformer or device.type != "cpu" or count < 2 or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
+    if not isinstance(recipe.model, Transformer) or device.type != "cpu" or count < 2:
+        return None
+    gradients = count * sum(parameter.numel() for parameter in trainable_modules(model, features).parameters())
+    if gradients > MAX_GRADIENTS or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
         return None
     return ParallelBatches(model, features, count)
 

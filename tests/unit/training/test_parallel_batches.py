@@ -119,7 +119,7 @@ def test_more_batches_than_replicas_are_an_error() -> None:
         accumulate_gradients(model, _batches(context.recipe, 8), replace(context, parallel=parallel), 0, 0)
 
 
-def test_only_small_micro_batches_on_a_cpu_run_at_the_same_time() -> None:
+def test_only_small_micro_batches_on_a_cpu_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1, 1)
     recipe = get_recipe("small-data").tiny()
     assert recipe.micro_batch_size == 16
@@ -132,3 +132,6 @@ def test_only_small_micro_batches_on_a_cpu_run_at_the_same_time() -> None:
     largest = MAX_PIXELS // 32**2
     assert parallel_batches(recipe.replace(batch_size=largest), CPU, model, None) is not None
     assert parallel_batches(recipe.replace(batch_size=largest + 1), CPU, model, None) is None
+    for limit, expected in ((4, True), (3, False)):  # two replicas of a weight and a bias
+        monkeypatch.setattr(module, "MAX_GRADIENTS", limit)
+        assert (parallel_batches(recipe, CPU, model, None) is not None) is expected
