@@ -65,6 +65,9 @@ class TeacherTargets(Protocol):
             TeacherError: the cache is damaged.
         """
 
+    def for_measuring(self) -> TeacherTargets:
+        """Returns targets that are valid for any images, whichever of them are readable, to measure the speed of training."""
+
 
 @dataclass
 class Batch:
@@ -170,7 +173,8 @@ class TrainSamples:
         for index in range(len(cache.measured)):
             with suppress(ImageError), cache.open(self.source, index, self.transform.smallest_scale):
                 pass
-        return replace(self, cache=cache)
+        targets = None if self.teacher_targets is None else self.teacher_targets.for_measuring()
+        return replace(self, cache=cache, teacher_targets=targets)
 
     def batch_bytes(self, size: int) -> int:
         """Returns the bytes of the tensors of a batch of ``size`` samples."""

@@ -211,9 +211,10 @@ def _loading_seconds(trainer: Trainer, seconds: float) -> tuple[float, float]:
 
 def _decoding_seconds(trainer: Trainer, seconds: float) -> float:
     """Measures how much longer one worker needs for an image of the first pass than for a kept one; 0 if none are kept."""
-    samples, plans = trainer.samples, _single_images(trainer.samples)
+    samples = replace(trainer.samples, teacher_targets=None)  # cached ones belong to the images of a step
     if samples.cache is None:
         return 0.0
+    plans = _single_images(samples)
     return max(_seconds_per_plan(samples, plans, seconds) - _seconds_per_plan(samples, plans, seconds), 0.0)
 
 

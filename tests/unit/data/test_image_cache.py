@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,3 +249,5 @@ def test_measuring_uses_a_few_images(photos: FileSource, tmp_path: Path, monkeyp
     assert len(list((tmp_path / "images").iterdir())) == 2
     unchanged = TrainSamples(photos, RESIZED, Mixing(), seed=3)
     assert unchanged.for_measuring() is unchanged
+    cached: Any = SimpleNamespace(for_measuring=lambda: None)
+    assert replace(samples, teacher_targets=cached).for_measuring().teacher_targets is None

@@ -167,6 +167,17 @@ def test_change_of_readability_is_rejected(tmp_path: Path) -> None:
         targets.read(plan(1, 0, 1, 2), np.asarray([0]))
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_targets_for_measuring_are_valid_for_any_images(tmp_path: Path, top_k: int | None) -> None:
+    rows = np.zeros((12, 1 if top_k is None else 2 * top_k), np.int64)
+    rows[5] = MISSING
+    targets = written(tmp_path, rows, top_k=top_k).for_measuring()
+    for kept in ([0, 1, 2], [0]):
+        found = targets.read(plan(1, 0, 1, 2), np.asarray(kept))
+        assert len(found) == len(kept)
+        assert not found.any()
+
+
 @pytest.mark.parametrize("missing", [True, False])
 def test_file_that_vanishes_or_shrinks_after_the_check_is_rejected(tmp_path: Path, missing: bool) -> None:
     targets = written(tmp_path, np.zeros((12, 1)))

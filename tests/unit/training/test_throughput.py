@@ -13,7 +13,7 @@ import torch
 from deit.errors import DataError
 from deit.system.hardware import cores
 from deit.training import throughput
-from deit.training.throughput import Costs, _seconds_per_image, _steady, _Timing, measure_costs
+from deit.training.throughput import Costs, _decoding_seconds, _seconds_per_image, _steady, _Timing, measure_costs
 from tests.helpers import MemorySource
 from tests.unit.training.trainers import tiny_trainer
 
@@ -68,6 +68,21 @@ def test_images_that_are_not_kept_yet_take_longer(tmp_path: Path, monkeypatch: p
     assert costs.loading == pytest.approx(0.4 / cores())
     assert costs.not_kept == pytest.approx(0.3 / cores())
     assert costs.decoding == pytest.approx(0.6 / cores())
+
+
+def test_decoding_is_measured_without_cached_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer(tmp_path)
+    cached: Any = object()
+    trainer.samples = replace(trainer.samples, cache=cached, teacher_targets=cached)
+    measured: list[Any] = []
+
+    def scripted(samples: Any, *_: Any) -> float:
+        measured.append(samples)
+        return 0.0
+
+    monkeypatch.setattr(throughput, "_seconds_per_plan", scripted)
+    assert _decoding_seconds(trainer, 0.01) == 0
+    assert [(samples.cache, samples.teacher_targets) for samples in measured] == [(cached, None)] * 2
 
 
 @pytest.mark.parametrize(
