@@ -6,7 +6,6 @@ A view in progress is saved every 30 seconds and when a signal stops the work. B
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ from deit.distillation.feature_file import FeatureFile
 from deit.distillation.feature_reduction import FITTED_SAMPLES, FeatureReduction, row_bytes
 from deit.distillation.teacher import Teacher
 from deit.errors import InterruptedWorkError, LoadingError, NonFiniteOutputError, TeacherError, WorkError
-from deit.recipes.samples import view_steps
+from deit.recipes.samples import first_batches, view_steps
 from deit.recipes.schema import Recipe
 from deit.system.devices import autocast, choose_precision, describe
 from deit.system.files import CACHE_NAME, json_bytes, sha256, write_files
@@ -126,7 +125,7 @@ class CacheBuilder:
         print_status(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
         with retained_memory(self.device), stop_on_signals() as stop:
-            files = self._fit_reduction(loader) if with_features and self.reduction is None else {}
+            files = self._fit_reduction(stop) if with_features and self.reduction is None else {}
             self._print_size()
             self._check_space()
             self._save(files)  # from now on the directory is a cache that the next call resumes
@@ -148,13 +147,13 @@ class CacheBuilder:
         self.reduction = reduction.to(self.device)
         self.feature_file = FeatureFile(self.directory, self.manifest.batch_size, row_bytes(reduction.shapes))
 
-    def _fit_reduction(self, loader: Loader) -> dict[Path, bytes]:
-        """Fits the reduction of feature maps to the first samples of view 0. Returns its file."""
-        plans = [plan for step in view_steps(self.recipe, len(self.samples.source.labels), 0) for plan in step]
-        fitted = plans[: math.ceil(FITTED_SAMPLES / max(len(plan.samples) for plan in plans))]
+    def _fit_reduction(self, stop: StopRequest) -> dict[Path, bytes]:
+        """Fits the reduction of feature maps to the samples that a live teacher's is fitted to. Returns its file."""
 
         def feature_maps() -> Iterator[list[Tensor]]:
-            for batch in loader.run(fitted, interruptible=True):
+            for batch in first_batches(self.recipe, self.samples, FITTED_SAMPLES):
+                if stop.is_set():
+                    raise stop.error("Stopped before the first view; nothing is saved yet", "run the same command again")
                 if len(batch.labels):
                     yield self._predict(batch)[1]
 

@@ -27,7 +27,7 @@ from deit.distillation.protocol import TeacherOutput
 from deit.distillation.teacher import Teacher
 from deit.errors import DeiTError, ImageError, InterruptedWorkError, NonFiniteOutputError, TeacherError
 from deit.recipes.presets import get_recipe
-from deit.recipes.samples import training_samples, view_steps
+from deit.recipes.samples import first_batches, training_samples, view_steps
 from deit.recipes.schema import Recipe
 from deit.system import files
 from deit.system.files import sha256
@@ -85,6 +85,14 @@ def test_cache_replays_the_reduced_maps_of_the_live_teacher(cache: Path, teacher
         images += len(batch.labels)
         assert cached.targets(batch).feature_maps == ()
     assert images == VIEWS * 64
+
+
+def test_reduction_is_that_of_the_live_teacher(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_builder, "FITTED_SAMPLES", 40)  # two and a half micro-batches
+    build(tmp_path / "cache", teacher, recipe(), views=1)
+    live = Teacher.load(teacher, CLASSES, recipe().processor())
+    batches = first_batches(recipe(), training_samples(recipe(), memory_splits(COUNT).train), 40)
+    assert live.feature_reduction(batches, "these").to_bytes() == (tmp_path / "cache" / REDUCTION_NAME).read_bytes()
 
 
 def test_size_on_disk(cache: Path, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +153,7 @@ def test_interrupted_build_resumes(
 ) -> None:
     stop = Stopping(after, lambda: os.kill(os.getpid(), signal.SIGINT))
     stop.install(monkeypatch)
-    with pytest.raises(InterruptedWorkError):
+    with pytest.raises(InterruptedWorkError, match="run the same command again"):
         build(tmp_path / "cache", teacher, recipe())
     calls = stop.calls
     build(tmp_path / "cache", teacher, recipe())
