@@ -200,7 +200,7 @@ def _check_request(
 
 
 def _resume(directory: Path, requested: CacheManifest, splits: Splits, record: DataRecord, recipe: Recipe) -> CacheManifest:
-    """Returns the manifest of an existing cache, with the number of views that is requested now.
+    """Returns the manifest of an existing cache, with the requested number of views and the teacher's current location.
 
     Raises:
         TeacherError: it is of another teacher, recipe or data set, or damaged.
@@ -219,7 +219,7 @@ def _resume(directory: Path, requested: CacheManifest, splits: Splits, record: D
         raise TeacherError(f"{directory} holds {kinds[0]}, but {kinds[1]} are requested", "pass another --out")
     check_pixel_probe(directory, existing, requested.pixel_probe)
     check_views(directory, existing)
-    return existing.model_copy(update={"views": max(requested.views, len(existing.sha256))})
+    return existing.model_copy(update={"views": max(requested.views, len(existing.sha256)), "teacher": requested.teacher})
 
 
 def _keep_features(directory: Path, existing: CacheManifest, features: bool | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -142,6 +143,13 @@ def test_complete_cache_can_be_extended(tmp_path: Path, teacher: str, capsys: py
     assert build(tmp_path / "cache", teacher, views=2).built == 64
     assert view_path(tmp_path / "cache", 0).read_bytes() == first
     assert build(tmp_path / "cache", teacher, views=1).views == 2
+
+
+def test_extended_cache_refers_to_the_current_location_of_its_teacher(tmp_path: Path, teacher: str) -> None:
+    build(tmp_path / "cache", teacher, views=1)
+    shutil.copytree(teacher, tmp_path / "moved")
+    build(tmp_path / "cache", str(tmp_path / "moved"), views=2)
+    assert read_manifest(tmp_path / "cache").teacher.location == str(tmp_path / "moved")
 
 
 def test_unreadable_images_are_left_out_as_in_training(tmp_path: Path, teacher: str) -> None:
