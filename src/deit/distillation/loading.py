@@ -16,10 +16,10 @@ from deit.recipes.schema import Recipe
 
 
 def check_teacher(recipe: Recipe, settings: RunSettings) -> None:
-    """Checks that a teacher is given if, and only if, the recipe distills.
+    """Checks that a teacher is given if, and only if, the recipe distills, and weights only with a teacher that takes them.
 
     Raises:
-        TeacherError: it is missing, or has no effect.
+        TeacherError: the teacher is missing, or the teacher or its weights have no effect.
     """
     if recipe.distillation.mode == "none" and settings.teacher is not None:
         raise TeacherError(
@@ -31,6 +31,14 @@ def check_teacher(recipe: Recipe, settings: RunSettings) -> None:
             f"The recipe {recipe.name} distills from a teacher, but none is given",
             "pass --teacher; to train one first: deit teacher train DATA",
         )
+    if settings.teacher_weights is None:
+        return
+    if settings.teacher is None:
+        raise TeacherError(
+            "Weights of a teacher are given without the teacher", "pass --teacher, or leave out --teacher-weights"
+        )
+    if is_logit_cache(settings.teacher):
+        raise TeacherError(f"{settings.teacher} holds cached logits, which need no weights", "leave out --teacher-weights")
 
 
 def with_reduction_of_teacher(settings: RunSettings) -> RunSettings:
@@ -61,8 +69,6 @@ def load_teacher(recipe: Recipe, settings: RunSettings, splits: Splits, record: 
     if not is_logit_cache(settings.teacher):
         student, match = recipe.processor(), settings.teacher_classes
         return Teacher.load(settings.teacher, splits.classes, student, settings.teacher_weights, match)
-    if settings.teacher_weights is not None:
-        raise TeacherError(f"{settings.teacher} holds cached logits, which need no weights", "leave out --teacher-weights")
     return CachedTeacher.open(settings.teacher, recipe, splits, record)
 
 

@@ -112,6 +112,8 @@ class Teacher:
                 return cls(load_classifier(name), classes, student, text, match)
             except (CheckpointError, ConfigError) as error:
                 raise TeacherError(f"The teacher {text} cannot be loaded: {error.problem}", error.remedy) from error
+        if weights is not None and Path(name).exists() and not timm.is_model(text):
+            raise TeacherError(f"The teacher {text} has weights of its own", "leave out --teacher-weights")
         check_architecture(text)
         classifier = _load_from_hub(text, classes, match) if weights is None else _load_from_file(text, Path(weights), classes)
         return cls(classifier, classes, student, text, match)
@@ -257,7 +259,7 @@ def _load_from_file(name: str, path: Path, classes: tuple[str, ...]) -> LoadedCl
         file = open_tensors(path, anchors=anchor_of(classifier.network.state_dict()))
         classifier.notes = load_network(classifier.network, [file], path)
     except CheckpointError as error:
-        raise TeacherError(f"{path} does not fit {name} with {len(classes)} classes", str(error)) from error
+        raise TeacherError(f"{path} does not fit {name} with {len(classes)} classes: {error.problem}", error.remedy) from error
     return LoadedClassifier(classifier, classifier.processor, names, notes=classifier.notes)
 
 

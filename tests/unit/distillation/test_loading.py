@@ -26,6 +26,14 @@ def test_teacher_is_required_exactly_if_the_recipe_distills() -> None:
         check_teacher(plain, RunSettings("memory", teacher="resnet18"))
 
 
+def test_weights_are_taken_only_with_a_teacher_that_needs_them(finished: Path) -> None:
+    check_teacher(recipe(), RunSettings("memory", teacher="resnet18", teacher_weights="w.pth"))
+    with pytest.raises(TeacherError, match="without the teacher: pass --teacher"):
+        check_teacher(get_recipe("deit").tiny(), RunSettings("memory", teacher_weights="w.pth"))
+    with pytest.raises(TeacherError, match="need no weights: leave out --teacher-weights"):
+        check_teacher(recipe(), RunSettings("memory", teacher=str(finished), teacher_weights="w.pth"))
+
+
 def test_directory_decides_between_live_and_cached_teacher(teacher: str, finished: Path) -> None:
     splits = memory_splits(COUNT)
     assert load_teacher(recipe(), RunSettings("memory"), splits, splits.record) is None
@@ -33,8 +41,6 @@ def test_directory_decides_between_live_and_cached_teacher(teacher: str, finishe
     assert isinstance(live, Teacher)
     cached = load_teacher(recipe(), RunSettings("memory", teacher=str(finished)), splits, splits.record)
     assert isinstance(cached, CachedTeacher)
-    with pytest.raises(TeacherError, match="need no weights"):
-        load_teacher(recipe(), RunSettings("memory", teacher=str(finished), teacher_weights="w.pth"), splits, splits.record)
 
 
 def test_views_are_limited_to_those_of_the_cache(teacher: str, finished: Path) -> None:
