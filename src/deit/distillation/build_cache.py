@@ -43,7 +43,7 @@ from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.samples import training_samples
-from deit.recipes.schema import Recipe
+from deit.recipes.schema import MAX_EPOCHS, Recipe
 from deit.system.devices import choose_device
 from deit.system.files import check_writable
 from deit.system.progress import print_status
@@ -192,6 +192,8 @@ def _check_request(
         raise TeacherError(f"{run.teacher} is a cache already", "pass the teacher itself")
     if (views is not None and views < 1) or (top_k is not None and top_k < 1):
         raise UserError("A cache needs at least one view and one class", "pass --views 1 and --top-k 1 or more")
+    if views is not None and views > MAX_EPOCHS:
+        raise UserError(f"A run uses at most {MAX_EPOCHS:,} views, one per epoch", f"pass --views {MAX_EPOCHS} or less")
     if len(splits.classes) > MAX_CACHED_CLASSES:
         raise TeacherError(f"The data has {len(splits.classes):,} classes", f"at most {MAX_CACHED_CLASSES:,} can be cached")
     if directory.exists() and not is_logit_cache(directory) and (not directory.is_dir() or any(directory.iterdir())):

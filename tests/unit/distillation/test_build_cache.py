@@ -232,6 +232,7 @@ def test_fine_tuning_uses_image_size_and_normalization_of_the_checkpoint(tmp_pat
         (SOFT, {}, "pass --top-k"),
         ({}, {"views": 0}, "at least one view"),
         ({}, {"views": 1, "top_k": 0}, "at least one view"),
+        ({}, {"views": 2_000_000}, "at most 20,000 views"),
     ],
 )
 def test_invalid_requests_are_rejected_first(
