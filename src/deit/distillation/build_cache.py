@@ -164,8 +164,12 @@ def build_cache_on(
         manifest = _resume(directory, requested, splits, record, resolved)
         with_features = _keep_features(directory, manifest, features)
         reduction = _load_reduction(directory, manifest, teacher, resolved)
-    skipped = [f"{unreadable} unreadable images are left out"] if unreadable else []
-    for note in [*splits.all_notes, *skipped, *cache_notes, *teacher.notes]:
+    notes = [*splits.all_notes, *cache_notes, *teacher.notes]
+    if unreadable:
+        notes.append(f"{unreadable} unreadable images are left out")
+    if resolved.distillation.features and features is None and not teacher.has_features:
+        notes.append(f"The teacher {teacher.name} exposes no feature maps; only its logits are cached")
+    for note in notes:
         print_status(f"Note:      {note}.")
     builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device, reduction)
     return builder.run(workers, with_features)

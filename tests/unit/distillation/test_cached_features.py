@@ -238,13 +238,16 @@ def test_features_are_stored_if_the_recipe_distills_them_and_as_requested(tmp_pa
             build(tmp_path / name, teacher, distilled, views=2, features=not stored)
 
 
-def test_teacher_without_feature_maps(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_without_feature_maps(
+    tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(Teacher, "has_features", False)
     with pytest.raises(TeacherError, match="exposes no feature maps: pass --no-features"):
         build(tmp_path / "cache", teacher, recipe(), features=True)
     assert not (tmp_path / "cache").exists()
     build(tmp_path / "cache", teacher, recipe(), views=1)
     assert read_manifest(tmp_path / "cache").features is None
+    assert "exposes no feature maps; only its logits are cached" in capsys.readouterr().err
 
 
 def test_cache_that_does_not_fit_on_the_disk_is_refused_first(
