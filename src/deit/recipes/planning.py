@@ -297,7 +297,7 @@ def _shape_fields(recipe: Recipe, model: Transformer, shape: Shape) -> dict[str,
 
 
 def _patch_size(height: int, width: int, grid: int) -> int:
-    """Returns the patch size that divides an image into about ``grid`` patches per side."""
+    """Returns the patch size that divides an image into about ``grid`` patches per side; 1 if only that divides it."""
     divisor = math.gcd(height, width)
-    sizes = [size for size in range(2, divisor + 1) if divisor % size == 0]
+    sizes = [size for size in range(2, divisor + 1) if divisor % size == 0] or [1]
     return min(sizes, key=lambda size: abs(min(height, width) / size - grid))

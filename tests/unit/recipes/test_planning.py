@@ -52,6 +52,13 @@ def planned(minutes: float, stats: DatasetStats, nanoseconds: float, **changes: 
     return recipe, notes + more, machine
 
 
+def test_sides_without_a_common_divisor_are_planned() -> None:
+    model = {"image_size": (33, 32), "patch_size": 1}
+    recipe, _, _ = planned(1, DatasetStats(1000, 32), 1.0, model=model)
+    assert isinstance(recipe.model, Transformer)
+    assert (recipe.model.image_size, recipe.model.patch_size) == ((33, 32), 1)
+
+
 def test_only_small_data_recipes_need_planning() -> None:
     assert [name for name in ("small-data", "small-data-distilled", "convnet") if not needs_planning(get_recipe(name))] == []
     assert [name for name in ("deit", "deit-distilled", "digits", "digits-convnet") if needs_planning(get_recipe(name))] == []
