@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
-from deit.data.class_names import Matching
+from deit.data.class_names import Matching, check_class_names
 from deit.data.opening import absolute_name, open_data
 from deit.data.sampler import steps_per_epoch
 from deit.data.splits import DataRecord, Splits
@@ -198,6 +198,7 @@ def _check_request(
         raise UserError("A cache needs at least one view and one class", "pass --views 1 and --top-k 1 or more")
     if views is not None and views > MAX_EPOCHS:
         raise UserError(f"A run uses at most {MAX_EPOCHS:,} views, one per epoch", f"pass --views {MAX_EPOCHS} or less")
+    check_class_names(splits.classes)  # as training does
     if len(splits.classes) > MAX_CACHED_CLASSES:
         raise TeacherError(f"The data has {len(splits.classes):,} classes", f"at most {MAX_CACHED_CLASSES:,} can be cached")
     if directory.exists() and not is_logit_cache(directory) and (not directory.is_dir() or any(directory.iterdir())):
