@@ -120,7 +120,9 @@ class CacheBuilder:
         remaining = (manifest.views - finished) * manifest.samples_per_view - self.steps_done * manifest.batch_size
         if not remaining:
             self._save({})  # the requested number of views may be smaller than before
-            print_status(f"{self.directory} is complete: {manifest.views} views of {manifest.samples_per_view:,} samples.")
+            print_status(
+                f"{self.directory} is complete: {plural(manifest.views, 'view')} of {manifest.samples_per_view:,} samples."
+            )
             return self._result()
         print_status(f"Teacher:   {self.teacher.name} in {self.precision} on {describe(self.device)}")
         loader = Loader(self.samples, workers, pin=self.device.type == "cuda")
@@ -148,7 +150,7 @@ class CacheBuilder:
         self.feature_file = FeatureFile(self.directory, self.manifest.batch_size, row_bytes(reduction.shapes))
 
     def _fit_reduction(self, stop: StopRequest) -> dict[Path, bytes]:
-        """Fits the reduction of feature maps to the samples that a live teacher's is fitted to. Returns its file."""
+        """Fits the reduction of feature maps, to the same samples as that of a live teacher. Returns its file."""
 
         def feature_maps() -> Iterator[list[Tensor]]:
             for batch in first_batches(self.recipe, self.samples, FITTED_SAMPLES):
@@ -171,11 +173,12 @@ class CacheBuilder:
 
     def _print_size(self) -> None:
         manifest, finished = self.manifest, len(self.manifest.sha256)
+        views = f"{plural(manifest.views, 'view')} of {manifest.samples_per_view:,} samples"
         size = manifest.views * manifest.samples_per_view * manifest.bytes_per_sample
         kind = "logits" if manifest.features is None else "logits and feature maps"
         existing = f", {finished} of them finished" if finished else ""
         print_status(
-            f"Cache:     {self.directory}: {manifest.views} views of {manifest.samples_per_view:,} samples{existing}; {kind}, "
+            f"Cache:     {self.directory}: {views}{existing}; {kind}, "
             f"{manifest.bytes_per_sample:,} bytes per sample and view, {size / 1e6:,.1f} MB on disk"
         )
 

@@ -31,7 +31,7 @@ from deit.errors import DeiTError, TeacherError
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import LoadedClassifier
 from deit.recipes.schema import Recipe
-from deit.system.progress import print_status
+from deit.system.progress import plural, print_status
 
 PROBED_SAMPLES = 8  # of the first and of the last step
 PROBED_POINTS = 8  # rows and columns of each sample
@@ -86,7 +86,7 @@ class CachedTeacher:
             )
         if recipe.views is not None and recipe.views > manifest.views:
             raise TeacherError(
-                f"{directory} has {manifest.views} views, but the recipe needs {recipe.views}",
+                f"{directory} has {plural(manifest.views, 'view')}, but the recipe needs {recipe.views}",
                 f"pass --set views={manifest.views}, or extend the cache with --views {recipe.views}",
             )
         check_views(directory, manifest)
@@ -101,7 +101,7 @@ class CachedTeacher:
         manifest = self.manifest
         kind = "hard labels" if manifest.top_k is None else f"top-{manifest.top_k} logits"
         kind += " and feature maps" if manifest.features is not None else ""
-        return f"{manifest.teacher.name}, cached in {self.directory} ({manifest.views} views, {kind})"
+        return f"{manifest.teacher.name}, cached in {self.directory} ({plural(manifest.views, 'view')}, {kind})"
 
     @property
     def notes(self) -> Sequence[str]:
@@ -242,7 +242,7 @@ def check_data(directory: Path, manifest: CacheManifest, splits: Splits, record:
         )
     if cached.images != images:
         raise TeacherError(
-            f"{directory} was built from {cached.images} training images, but {images} are readable here",
+            f"{directory} was built from {plural(cached.images, 'training image')}, but {images:,} are readable here",
             "replace the unreadable files, or rebuild the cache",
         )
 

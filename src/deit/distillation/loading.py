@@ -13,6 +13,7 @@ from deit.distillation.teacher import Teacher
 from deit.errors import TeacherError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
+from deit.system.progress import plural
 
 
 def check_teacher(recipe: Recipe, settings: RunSettings) -> None:
@@ -81,5 +82,6 @@ def limit_views(recipe: Recipe, teacher: DistillationTeacher | None) -> tuple[Re
     if teacher is None or teacher.views is None or recipe.views is not None:
         return recipe, []
     views = teacher.views
-    repeated = "" if recipe.epochs <= views and recipe.minutes is None else f": samples repeat after {views} epochs"
-    return recipe.replace(views=views), [f"The cached teacher has {views} views, so views = {views}{repeated}"]
+    is_repeated = recipe.epochs > views or recipe.minutes is not None
+    repeated = f": samples repeat after {plural(views, 'epoch')}" if is_repeated else ""
+    return recipe.replace(views=views), [f"The cached teacher has {plural(views, 'view')}, so views = {views}{repeated}"]

@@ -139,7 +139,7 @@ def test_complete_cache_can_be_extended(tmp_path: Path, teacher: str, capsys: py
     first = view_path(tmp_path / "cache", 0).read_bytes()
     again = build(tmp_path / "cache", teacher, views=1)
     assert again.built == 0
-    assert "is complete: 1 views of 64 samples" in capsys.readouterr().err
+    assert "is complete: 1 view of 64 samples" in capsys.readouterr().err
     assert build(tmp_path / "cache", teacher, views=2).built == 64
     assert view_path(tmp_path / "cache", 0).read_bytes() == first
     assert build(tmp_path / "cache", teacher, views=1).views == 2
