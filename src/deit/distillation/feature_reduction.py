@@ -28,7 +28,7 @@ from deit.errors import CheckpointError, DataError, NonFiniteOutputError, Teache
 
 Shape = tuple[int, int, int]  # (r, h, w)
 
-FITTED_SAMPLES = 128  # of view 0, that a reduction is fitted to
+FITTED_SAMPLES = 128  # the first samples of view 0, which a reduction is fitted to
 MAX_GRID = 16  # rows and columns
 COARSE_GRID = 8
 COARSE_CHANNELS = 64  # up to COARSE_GRID rows and columns

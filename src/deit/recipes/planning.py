@@ -35,9 +35,9 @@ DEFAULT_MINUTES = 10.0  # time that the model size is chosen for where none is g
 MIN_SAMPLES = 66_000
 FEW_IMAGES = 2_750
 GROWTH = 0.5
+CONVNET_SHARE = 0.5  # share of these samples for a larger image size of a convolutional network, which learns faster
 MIN_MICRO_BATCH = 16  # images, which standardized feature maps need for their statistics
 MAX_MICRO_BATCH = 128  # images, which limits the memory that a step takes
-CONVNET_SHARE = 0.5  # share of that for a larger image size of a convolutional network, which learns faster
 
 Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, with its share of the evaluation between epochs
 

@@ -23,7 +23,7 @@ from deit.system.torch_threads import torch_thread_pool
 from deit.training.optimization import trainable_modules
 
 MAX_GRADIENTS = 2**28  # values of all replicas together: 1 GiB
-MAX_PIXELS = 128 * 224**2  # of all micro-batches together, which bounds their memory to that of one of ``deit``
+MAX_PIXELS = 128 * 224**2  # of all micro-batches together: their memory is at most that of one micro-batch of ``deit``
 M = TypeVar("M", bound=nn.Module)
 R = TypeVar("R")
 Replica = tuple[nn.Module, FeatureDistillation | None]

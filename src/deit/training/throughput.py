@@ -27,12 +27,12 @@ from deit.training.optimization import make_optimizer, trainable_modules
 from deit.training.parallel_batches import parallel_batches
 from deit.training.step import StepContext, accumulate_gradients
 
-MEASURED_SECONDS = 2.0  # that the measured batches take together
-LONGEST = 3  # times that, a measurement may take with the batches that are not measured
+MEASURED_SECONDS = 2.0  # duration of the measured batches together
+LONGEST = 3  # a measurement ends after this many times that duration, counting the batches that are not measured
 MAX_BATCHES = 64
 WAITED = 0.1  # share of a batch's time; a longer wait shows that no batches are left that were made ahead of time
-MEASURED_IMAGES = 8  # to measure loading
-TEACHER_BATCH = 4
+MEASURED_IMAGES = 8  # images that loading is measured on
+TEACHER_BATCH = 4  # images
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def measure_costs(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> Costs:
         evaluation = max(forward, kept_loading / parallel)
         sample, faster = (max(value, loading / parallel) for value in (sample, faster))
     return Costs(
-        sample,
-        evaluation,
-        loading / parallel,
-        faster / sample,
-        decoding / parallel,
-        max(loading - kept_loading, 0.0) / parallel,
+        sample=sample,
+        evaluation=evaluation,
+        loading=loading / parallel,
+        first_phase=faster / sample,
+        decoding=decoding / parallel,
+        not_kept=max(loading - kept_loading, 0.0) / parallel,
     )
 
 
@@ -139,10 +139,9 @@ def teacher_seconds(teacher: DistillationTeacher, device: torch.device) -> float
 def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> Generator[tuple[_Timing, Batch]]:
     """Trains on the first micro-batches, which are drawn from the whole data set, and yields how long each took.
 
-    Where decoded images are kept, all samples are made of a few that are: decoding the others once is not measured.
-    Every second one takes a step of the first phase, if there is one.
-    Batches are made while the model trains, as in training, since both compete for the cores. A micro-batch is timed alone,
-    unless those of a step run at the same time.
+    Where decoded images are kept, all samples are made from a few that are, so that decoding every image once is not measured.
+    If there is a first phase, every second step is one of it. Batches are made while the model trains, as in training, since
+    both compete for the cores. A micro-batch is timed alone, unless those of a step run at the same time.
     """
     recipe, device = context.recipe, trainer.device
     optimizer = make_optimizer(trainable_modules(model, context.features), recipe.optimizer, context.precision)

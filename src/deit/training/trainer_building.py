@@ -249,7 +249,7 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         final = images * (costs.evaluation + costs.not_kept)
         if teacher is not None and teacher.sample_targets is None:
             final += images * (costs.loading + teacher_seconds(teacher, trainer.device))
-        elif teacher is not None:  # a guess for a cached teacher: to measure it, it would be loaded one more time
+        elif teacher is not None:  # a guess: loading the teacher to measure it may take longer than its evaluation
             final += images * (costs.evaluation + costs.not_kept)
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
     step_seconds = costs.sample * images_per_step
