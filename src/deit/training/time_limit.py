@@ -68,6 +68,7 @@ class StepBudget:
     _has_evaluated: bool = False
     _evaluations: list[float] = field(default_factory=list)
     _training: float | None = None  # seconds that were left for training at the first step
+    _before: int = 0  # steps that were taken before it: of the run that is extended
 
     @property
     def finishing_seconds(self) -> float:
@@ -124,8 +125,9 @@ class StepBudget:
         """
         left = self.limit.remaining() - self.finishing_seconds
         if self._training is None:
-            self._training = left
-        spent = max(finished / total, 1 - left / self._training if self._training > 0 else 1.0)
+            self._training, self._before = left, finished - 1
+        share = (finished - self._before) / (total - self._before)
+        spent = max(share, 1 - left / self._training if self._training > 0 else 1.0)
         passed = sum(spent >= check for check in CHECKS)
         if finished == self.first_pass:
             self._forget_steps()

@@ -73,6 +73,15 @@ def budget_of(step: float, evaluation: float = 5.0, steps_per_epoch: int = 88) -
     return StepBudget(TimeLimit(SEVEN_MINUTES, 0.0), steps_per_epoch, step, evaluation, final_evaluations=2.0)
 
 
+@pytest.mark.usefixtures("clock")
+def test_extension_is_checked_after_a_share_of_its_own_steps() -> None:
+    budget = budget_of(0.1)
+    total = budget.total_steps(5000)
+    for step in (5001, 5002, 5003):
+        budget.add_step(0.5)  # a single slow step is no reason to end the run early
+        assert budget.correction(step, total) is None
+
+
 def test_first_evaluation_is_planned_for_until_it_is_done(clock: Clock) -> None:
     budget = budget_of(0.1)
     steps = budget.total_steps()
