@@ -136,7 +136,7 @@ def torchvision_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
     dataset = TorchvisionDataset(recipe, source)
     loader = DataLoader(
         dataset,
-        recipe.batch_size,
+        recipe.images_per_batch,
         shuffle=True,
         drop_last=True,
         num_workers=1,
@@ -170,15 +170,15 @@ def padded_crop_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
 
     while True:
         order = rng.permutation(count)
-        full = [order[start : start + recipe.batch_size] for start in range(0, count, recipe.batch_size)]
-        yield (batch(indices) for indices in full if len(indices) == min(recipe.batch_size, count))
+        full = [order[start : start + recipe.images_per_batch] for start in range(0, count, recipe.images_per_batch)]
+        yield (batch(indices) for indices in full if len(indices) == min(recipe.images_per_batch, count))
 
 
 def our_epochs(recipe: Recipe, source: ImageSource) -> Epochs:
     """Yields epochs with the recipe's augmentation and mixing, without end."""
     loader = Loader(training_samples(recipe, source))
     for epoch in itertools.count():
-        plans = epoch_steps(len(source.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
+        plans = epoch_steps(len(source.labels), recipe.images_per_batch, recipe.seed, epoch, recipe.augmentation.repeats)
         yield ((batch.pixel_values, batch.targets) for batch in loader.run(plans))
 
 

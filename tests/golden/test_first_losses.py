@@ -47,7 +47,7 @@ def first_losses(recipe: Recipe) -> list[float]:
     optimizer = make_optimizer(model, recipe.optimizer)
     losses: list[float] = []
     for epoch in range(STEPS):
-        plans = epoch_steps(len(source.labels), recipe.batch_size, recipe.seed, epoch, recipe.augmentation.repeats)
+        plans = epoch_steps(len(source.labels), recipe.images_per_batch, recipe.seed, epoch, recipe.augmentation.repeats)
         for step, plan in enumerate(plans):
             batches = [samples.batch(piece) for piece in micro_batches(plan, recipe.images_per_micro_batch)]
             lr = learning_rate(recipe.optimizer, recipe.peak_lr, STEPS, epoch + step / len(plans))

@@ -151,12 +151,12 @@ def build_cache_on(
         pixel_settings=pixel_settings(resolved),
         reduced_images=bool(run.reduced_images),
         software=software(),
-        pixel_probe=pixel_probe(samples, resolved.batch_size),
+        pixel_probe=pixel_probe(samples, resolved.images_per_batch),
         classes=splits.classes,
         top_k=None if top_k is None else min(top_k, len(splits.classes)),
         views=views or resolved.views or resolved.epochs,
-        batch_size=resolved.batch_size,
-        steps=steps_per_epoch(len(splits.train.labels), resolved.batch_size),
+        batch_size=resolved.images_per_batch,
+        steps=steps_per_epoch(len(splits.train.labels), resolved.images_per_batch),
     )
     with_features = (resolved.distillation.features > 0 and teacher.has_features) if features is None else features
     manifest, reduction = requested, None

@@ -174,7 +174,7 @@ def pixel_settings(recipe: Recipe) -> dict[str, Any]:
     mean, std = recipe.processor().rgb_statistics
     content = {
         "seed": recipe.seed,
-        "batch_size": recipe.batch_size,
+        "batch_size": recipe.images_per_batch,
         "image_size": recipe.image_hw,
         "mean": mean,
         "std": std,
@@ -259,7 +259,10 @@ def check_pixel_settings(directory: Path, manifest: CacheManifest, recipe: Recip
             f"{directory} was built with {name} = {cached}, but the recipe has {current}",
             "train with the recipe of the cache, or build a cache with this one",
         )
-    if (manifest.batch_size, manifest.steps) != (recipe.batch_size, steps_per_epoch(manifest.data.images, recipe.batch_size)):
+    if (manifest.batch_size, manifest.steps) != (
+        recipe.images_per_batch,
+        steps_per_epoch(manifest.data.images, recipe.images_per_batch),
+    ):
         raise TeacherError(f"{directory} is corrupt: its steps do not match its settings", "rebuild the cache")
     if (difference := _first_difference(manifest.software, software())) is not None:
         name, cached, current = difference

@@ -86,7 +86,7 @@ def has_open_sizes(recipe: Recipe) -> bool:
 
 def needs_planning(recipe: Recipe) -> bool:
     """Whether a recipe leaves any value to the data or the time."""
-    return has_open_sizes(recipe) or recipe.mirror_test or recipe.minutes is not None
+    return has_open_sizes(recipe) or recipe.batch_size is None or recipe.mirror_test or recipe.minutes is not None
 
 
 def dataset_stats(source: ImageSource, test_mirror: bool) -> DatasetStats:
@@ -114,9 +114,9 @@ def resolve_recipe(recipe: Recipe, splits: Splits, parallel: int = 1) -> tuple[R
     notes: list[str] = []
     if needs_planning(recipe):
         recipe, notes = plan_from_data(recipe, dataset_stats(splits.train, recipe.mirror_test))
-    if recipe.batch_size > images:
+    if recipe.images_per_batch > images:
         notes.append(
-            f"The {images} training images are fewer than the batch size of {recipe.batch_size:,}: one batch per epoch"
+            f"The {images} training images are fewer than the batch size of {recipe.images_per_batch:,}: one batch per epoch"
         )
         recipe = recipe.replace(batch_size=images)
     return choose_micro_batch_size(recipe, parallel), notes + scaling_notes(recipe, images)
@@ -134,7 +134,7 @@ def choose_micro_batch_size(recipe: Recipe, parallel: int) -> Recipe:
     if recipe.micro_batch_size is not None:
         return recipe
     parts = 1 if isinstance(recipe.model, ConvNet) else parallel
-    share = max(math.ceil(recipe.batch_size / parts), MIN_MICRO_BATCH)
+    share = max(math.ceil(recipe.images_per_batch / parts), MIN_MICRO_BATCH)
     return recipe.replace(micro_batch_size=min(share + share % 2, MAX_MICRO_BATCH))
 
 
@@ -151,11 +151,8 @@ def plan_from_data(recipe: Recipe, stats: DatasetStats) -> tuple[Recipe, list[st
         size, *_ = _image_sizes(model, stats)
         recipe = recipe.replace(model=_size_fields(model, size))
         notes.append(_image_size_note(size, stats))
-    if recipe.minutes is not None:
+    if recipe.batch_size is None:
         batch_size = next(batch_size for minimum, batch_size in BATCH_SIZES[model.kind] if stats.images >= minimum)
-        if batch_size != recipe.batch_size:
-            steps = math.ceil(stats.images / batch_size)
-            notes.append(f"Batch size {batch_size}: {steps} steps per epoch of {stats.images:,} images")
         recipe = recipe.replace(batch_size=batch_size)
     if stats.mirror is not None:
         flip = recipe.augmentation.flip if stats.mirror.flip_invariant else 0.0

@@ -29,7 +29,7 @@ def deit() -> Recipe:
     Hardware:  53 hours on 8 V100 GPUs for base (paper).
     Published: tiny 72.2, small 79.9, base 81.8 top-1 on ImageNet-1k.
     """
-    return Recipe(name="deit", micro_batch_size=128, model=Transformer(variant="deit-tiny-patch16-224"))
+    return Recipe(name="deit", batch_size=1024, micro_batch_size=128, model=Transformer(variant="deit-tiny-patch16-224"))
 
 
 def deit_distilled() -> Recipe:
@@ -225,7 +225,7 @@ def small_data() -> Recipe:
         name="small-data",
         images=5_000,
         epochs=100,
-        batch_size=32,
+        batch_size=None,
         micro_batch_size=None,
         crop_ratio=1.0,
         mirror_test=True,
@@ -306,6 +306,7 @@ def digits() -> Recipe:
     return small_data().replace(
         name="digits",
         images=DIGITS_IMAGES,
+        batch_size=32,
         mirror_test=False,
         model={**model, "sizes": "variant"},
         augmentation=DIGITS_AUGMENTATION,
@@ -340,6 +341,7 @@ def digits_convnet() -> Recipe:
         name="digits-convnet",
         images=DIGITS_IMAGES,
         epochs=20,
+        batch_size=32,
         mirror_test=False,
         model={"image_size": 32, "half_size_until": 0.0},
         augmentation=DIGITS_AUGMENTATION,

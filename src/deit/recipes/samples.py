@@ -42,7 +42,7 @@ def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:
         count: number of training images.
         view: the view; :meth:`Recipe.view` maps an epoch to it.
     """
-    steps = epoch_steps(count, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
+    steps = epoch_steps(count, recipe.images_per_batch, recipe.seed, view, recipe.augmentation.repeats)
     return [micro_batches(step, recipe.images_per_micro_batch) for step in steps]
 
 

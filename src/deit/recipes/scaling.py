@@ -25,9 +25,9 @@ def scaling_notes(recipe: Recipe, images: int) -> list[str]:
         return []
     reference = RECIPES[recipe.name]()
     notes = []
-    if recipe.batch_size != reference.batch_size:
+    if reference.batch_size not in (None, recipe.images_per_batch):
         notes.append(
-            f"Batch size {recipe.batch_size:,}, made for {reference.batch_size:,}: the learning rate is scaled to "
+            f"Batch size {recipe.images_per_batch:,}, made for {reference.batch_size:,}: the learning rate is scaled to "
             f"{recipe.peak_lr:.3g}, warm-up and weight decay are not"
         )
     if recipe.epochs != reference.epochs:
@@ -38,9 +38,9 @@ def scaling_notes(recipe: Recipe, images: int) -> list[str]:
             f"{plural(recipe.epochs, 'epoch')}, made for {reference.epochs:,}: {schedule}, the warm-up of "
             f"{recipe.optimizer.warmup_epochs:g} epochs is not scaled{only_warmup}"
         )
-    steps = recipe.epochs * steps_per_epoch(images, recipe.batch_size)
+    steps = recipe.epochs * steps_per_epoch(images, recipe.images_per_batch)
     if not recipe.images / DATASET_SIZE_TOLERANCE <= images <= recipe.images * DATASET_SIZE_TOLERANCE:
-        reference_steps = reference.epochs * steps_per_epoch(recipe.images, reference.batch_size)
+        reference_steps = reference.epochs * steps_per_epoch(recipe.images, reference.batch_size or recipe.images_per_batch)
         notes.append(
             f"{images:,} training images, made for {recipe.images:,}: {plural(steps, 'step')} instead of {reference_steps:,}, "
             "and no value is scaled"

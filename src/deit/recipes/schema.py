@@ -219,7 +219,7 @@ class Recipe(Section):
             total (:mod:`deit.recipes.schedule`).
         views: V, the number of distinct epochs: epoch e repeats the random draws (order, augmentation, mixing) of epoch
             e mod V, which cached logits require. None draws every epoch afresh. Stochastic depth is not affected.
-        batch_size: images per optimizer step, over all processes.
+        batch_size: images per optimizer step, over all processes; None chooses it by the number of training images.
         micro_batch_size: images per forward pass; an even number. Gradients are accumulated up to ``batch_size``. None divides
             a batch among the cores of a CPU (:func:`deit.recipes.planning.choose_micro_batch_size`).
         precision: of the matrix products: ``auto``, ``fp32`` or ``bf16``.
@@ -253,7 +253,7 @@ class Recipe(Section):
     steps: Steps | None = None
     corrections: tuple[tuple[Steps, Steps], ...] = ()
     views: Count | None = None
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     micro_batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mirror_test: bool = False
@@ -326,12 +326,23 @@ class Recipe(Section):
     @property
     def peak_lr(self) -> float:
         """Learning rate after the warm-up, scaled to the batch size."""
-        return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch
+        return self.optimizer.lr * self.images_per_batch / self.optimizer.reference_batch
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images per optimizer step.
+
+        Raises:
+            RecipeError: the batch size is chosen from the data when training starts.
+        """
+        if self.batch_size is None:
+            raise RecipeError(f"The batch size of the recipe {self.name} is chosen from the data", "set batch_size")
+        return self.batch_size
 
     @property
     def images_per_micro_batch(self) -> int:
         """Images per forward pass; those of a whole batch if it is not decided yet how batches are divided."""
-        return self.micro_batch_size or self.batch_size
+        return self.micro_batch_size or self.images_per_batch
 
     def view(self, epoch: int) -> int:
         """Returns the view of an epoch: the epoch whose random draws it uses."""

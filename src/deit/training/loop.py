@@ -84,12 +84,12 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
-        return steps_per_epoch(len(self.samples.source.labels), self.context.recipe.batch_size)
+        return steps_per_epoch(len(self.samples.source.labels), self.context.recipe.images_per_batch)
 
     @property
     def images_per_epoch(self) -> int:
         """Training samples per epoch."""
-        return min(self.steps_per_epoch * self.context.recipe.batch_size, len(self.samples.source.labels))
+        return min(self.steps_per_epoch * self.context.recipe.images_per_batch, len(self.samples.source.labels))
 
     @property
     def total_steps(self) -> int:

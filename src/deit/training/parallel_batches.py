@@ -75,11 +75,11 @@ def parallel_batches(
 
     That is for convolutional networks, on other devices than a CPU, and where they would take too much memory.
     """
-    count = -(-recipe.batch_size // recipe.images_per_micro_batch)
+    count = -(-recipe.images_per_batch // recipe.images_per_micro_batch)
     if not isinstance(recipe.model, Transformer) or device.type != "cpu" or count < 2:
         return None
     gradients = count * sum(parameter.numel() for parameter in trainable_modules(model, features).parameters())
-    if gradients > MAX_GRADIENTS or recipe.batch_size * math.prod(recipe.image_hw) > MAX_PIXELS:
+    if gradients > MAX_GRADIENTS or recipe.images_per_batch * math.prod(recipe.image_hw) > MAX_PIXELS:
         return None
     return ParallelBatches(model, features, count)
 

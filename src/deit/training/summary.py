@@ -43,7 +43,7 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
         "Model": f"{_model_name(trainer, settings.init)} at {height} x {width}, {_parameter_counts(trainer)}",
         "Recipe": (
             f"{recipe.name}: {_length(trainer)}, "
-            f"{_extensions(settings)}batch size {recipe.batch_size}, peak learning rate {recipe.peak_lr:.3g}, "
+            f"{_extensions(settings)}batch size {recipe.images_per_batch}, peak learning rate {recipe.peak_lr:.3g}, "
             f"seed {recipe.seed}"
         ),
         "Precision": f"{context.precision} on {trainer.device}",

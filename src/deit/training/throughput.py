@@ -163,7 +163,7 @@ def _train_batches(trainer: Trainer, model: nn.Module, context: StepContext) -> 
             _synchronize(device)
             end = time.perf_counter()
             images = sum(len(batch.labels) for batch in batches)
-            steps = min(images / recipe.batch_size, 1)  # optimizer steps
+            steps = min(images / recipe.images_per_batch, 1)  # optimizer steps
             duration = backward_end - loaded + (end - backward_end) * steps
             yield _Timing(images, loaded - start, duration, is_first_phase), batches[-1]
             start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deit.data.mirror import MirrorTest
+from deit.errors import RecipeError
 from deit.recipes.planning import (
     FEW_IMAGES,
     MIN_SAMPLES,
@@ -167,8 +169,21 @@ def test_epochs_are_kept_without_minutes() -> None:
 )
 def test_batch_size_grows_with_the_data(images: int, transformer: int, convnet: int) -> None:
     for name, expected in (("small-data", transformer), ("convnet", convnet)):
-        recipe, _ = plan_from_data(get_recipe(name).replace(minutes=5), DatasetStats(images, 64))
+        recipe, _ = plan_from_data(get_recipe(name), DatasetStats(images, 64))
         assert recipe.batch_size == expected
+
+
+def test_batch_size_of_a_recipe_is_kept() -> None:
+    for name, batch_size in (("small-data", 48), ("finetune-small-data", 64)):
+        recipe = get_recipe(name).replace(minutes=5, batch_size=batch_size)
+        assert plan_from_data(recipe, DatasetStats(100_000, 64))[0].batch_size == batch_size
+
+
+def test_batch_size_that_the_data_chooses_is_not_known_before() -> None:
+    recipe = Recipe(**tomllib.loads(get_recipe("small-data").to_toml()))
+    assert recipe.batch_size is None
+    with pytest.raises(RecipeError, match="batch size of the recipe small-data is chosen from the data: set batch_size"):
+        _ = recipe.peak_lr
 
 
 def test_flips_follow_the_mirror_test() -> None:

@@ -23,7 +23,7 @@ def test_samples_follow_the_recipe() -> None:
 def test_view_steps_are_epoch_steps_in_micro_batches() -> None:
     recipe = get_recipe("deit").tiny()
     for view in (0, 3):
-        whole = epoch_steps(70, recipe.batch_size, recipe.seed, view, recipe.augmentation.repeats)
+        whole = epoch_steps(70, recipe.images_per_batch, recipe.seed, view, recipe.augmentation.repeats)
         cut = view_steps(recipe, 70, view)
         assert [len(step) for step in cut] == [2, 2]
         for step, pieces in zip(whole, cut, strict=True):

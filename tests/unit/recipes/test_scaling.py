@@ -13,14 +13,20 @@ from deit.recipes.scaling import scaling_notes
 from deit.recipes.schema import Recipe
 
 
+def _recipe(name: str) -> Recipe:
+    """Returns a recipe with a batch size, as it is run."""
+    recipe = get_recipe(name)
+    return recipe.replace(batch_size=recipe.batch_size or 32)
+
+
 def _notes(name: str, images: int | None = None, **changes: Any) -> list[str]:
-    recipe = get_recipe(name).replace(**changes)
+    recipe = _recipe(name).replace(**changes)
     return scaling_notes(recipe, recipe.images if images is None else images)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_reference_run_has_no_notes(name: str) -> None:
-    recipe = get_recipe(name)
+    recipe = _recipe(name)
     assert scaling_notes(recipe, recipe.images) == []
     assert scaling_notes(recipe, round(recipe.images * 1.9)) == []
 

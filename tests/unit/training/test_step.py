@@ -31,7 +31,7 @@ def _context(recipe: Recipe, teacher: Teacher | None = None) -> StepContext:
 def _batches(recipe: Recipe, size: int) -> list[Batch]:
     source = MemorySource(32, CLASSES)
     samples = TrainSamples(source, TrainTransform(recipe.augmentation, 32, 32), recipe.mixing, recipe.seed, recipe.smoothing)
-    plan = epoch_steps(32, recipe.batch_size, recipe.seed, 0, recipe.augmentation.repeats)[0]
+    plan = epoch_steps(32, recipe.images_per_batch, recipe.seed, 0, recipe.augmentation.repeats)[0]
     return [samples.batch(piece) for piece in micro_batches(plan, size)]
 
 

@@ -60,7 +60,7 @@ def test_sizes_are_chosen_by_the_measured_speed(monkeypatch: pytest.MonkeyPatch,
     limit = TimeLimit(60, time.monotonic())
     fixed = get_recipe("small-data").tiny()
     assert choose_sizes(fixed, splits, splits.record, settings, device, 0, None) == SizedRecipe(fixed, [])
-    open_sizes = get_recipe("small-data").replace(mirror_test=False, model={"image_size": 32})
+    open_sizes = get_recipe("small-data").replace(batch_size=32, mirror_test=False, model={"image_size": 32})
     sized = choose_sizes(open_sizes, splits, splits.record, settings, device, 0, limit)
     assert not has_open_sizes(sized.recipe)
     assert (sized.teacher, sized.costs) == (None, costs)
