@@ -324,9 +324,9 @@ def digits_distilled() -> Recipe:
     """
     return digits().replace(
         name="digits-distilled",
-        epochs=40,
+        epochs=36,
         model={"variant": "deit-tiny-distilled-patch16-224"},
-        distillation={"mode": "hard", "features": 40.0},
+        distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "features": 40.0},
     )
 
 
@@ -340,7 +340,7 @@ def digits_convnet() -> Recipe:
     return convnet().replace(
         name="digits-convnet",
         images=DIGITS_IMAGES,
-        epochs=20,
+        epochs=12,
         batch_size=32,
         mirror_test=False,
         model={"image_size": 32, "half_size_until": 0.0},
