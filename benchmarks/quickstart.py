@@ -39,9 +39,10 @@ def run_command(arguments: list[str]) -> dict[str, Any]:
 def measure(seed: int, folder: Path) -> dict[str, Any]:
     """Trains a teacher and a student. Returns test top-1 of the teacher and of each head of the student, and minutes."""
     start = time.monotonic()
-    common = ["--seed", str(seed), "--workers", "0"]
-    teacher = run_command(["teacher", "train", "digits", *common, "--out", str(folder / "teacher")])
-    student = run_command(["train", "digits", *common, "--teacher", str(folder / "teacher"), "--out", str(folder / "student")])
+    teacher = run_command(["teacher", "train", "digits", "--seed", str(seed), "--out", str(folder / "teacher")])
+    student = run_command(
+        ["train", "digits", "--seed", str(seed), "--teacher", str(folder / "teacher"), "--out", str(folder / "student")]
+    )
     minutes = (time.monotonic() - start) / 60
     top1 = {head: student["heads"][head]["top1"] for head in HEADS}
     return {"seed": seed, "teacher": teacher["heads"]["class"]["top1"], **top1, "minutes": minutes}

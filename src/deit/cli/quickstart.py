@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.common import DeviceOption, print_heads, result_dict
+from deit.cli.common import DeviceOption, WorkersOption, print_heads, result_dict
 from deit.cli.output import Output, print_json, print_table, with_output
 from deit.system.files import RUN_NAME
 
@@ -24,8 +24,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Output directory; runs in it are resumed or reused.")] = Path("quickstart"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove existing runs and train again.")] = False,
     device: DeviceOption = "auto",
-    # Preparing an image of 8 x 8 pixels is faster than passing it between processes.
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes of the data loader.")] = 0,
+    workers: WorkersOption = None,
     *,
     output: Output,
 ) -> None:

@@ -307,6 +307,7 @@ def digits() -> Recipe:
         name="digits",
         images=DIGITS_IMAGES,
         batch_size=32,
+        micro_batch_size=32,
         mirror_test=False,
         model={**model, "sizes": "variant"},
         augmentation=DIGITS_AUGMENTATION,
@@ -324,7 +325,7 @@ def digits_distilled() -> Recipe:
     """
     return digits().replace(
         name="digits-distilled",
-        epochs=36,
+        epochs=34,
         model={"variant": "deit-tiny-distilled-patch16-224"},
         distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0, "features": 40.0},
     )
