@@ -299,8 +299,8 @@ def digits() -> Recipe:
     since the images have no color and a flipped digit is not a digit.
 
     Command:   deit train digits
-    Hardware:  two CPU cores, some three minutes.
-    Result:    LAB top-1 on the 359 test images.
+    Hardware:  two CPU cores, some four minutes.
+    Result:    97.2 top-1 on the 359 test images.
     """
     model = {"image_size": 32, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     return small_data().replace(
@@ -320,8 +320,9 @@ def digits_distilled() -> Recipe:
     The student of ``deit quickstart``.
 
     Command:   deit quickstart
-    Hardware:  two CPU cores, MINUTES including the teacher's training.
-    Result:    RESULT top-1 of both heads on the 359 test images. Optimistic: the recipe was tuned on these images.
+    Hardware:  two CPU cores, some two minutes including the teacher's training.
+    Result:    98.6 to 99.4 top-1 of both heads on the 359 test images, mean 99.0 of five seeds (``benchmarks/quickstart.py``).
+               Optimistic: the recipe was tuned on these images.
     """
     return digits().replace(
         name="digits-distilled",
@@ -336,7 +337,7 @@ def digits_convnet() -> Recipe:
 
     Command:   deit teacher train digits
     Hardware:  two CPU cores, less than a minute.
-    Result:    TEACHER top-1 on the 359 test images.
+    Result:    99.4 to 99.7 top-1 on the 359 test images, five seeds.
     """
     return convnet().replace(
         name="digits-convnet",
