@@ -13,13 +13,14 @@ its copies differ by a comment in the file. The folders take some 5 GB. They are
 process, timed from its start to its end; nothing else should run on the machine.
 
 ``--quick`` makes a tenth of the images. The last line printed is the result as JSON. ``--write`` writes ``minutes.json`` and
-``minutes.md``.
+``minutes.md``, and keeps what they have of other folders if that was measured with the same options, hardware and software.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ import timm
 import torch
 from PIL import Image
 
-from benchmarks.reporting import environment, publish
+from benchmarks.reporting import RESULTS, hardware_and_software, publish
 from deit.checkpoints.run_log import read_log
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_device
@@ -49,6 +51,7 @@ TOLERANCE = 0.1
 COPIES = 10  # of a photo
 QUICK = 0.1  # share of the images
 DONE_NAME = "complete"  # written last
+NAME = "minutes"  # of the committed result
 
 
 @dataclass(frozen=True)
@@ -177,27 +180,36 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     parser.add_argument("--write", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args()
-    results = []
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    header = {**hardware_and_software(choose_device(), versions), "minutes": options.minutes, "quick": options.quick}
+    results = [row for row in previous_results(header) if row["folder"] not in options.folders] if options.write else []
     with data_folder(options.data) as root, tempfile.TemporaryDirectory() as runs:
         for name in options.folders:
             data = root / (f"{name}-quick" if options.quick else name)
             write_folder(data, FOLDERS[name], QUICK if options.quick else 1.0)
             for model, row in measure(data, Path(runs) / name, options.minutes).items():
                 print_status(f"{name}, {model}: {row['used']:.2f} of {row['asked']:g} minutes")
-                results.append({"folder": name, "model": model, **row})
-    versions = {"torch": torch.__version__, "timm": timm.__version__}
-    header = environment(choose_device(), versions)
-    result = {**header, "minutes": options.minutes, "quick": options.quick, "results": results}
-    publish(result, table(result), "minutes" if options.write else None)
+                results.append({"date": date.today().isoformat(), "folder": name, "model": model, **row})
+    result = {**header, "results": sorted(results, key=lambda row: list(FOLDERS).index(row["folder"]))}
+    publish(result, table(result), NAME if options.write else None)
+
+
+def previous_results(header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of the committed result, if it has the same header."""
+    path = RESULTS / f"{NAME}.json"
+    previous: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    has_same_header = all(previous.get(name) == value for name, value in header.items())
+    return list(previous["results"]) if has_same_header else []
 
 
 def table(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
     command = f"python -m benchmarks.minutes --minutes {result['minutes']:g}{' --quick' if result['quick'] else ''} --write"
+    dates = sorted({row["date"] for row in result["results"]})
     lines = [
         "# Asked and used minutes",
         "",
-        f"{result['date']}, {result['hardware']}, {result['software']}.",
+        f"{' to '.join(sorted({dates[0], dates[-1]}))}, {result['hardware']}, {result['software']}.",
         "From the start of the command to its end, on generated folders"
         + (", with a tenth of the images." if result["quick"] else "."),
         f"Command: `{command}`.",

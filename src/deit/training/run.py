@@ -34,6 +34,7 @@ from deit.training.summary import print_summary
 from deit.training.throughput import measure_costs
 from deit.training.time_limit import TimeLimit
 from deit.training.trainer_building import (
+    SHORTEST_MEASUREMENT,
     add_image_hashes,
     build_trainer,
     choose_sizes,
@@ -229,7 +230,8 @@ def _prepare(
         restore(trainer, checkpoint, settings.data)
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
 
-    costs = sized.costs or measure_costs(trainer, measuring_seconds(limit))
+    measured = SHORTEST_MEASUREMENT if limit is None else measuring_seconds(limit)  # only for the summary, or for a plan
+    costs = sized.costs or measure_costs(trainer, measured)
     budget = None if limit is None else step_budget(trainer, readable, costs, limit)
     length_notes: list[str] = []
     if length is not None:
