@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from types import TracebackType
 
 import numpy as np
@@ -31,6 +32,7 @@ from deit.data.transforms.crops import Box, crop_scale, reduced_box
 from deit.data.workers import print_note_once
 from deit.images.limits import max_pixels
 from deit.images.pyramid import Pyramid, PyramidShape, build_pyramid, coarsest_reduction, reduction_for
+from deit.images.sniffing import reads_heic
 
 TRAINING = "training"  # what a pyramid is kept for; an image for validation has the settings of its processor instead
 
@@ -193,6 +195,8 @@ def decoding_settings(value_range: object) -> str:
         value_range: black and white of images with more than 8 bits, or None.
     """
     versions = [PIL.__version__, *(str(features.version(name)) for name in ("libjpeg_turbo", "webp", "avif"))]
+    if reads_heic():
+        versions.append(version("pillow-heif"))
     return f"{versions} {max_pixels()} {value_range}"
 
 

@@ -26,7 +26,7 @@ from deit.data.transforms.crops import reduced_box
 from deit.data.transforms.mixing import Mixing, draw, mix_images, soft_targets
 from deit.data.value_range import with_value_range
 from deit.data.workers import Parcel, WorkerPlan, plan_workers, print_note_once, worker_error
-from deit.errors import ConfigError, DeiTError, ImageError
+from deit.errors import ConfigError, DeiTError, ImageError, LoadingError
 from deit.images.decoding import configure_pillow, reduction_of
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
@@ -331,7 +331,7 @@ class Loader:
 
         Raises:
             DeiTError: an error of :meth:`TrainSamples.batch` in a worker process, unchanged.
-            LoadingError: a worker process failed, such as for lack of memory.
+            LoadingError: memory ran out, or a worker process failed.
             InterruptedWorkError: a signal was received, and ``interruptible``.
         """
         if not plans:
@@ -341,6 +341,8 @@ class Loader:
         while (batch := self._next(batches)) is not None:
             if interruptible:
                 check_stop()
+            if isinstance(batch, MemoryError):
+                raise LoadingError("Memory ran out while images were loaded", "pass a smaller batch size or fewer --workers")
             if isinstance(batch, Exception):
                 try:
                     raise batch

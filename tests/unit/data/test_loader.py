@@ -17,7 +17,7 @@ from deit.data.sources import FileSource, subset
 from deit.data.transforms.augment import Augmentation, TrainTransform
 from deit.data.transforms.crops import Box
 from deit.data.transforms.mixing import Mixing
-from deit.errors import ImageError
+from deit.errors import ImageError, LoadingError
 from deit.images.processor import DeiTImageProcessor
 from tests.helpers import MemorySource, pattern
 
@@ -201,6 +201,16 @@ def test_unreadable_image_is_an_image_error(workers: int) -> None:
     loader = Loader(train_samples(MemorySource(8, broken=frozenset({3}))), workers)
     with pytest.raises(ImageError, match=r"\Aimage 3 is broken: replace it\.\Z"):
         list(loader.run(epoch_steps(8, 4, 5, epoch=0)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lack_of_memory_is_a_loading_error(workers: int) -> None:
+    class LargeImages(MemorySource):
+        def load(self, _index: int) -> Image.Image:
+            raise MemoryError
+
+    with pytest.raises(LoadingError, match="Memory ran out while images were loaded: pass a smaller batch size"):
+        list(Loader(train_samples(LargeImages(8)), workers).run(epoch_steps(8, 4, 5, epoch=0)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
