@@ -20,16 +20,15 @@ from deit.distillation.feature_reduction import FeatureReduction
 from deit.models.modeling import select_patches
 from deit.rng import RngStream, torch_seed
 
-CLAMP = (-4.0, 6.0)  # standard deviations; rare peaks would dominate a feature map
-EPSILON = 1e-5
+CLAMP = (-4.0, 6.0)  # rare peaks would dominate a feature map
 
 
 class FeatureDistillation(nn.Module):
     """Linear heads from the patch tokens of several layers to the teacher's feature maps; discarded after training.
 
     The teacher's feature maps, from first to last, are distributed over the student's layers. A feature map is reduced to its
-    principal components (:mod:`deit.distillation.feature_reduction`) and resampled to the student's patch grid, or to twice as
-    many points per side if it is fine enough; each patch then predicts its 2 x 2 points.
+    principal components of mean 0 and variance 1 (:mod:`deit.distillation.feature_reduction`) and resampled to the student's
+    patch grid, or to twice as many points per side if it is fine enough; each patch then predicts its 2 x 2 points.
 
     Args:
         config: configuration of the student.
@@ -62,7 +61,7 @@ class FeatureDistillation(nn.Module):
     def forward(
         self, hidden_states: Sequence[Tensor], feature_maps: Sequence[Tensor], kept_patches: Tensor | None = None
     ) -> Tensor:
-        """Computes the feature loss: mean squared error against the standardized feature maps, averaged over the maps.
+        """Computes the feature loss: mean squared error against the reduced feature maps, averaged over the maps.
 
         Args:
             hidden_states: L + 1 tensors (B, N, D), as the student returns them.
@@ -76,19 +75,12 @@ class FeatureDistillation(nn.Module):
         losses = []
         for layer, points, head, feature_map in zip(self.layers, self.points, self.heads, feature_maps, strict=True):
             predicted = head(hidden_states[layer][:, -patches:])  # (B, P, points^2 C)
-            standardized = _standardize(_resample(feature_map, rows * points, columns * points))  # (B, C, h, w)
-            target = _to_patches(standardized, points)  # (B, P, points^2 C)
+            resampled = _resample(feature_map.clamp(*CLAMP), rows * points, columns * points)  # (B, C, h, w)
+            target = _to_patches(resampled, points)  # (B, P, points^2 C)
             if kept_patches is not None:
                 target = select_patches(target, kept_patches)
             losses.append(_mean_squared_error(predicted, target))
         return torch.stack(losses).mean()
-
-
-def _standardize(feature_map: Tensor) -> Tensor:
-    """Normalizes each channel of (B, C, h, w) to mean 0 and standard deviation 1 over the batch, and clamps it."""
-    if feature_map.numel() == feature_map.shape[1]:  # a single value has no standard deviation
-        return torch.zeros_like(feature_map)
-    return F.batch_norm(feature_map, None, None, training=True, eps=EPSILON).clamp_(*CLAMP)
 
 
 def _mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:

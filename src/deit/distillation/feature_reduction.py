@@ -1,11 +1,12 @@
 """Reduces a teacher's feature maps, so that a student learns what they have in common, and so that they can be cached.
 
 A feature map is pooled to at most ``MAX_GRID`` rows and columns. Its standardized channels are projected on their leading
-principal components, which are rotated until all have the same variance (PHI-S, arXiv 2410.01680), and quantized to int8. After
-the rotation, :mod:`deit.distillation.feature_distillation`, which standardizes each channel, weights every direction of the
-feature space as it does with the feature maps themselves. Without it, weak components would count as much as strong ones.
+principal components, which are rotated until all have the same variance (PHI-S, arXiv 2410.01680), scaled to a variance of 1,
+and quantized to int8. The rotation lets every direction of the feature space weigh as much as in the feature map itself;
+without it, weak components would count as much as strong ones.
 
-The result is an ordinary feature map with fewer channels and a coarser grid.
+The result is a feature map with fewer channels and a coarser grid, each channel of which has mean 0 and variance 1 on the
+samples that the reduction was fitted to.
 
 Shapes: B images, C channels of a feature map, r channels of the reduced one, h rows, w columns.
 """
@@ -58,7 +59,8 @@ class MapReduction(nn.Module):
         shape: shape (r, h, w) of the reduced feature map.
         mean: mean of each channel (C,).
         basis: projection (C, r) of the centered channels.
-        scales: width of a quantization step of each projected channel (r,), positive.
+        scales: width of a quantization step of each projected channel (r,), positive: ``CLIP / LEVELS`` of its standard
+            deviation.
     """
 
     mean: Tensor
@@ -72,17 +74,22 @@ class MapReduction(nn.Module):
             self.register_buffer(name, tensor.float())
 
     @property
+    def deviations(self) -> Tensor:
+        """Standard deviation of each projected channel (r,), by which it is divided."""
+        return self.scales * (LEVELS / CLIP)
+
+    @property
     def kept_variance(self) -> float:
         """Share of the variance of the standardized channels that the components have, in 0..1."""
-        variances = (self.scales * LEVELS / CLIP).square()
-        return min(variances.sum().item() / len(self.mean), 1.0)
+        return min(self.deviations.square().sum().item() / len(self.mean), 1.0)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Returns the reduced feature map (B, r, h, w), channels last, of a feature map (B, C, height, width)."""
         channels, height, width = self.shape
-        bias = -self.mean @ self.basis
+        basis = self.basis / self.deviations
+        bias = -self.mean @ basis
         dtype = feature_map.dtype
-        projected = F.linear(_positions(feature_map, self.shape), self.basis.T.to(dtype), bias.to(dtype))  # (B h w, r)
+        projected = F.linear(_positions(feature_map, self.shape), basis.T.to(dtype), bias.to(dtype))  # (B h w, r)
         return projected.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def encode(self, feature_map: Tensor) -> Tensor:
@@ -95,7 +102,7 @@ class MapReduction(nn.Module):
         """Returns the reduced feature map (B, r, h, w) of rows (B, h w r), in channels-last memory format."""
         channels, height, width = self.shape
         levels = rows.view(-1, height, width, channels).to(dtype)
-        return (levels * self.scales.to(dtype)).permute(0, 3, 1, 2)
+        return (levels * (CLIP / LEVELS)).permute(0, 3, 1, 2)
 
 
 class FeatureReduction(nn.Module):
@@ -147,7 +154,7 @@ class FeatureReduction(nn.Module):
     def decode(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Returns the reduced feature maps of rows of bytes.
 
-        The error of a value is at most half its scale, unless it was beyond ``CLIP`` standard deviations.
+        The error of a value is at most ``CLIP / LEVELS / 2``, unless it was beyond ``CLIP``.
 
         Args:
             rows: (B, n) int8.

@@ -36,7 +36,7 @@ MIN_SAMPLES = 66_000
 FEW_IMAGES = 2_750
 GROWTH = 0.5
 CONVNET_SHARE = 0.5  # share of these samples for a larger image size of a convolutional network, which learns faster
-MIN_MICRO_BATCH = 16  # images, which standardized feature maps need for their statistics
+MIN_MICRO_BATCH = 16  # images; smaller ones take much more time per image
 MAX_MICRO_BATCH = 128  # images, which limits the memory that a step takes
 
 Speed = Callable[[Recipe], float]  # recipe -> seconds per training sample, with its share of the evaluation between epochs

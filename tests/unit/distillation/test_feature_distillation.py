@@ -39,16 +39,15 @@ def test_fine_feature_maps_give_four_points_per_patch() -> None:
 
 def test_loss_matches_its_definition() -> None:
     module, width = _module((3, 8, 8), layers=2), tiny_vit().hidden_size
-    states, features = _states(2, width, prefix=2), 5 * noise(2, 3, 8, 8) + 7
-    mean, deviation = features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3), correction=0)
+    states, features = _states(2, width, prefix=2), 5 * noise(2, 3, 8, 8)
     expected = 0.0
     for image in range(2):
         for row in range(4):
             for column in range(4):
                 predicted = module.heads[0](states[2][image, 2 + 4 * row + column])
                 points = features[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-                target = ((points - mean[:, None, None]) / deviation[:, None, None]).clamp(-4, 6)
-                expected += F.mse_loss(predicted, target.permute(1, 2, 0).flatten()).item() / 32
+                target = points.clamp(-4, 6).permute(1, 2, 0).flatten()
+                expected += F.mse_loss(predicted, target).item() / 32
     assert module(states, [features]).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -70,14 +69,27 @@ def test_dropped_patches_are_left_out() -> None:
 
 
 def test_loss_is_independent_of_feature_map_scale() -> None:
-    shapes = ((3, 13, 13), (4, 5, 6), (2, 1, 1))
-    module, states = _module(*shapes), _states(4, tiny_vit().hidden_size)
+    shapes = ((3, 13, 13), (4, 5, 6))
+    config, states = tiny_vit(num_hidden_layers=4), _states(4, tiny_vit().hidden_size)
     maps = [noise(2, *shape, seed=place) for place, shape in enumerate(shapes)]
-    scaled = [100 * one - 3 for one in maps]
-    torch.testing.assert_close(module(states, maps), module(states, scaled), rtol=1e-3, atol=1e-4)
-    assert torch.isfinite(module(states, [torch.zeros_like(one) for one in maps]))
-    single = [state[:1] for state in states]
-    assert torch.isfinite(_module((2, 1, 1))(single, [torch.ones(1, 2, 1, 1)]))
+    losses = []
+    for changed in (maps, [100 * one - 3 for one in maps]):
+        reduction = FeatureReduction.fit([changed])
+        losses.append(FeatureDistillation(config, reduction.shapes, 0, reduction)(states, changed))
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+
+
+def test_loss_of_an_image_is_independent_of_its_batch() -> None:
+    module, states, maps = _module((3, 8, 8)), _states(4, tiny_vit().hidden_size), [noise(2, 3, 8, 8)]
+    alone = [module([state[index : index + 1] for state in states], [maps[0][index : index + 1]]) for index in range(2)]
+    torch.testing.assert_close(torch.stack(alone).mean(), module(states, maps))
+
+
+def test_loss_of_constant_feature_maps_is_finite() -> None:
+    constant = [torch.ones(1, 2, 1, 1)]
+    reduction = FeatureReduction.fit([constant])
+    module = FeatureDistillation(tiny_vit(num_hidden_layers=4), reduction.shapes, 0, reduction)
+    assert torch.isfinite(module([state[:1] for state in _states(4, tiny_vit().hidden_size)], constant))
 
 
 def test_initial_weights_depend_only_on_the_seed() -> None:
