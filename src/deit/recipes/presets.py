@@ -184,7 +184,7 @@ def pretrain_mim() -> Recipe:
                deit train PHOTOS --init runs/mim --recipe small-data
     Hardware:  one GPU, or a laptop with --epochs 100 and --image-size 64 for thumbnails.
     Result:    11.7 top-1 from scratch on 2,800 images (``benchmarks/signs_dataset.py``) in ten minutes, three of them for
-               pretraining; 7.4 without pretraining, 87.0 with a teacher instead.
+               pretraining; 7.4 without pretraining, 86.6 with a teacher instead.
     """
     return deit().replace(
         name="pretrain-mim",
@@ -263,7 +263,7 @@ def small_data_distilled() -> Recipe:
 
     Command:   deit train PHOTOS --teacher runs/teacher --minutes 6
     Hardware:  as ``small-data``, plus the teacher's forward passes.
-    Result:    87.0 top-1 after seven minutes on the same data, its teacher 84.5; one seed, with a standard error of 1.1.
+    Result:    86.6 top-1 after seven minutes on the same data, its teacher 84.1; two seeds, a deviation of 0.6 and 0.5.
     """
     return small_data().replace(
         name="small-data-distilled",
@@ -282,7 +282,7 @@ def convnet() -> Recipe:
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
-    Result:    84.5 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs_dataset.py``).
+    Result:    84.1 top-1 after three minutes on two cores on 2,800 images of 35 classes (``benchmarks/signs_dataset.py``).
     """
     return small_data().replace(
         name="convnet",
