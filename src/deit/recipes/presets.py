@@ -321,7 +321,7 @@ def digits_distilled() -> Recipe:
 
     Command:   deit quickstart
     Hardware:  two CPU cores, some two minutes including the teacher's training.
-    Result:    98.6 to 99.4 top-1 of both heads on the 359 test images, mean 99.0 of five seeds (``benchmarks/quickstart.py``).
+    Result:    98.3 to 99.4 top-1 of both heads on the 359 test images, mean 99.2 of five seeds (``benchmarks/quickstart.py``).
                Optimistic: the recipe was tuned on these images.
     """
     return digits().replace(
