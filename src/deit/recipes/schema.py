@@ -1,4 +1,4 @@
-"""The recipe: every setting of a training run, validated. The defaults are those of table 9."""
+"""The recipe: every setting of a training run, validated. The defaults are those of table 9, except for the batch size."""
 
 from __future__ import annotations
 
