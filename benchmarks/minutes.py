@@ -38,7 +38,7 @@ import timm
 import torch
 from PIL import Image
 
-from benchmarks.reporting import RESULTS, hardware_and_software, publish
+from benchmarks.reporting import RESULTS, dates, hardware_and_software, publish
 from deit.checkpoints.run_log import read_log
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_device
@@ -205,11 +205,10 @@ def previous_results(header: dict[str, Any]) -> list[dict[str, Any]]:
 def table(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
     command = f"python -m benchmarks.minutes --minutes {result['minutes']:g}{' --quick' if result['quick'] else ''} --write"
-    dates = sorted({row["date"] for row in result["results"]})
     lines = [
         "# Asked and used minutes",
         "",
-        f"{' to '.join(sorted({dates[0], dates[-1]}))}, {result['hardware']}, {result['software']}.",
+        f"{dates(result['results'])}, {result['hardware']}, {result['software']}.",
         "From the start of the command to its end, on generated folders"
         + (", with a tenth of the images." if result["quick"] else "."),
         f"Command: `{command}`.",

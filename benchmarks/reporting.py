@@ -28,6 +28,12 @@ def environment(device: torch.device, versions: Mapping[str, str | None]) -> dic
     return {"date": date.today().isoformat(), **hardware_and_software(device, versions)}
 
 
+def dates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the days on which rows were measured: ``2026-11-22``, or ``2026-11-22 to 2026-11-30``."""
+    days = [row["date"] for row in rows]
+    return " to ".join(sorted({min(days), max(days)}))
+
+
 def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Returns the 25th percentile (``low``), the median and the 75th percentile (``high``)."""
     return dict(zip(("low", "median", "high"), np.percentile(values, (25, 50, 75)).tolist(), strict=True))

@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks import signs_dataset
-from benchmarks.reporting import RESULTS, hardware_and_software
+from benchmarks.reporting import RESULTS, dates, hardware_and_software
 from deit.checkpoints.run_log import read_log
 from deit.data.datasets.named import DIGITS
 from deit.data.loader import EvaluationSamples, Loader
@@ -420,14 +420,13 @@ def _by_contender(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def table(result: dict[str, Any]) -> str:
     """Returns mean and standard deviation over the seeds as Markdown."""
-    dates = sorted({row["date"] for row in result["rows"]})
     per_class = result.get("images_per_class")
     heading = "" if per_class is None else f", {per_class} images per class"
     option = "" if per_class is None else f" --images-per-class {per_class}"
     lines = [
         f"# Small data: {result['data']}{heading}",
         "",
-        f"{' to '.join(sorted({dates[0], dates[-1]}))}, {result['hardware']}, {result['software']}.",
+        f"{dates(result['rows'])}, {result['hardware']}, {result['software']}.",
         "Top-1 accuracy on the test images in percent, mean and standard deviation over the seeds. Time limit of each",
         f"contender: {result['minutes']:g} min, including its teacher or pretraining. Command:",
         f"`python -m benchmarks.small_data {result['data']}{option} --minutes {result['minutes']:g}`.",
