@@ -220,12 +220,13 @@ def recipes(data: str, seed: int) -> dict[str, Recipe]:
     """Returns the recipe of each contender that this package trains; digits have recipes of their own."""
     stem, convnet = ("digits", "digits-convnet") if data == DIGITS else ("small-data", "convnet")
     distilled = get_recipe(f"{stem}-distilled").replace(seed=seed)
+    hard = distilled.replace(distillation={"mode": "hard", "weight": None})
     return {
         TEACHER: get_recipe(convnet).replace(seed=seed),
         LABELS_ONLY: get_recipe(stem).replace(seed=seed),
         SOFT: distilled.replace(distillation={"mode": "soft", "weight": 0.5, "temperature": 2.0}),
-        HARD: distilled,
-        HARD_CACHED: distilled.replace(views=CACHED_VIEWS),
+        HARD: hard,
+        HARD_CACHED: hard.replace(views=CACHED_VIEWS),
         MASKED: get_recipe(stem).replace(seed=seed),
     }
 

@@ -81,3 +81,10 @@ def test_only_results_of_the_same_data_are_continued(tmp_path: Path) -> None:
     assert small_data.read_previous(path, "fashion-mnist", 10, 100)["rows"] == [1]
     for name, minutes, number in (("digits", 10, 100), ("fashion-mnist", 5, 100), ("fashion-mnist", 10, 50)):
         assert small_data.read_previous(path, name, minutes, number)["rows"] == []
+
+
+@pytest.mark.parametrize("data", ["digits", "signs"])
+def test_contenders_distill_as_they_are_called(data: str) -> None:
+    recipes = small_data.recipes(data, seed=0)
+    modes = {name: recipes[name].distillation.mode for name in small_data.DISTILLED}
+    assert modes == {small_data.SOFT: "soft", small_data.HARD: "hard", small_data.HARD_CACHED: "hard"}
