@@ -38,7 +38,7 @@ from deit.recipes.schema import Ema
 from deit.system.devices import describe
 from deit.system.progress import print_status
 from deit.training.optimization import ModelEma
-from deit.training.state import TrainState, save_checkpoint
+from deit.training.state import TrainState, take_snapshot, write_checkpoint
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 SIZES = ("tiny", "base")
@@ -132,7 +132,7 @@ def _different(network: Any) -> Any:
 
 def _run_checkpoint(model: Any, averaged: Any, folder: Path) -> Path:
     optimizer = torch.optim.SGD(model.parameters())
-    return save_checkpoint(folder, TrainState(), model, ModelEma(averaged, Ema(decay=0.5)), optimizer)
+    return write_checkpoint(folder, take_snapshot(TrainState(), model, ModelEma(averaged, Ema(decay=0.5)), optimizer))
 
 
 TRANSFORMERS: Writers = {

@@ -37,7 +37,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.files import read_json, write_bytes, write_json
 from deit.training.run_directory import read_run, write_run
-from deit.training.state import latest_checkpoint, read_train_state
+from deit.training.state import newest_checkpoint, write_checkpoint
 from tests.damage import damaged
 from tests.helpers import noise, tiny_deit
 from tests.unit.checkpoints.model_files import make_model, make_run, make_timm_model
@@ -90,14 +90,13 @@ def read_shards(directory: Path) -> object:
 
 
 def checkpoint(directory: Path) -> None:
-    tiny_trainer(directory)._save_checkpoint()
+    write_checkpoint(directory / "checkpoints", tiny_trainer(directory)._snapshot())
 
 
 def read_checkpoint(directory: Path) -> object:
-    path = latest_checkpoint(directory / "checkpoints")
-    assert path is not None
-    content = read_train_state(path)
-    return asdict(content)
+    found = newest_checkpoint(directory / "checkpoints")[0]
+    assert found is not None
+    return asdict(found.state)
 
 
 def run(directory: Path) -> None:

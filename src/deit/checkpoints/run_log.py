@@ -1,15 +1,20 @@
-"""``log.jsonl`` of a training run: one JSON object per epoch, each with a checksum of itself and all rows before."""
+"""The logs of a training run.
+
+``log.jsonl`` has one JSON object per epoch, each with a checksum of itself and all rows before. ``non_finite_steps.jsonl`` has
+one per step whose loss or gradients were not finite.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError
-from deit.system.files import LOG_NAME, json_line, read_limited, write_text
+from deit.system.files import LOG_NAME, NON_FINITE_NAME, json_line, read_limited, write_text
 
 MAX_ROW_BYTES = 64 * 2**10  # a row has 300
 MAX_LOGGED = 1e300  # a larger number is not a measurement
@@ -51,6 +56,26 @@ def write_log(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         previous = _checksum(row, previous)
         lines.append(json_line({**row, CHECKSUM: f"{previous:08x}"}))
     write_text(directory / LOG_NAME, "".join(lines))
+
+
+def add_non_finite_step(
+    directory: Path, epoch: int, step: int, values: Mapping[str, float], samples: Sequence[Sequence[int]]
+) -> None:
+    """Adds a row to ``non_finite_steps.jsonl``, in place of an earlier one of the same step, which a resumed run repeats.
+
+    Args:
+        directory: the run directory.
+        epoch: counted from 1.
+        step: within the epoch, counted from 1.
+        values: measurements of the step, such as its loss; what is not finite is written as a string.
+        samples: index in the data set, repeat, and position in the batch of each sample.
+    """
+    path = directory / NON_FINITE_NAME
+    lines = read_limited(path).decode().splitlines(keepends=True) if path.is_file() else []
+    texts = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+    key = f'{{"epoch": {epoch}, "step": {step}, '
+    row = json_line({"epoch": epoch, "step": step, **texts, "samples": samples})
+    write_text(path, "".join([*(line for line in lines if not line.startswith(key)), row]))
 
 
 def _is_measurement(value: object) -> bool:

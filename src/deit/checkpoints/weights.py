@@ -27,7 +27,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def serialize_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Returns the content of a safetensors file."""
-    return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return serialized_copies(copied_tensors(tensors))
+
+
+def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors, contiguous and without shared memory, into the memory of the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def serialized_copies(tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the content of a safetensors file with tensors from :func:`copied_tensors`, which are not copied again."""
+    return save(dict(tensors), {"format": "pt"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

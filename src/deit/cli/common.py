@@ -14,6 +14,7 @@ from deit.cli.options import Command, with_fields
 from deit.cli.output import Column, Output, print_json
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode
 from deit.errors import UserError
+from deit.recipes.run_settings import CHECKPOINT_MINUTES
 from deit.system.files import BEST_NAME
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ CacheLimitOption = Annotated[
     float,
     typer.Option("--cache-limit", metavar="GB", help="Decoded images that are kept at most, within half of the free space."),
 ]
+CheckpointMinutesOption = Annotated[
+    float,
+    typer.Option("--checkpoint-minutes", metavar="M", help="A checkpoint at least every M minutes, also within an epoch."),
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
@@ -127,6 +132,7 @@ class RunOptions:
     skip_unreadable: SkipOption = False
     cache: CacheOption = "auto"
     cache_limit: CacheLimitOption = DEFAULT_LIMIT
+    checkpoint_minutes: CheckpointMinutesOption = CHECKPOINT_MINUTES
     max_pixels: MaxPixelsOption = None
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:

@@ -33,6 +33,7 @@ def pretrain(
         out=options.out,
         resume=options.resume,
         settings=settings,
+        checkpoint_minutes=options.checkpoint_minutes,
         **options.run_arguments(),
     )
     if as_json:

@@ -52,6 +52,7 @@ def train(
         out=options.out,
         resume=options.resume,
         settings=settings,
+        checkpoint_minutes=options.checkpoint_minutes,
         started=STARTED,
         **options.run_arguments(),
     )
@@ -60,7 +61,7 @@ def train(
 
 @app.command("cache")
 @with_output
-@with_run_options("minutes", "out", "resume")
+@with_run_options("minutes", "out", "resume", "checkpoint_minutes")
 def cache(
     data: DataArgument,
     teacher: Annotated[str, typer.Option(help="Directory or hub name of a classifier, or a timm name.")],

@@ -50,6 +50,7 @@ def train(
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=settings,
+        checkpoint_minutes=options.checkpoint_minutes,
         started=STARTED,
         **options.run_arguments(),
     )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
@@ -46,7 +48,9 @@ from deit.recipes.samples import training_samples
 from deit.recipes.schema import MAX_EPOCHS, Recipe
 from deit.system.devices import choose_device
 from deit.system.files import check_writable
+from deit.system.locking import locked
 from deit.system.progress import print_status
+from deit.system.replacing import clean_up
 
 
 def build_cache(
@@ -127,6 +131,23 @@ def build_cache_on(
     """As :func:`build_cache`, for a data set that is already open."""
     _check_request(splits, recipe, run, directory, views, top_k)
     torch_device = choose_device(device)
+    with locked(directory, "wait until it has finished, or pass another --out"):
+        clean_up(directory)
+        return _build(splits, recipe, run, directory, views, top_k, features, torch_device, workers)
+
+
+def _build(
+    splits: Splits,
+    recipe: Recipe,
+    run: RunSettings,
+    directory: Path,
+    views: int | None,
+    top_k: int | None,
+    features: bool | None,
+    device: torch.device,
+    workers: int | None,
+) -> CacheResult:
+    """Builds a cache in a locked directory."""
     record = DataRecord(splits.fingerprint, run.split_seed, run.validation_fraction)
     splits, unreadable = without_unreadable(splits, run.skip_unreadable)
     planned, _ = resolve_recipe(recipe, splits)  # the notes are about training
@@ -171,7 +192,7 @@ def build_cache_on(
         notes.append(f"The teacher {teacher.name} exposes no feature maps; only its logits are cached")
     for note in notes:
         print_status(f"Note:      {note}.")
-    builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(torch_device), torch_device, reduction)
+    builder = CacheBuilder(directory, manifest, resolved, samples, teacher.to(device), device, reduction)
     return builder.run(workers, with_features)
 
 

@@ -9,6 +9,8 @@ from deit.data.cache_request import DEFAULT_LIMIT, CacheMode
 from deit.data.class_names import Matching
 from deit.data.splits import VALIDATION_FRACTION
 
+CHECKPOINT_MINUTES = 5.0
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -26,6 +28,7 @@ class RunSettings:
         cache: whether and where decoded images are kept, see :class:`deit.data.cache_request.CacheRequest`.
         cache_limit: gigabytes of them that are kept at most.
         reduced_images: whether training samples are made from reduced images, as they are kept; None until it is decided.
+        checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
         extended: the extensions of the run: finished epochs, and the number of epochs that were planned until then.
     """
 
@@ -40,6 +43,7 @@ class RunSettings:
     cache: CacheMode = "auto"
     cache_limit: float = DEFAULT_LIMIT
     reduced_images: bool | None = None
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
     extended: tuple[tuple[int, int], ...] = ()
 
 

@@ -171,6 +171,8 @@ class Optimizer(Section):
         muon_iterations: Newton-Schulz iterations of ``muon``; fewer are faster and orthogonalize less exactly.
         adamw_lr_scale: learning rate of the AdamW part of ``muon``, relative to ``lr``.
         clip_norm: maximum gradient norm; None disables clipping.
+        max_skipped_steps: how many steps of a run may be skipped because their loss or gradients are not finite; the next one
+            stops training.
     """
 
     name: Literal["adamw", "lamb", "muon", "sgd"] = "adamw"
@@ -189,6 +191,7 @@ class Optimizer(Section):
     muon_iterations: Annotated[int, Field(ge=2, le=5)] = 5
     adamw_lr_scale: Annotated[float, Field(gt=0, le=1000)] = 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    max_skipped_steps: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
 class Ema(Section):

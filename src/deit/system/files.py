@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError, UserError, WorkError
-from deit.system.replacing import draft_directory, draft_prefix, replace_directory
+from deit.system.locking import LOCK_NAME, locked_file
+from deit.system.replacing import clean_up_drafts, draft_directory, draft_name, draft_prefix, replace_directory, sync
 
 # Files of a model directory.
 CONFIG_NAME = "config.json"
@@ -40,6 +40,7 @@ CACHE_NAME = "cache.json"
 RECIPE_NAME = "recipe.toml"
 RUN_NAME = "run.json"
 LOG_NAME = "log.jsonl"
+NON_FINITE_NAME = "non_finite_steps.jsonl"
 EVALUATION_NAME = "evaluation.json"
 BEST_NAME = "best"
 LAST_NAME = "last"
@@ -59,20 +60,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Writes several files, each atomically. None is replaced before all are written."""
+    """Writes several files, each atomically. None is replaced before all are on the disk."""
     drafts: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=draft_prefix(path))
-            drafts[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            drafts[path] = path.with_name(draft_name(path))
+            with drafts[path].open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            drafts[path].chmod(0o666 & ~_umask())
         for path, draft in drafts.items():
             _replace_file(draft, path)
+        for folder in {path.parent for path in drafts}:
+            sync(folder)
     except BaseException:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
@@ -200,18 +201,23 @@ def read_limited(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory that replaces ``path`` on success.
+    """Yields a temporary directory that replaces ``path`` on success, when all of it is on the disk.
 
     An existing directory at ``path`` is removed only after the new one has taken its place. A symbolic link stays, and the
     directory that it names is replaced.
+
+    Raises:
+        UserError: another program is writing to ``path``.
     """
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_directory(path)
+    lock = draft.with_name(f"{draft_prefix(path)}{LOCK_NAME.lstrip('.')}")
     try:
-        yield draft
-        draft.chmod(0o777 & ~_umask())
-        replace_directory(draft, path)
+        with locked_file(lock, f"Another program is writing to {path}", "wait for it, or choose another destination"):
+            clean_up_drafts(path, draft)
+            yield draft
+            replace_directory(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -243,9 +249,3 @@ def _depth(content: Any) -> int:
         depth += 1
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

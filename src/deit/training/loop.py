@@ -1,4 +1,8 @@
-"""The training loop: train an epoch, evaluate, log, checkpoint; stop cleanly on a signal."""
+"""The training loop: train an epoch, evaluate, log, checkpoint; stop cleanly on a signal.
+
+A step whose loss or gradients are not finite changes no weights. It stops training, or is skipped
+(``optimizer.max_skipped_steps``), and is recorded with its samples in ``non_finite_steps.jsonl``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.checkpoints.run_log import read_log, write_log
+from deit.checkpoints.run_log import add_non_finite_step, read_log, write_log
 from deit.checkpoints.selection import best_epoch
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
@@ -20,6 +24,7 @@ from deit.errors import ImageError, InterruptedWorkError, LoadingError, NonFinit
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
+from deit.recipes.run_settings import CHECKPOINT_MINUTES
 from deit.recipes.samples import view_steps
 from deit.recipes.schedule import correct_steps, schedule_progress
 from deit.recipes.schema import Transformer
@@ -35,11 +40,12 @@ from deit.system.files import (
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress, plural, print_status
 from deit.system.signals import check_stop, stop_on_signals
+from deit.training.checkpoint_writer import CheckpointWriter
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
-from deit.training.state import TrainState, save_checkpoint
-from deit.training.step import TOTAL, StepContext, train_step
+from deit.training.state import Snapshot, TrainState, take_snapshot
+from deit.training.step import TOTAL, NonFiniteStepError, StepContext, train_step
 from deit.training.time_limit import StepBudget
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -62,6 +68,7 @@ class Trainer:
         files: further files of ``best``, ``last`` and every checkpoint, name -> content.
         workers: worker processes of the data loader; None chooses by the number of cores.
         budget: corrects the number of steps while a run for a given time trains; None keeps it.
+        checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
     """
 
     directory: Path
@@ -75,6 +82,7 @@ class Trainer:
     files: dict[str, bytes]
     workers: int | None = None
     budget: StepBudget | None = None
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
 
     @property
     def device(self) -> torch.device:
@@ -132,6 +140,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: training diverged.
+            WorkError: a checkpoint could not be written; the one before is kept.
             InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; a checkpoint of the current step was written.
             WorkError: a worker process failed; a checkpoint of the current step was written.
             ImageError: an image is unreadable, unless unreadable images are skipped; a checkpoint of the current step was
@@ -140,23 +149,26 @@ class Trainer:
         pin = self.device.type == "cuda"
         loader = Loader(self.samples, self.workers, pin=pin)
         validation_loader = Loader(self.validation, self.workers, pin=pin)
-        with retained_memory(self.device), stop_on_signals() as stop, Progress("Training", self.remaining_images) as progress:
+        checkpoints, interval = self.directory / CHECKPOINTS_NAME, 60 * self.checkpoint_minutes
+        with (
+            retained_memory(self.device),
+            stop_on_signals() as stop,
+            Progress("Training", self.remaining_images) as progress,
+            CheckpointWriter(checkpoints, interval, self.resume_remedy) as writer,
+        ):
             while not self.finished:
                 epoch = self.state.epoch
                 try:
-                    self._train_epoch(epoch, loader, progress)
-                    row = self._finish_epoch(epoch, validation_loader)
+                    self._train_epoch(epoch, loader, progress, writer)
+                    row = self._finish_epoch(epoch, validation_loader, writer)
                 except InterruptedWorkError:
-                    checkpoint = self._save_checkpoint()
-                    problem = f"Stopped in epoch {epoch + 1}, with a checkpoint at {checkpoint}"
+                    problem = f"Stopped in epoch {epoch + 1}, with a checkpoint at {writer.write(self._snapshot())}"
                     raise stop.error(problem, self.resume_remedy) from None
                 except LoadingError as error:
-                    checkpoint = self._save_checkpoint()
-                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {checkpoint}"
+                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
                     raise WorkError(problem, f"{error.remedy}; {self.resume_remedy}") from None
                 except ImageError as error:  # its header was readable
-                    checkpoint = self._save_checkpoint()
-                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {checkpoint}"
+                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
                     remedy = f"replace it, or leave it out with --skip-unreadable; {self.resume_remedy}"
                     raise type(error)(problem, remedy) from None
                 progress.advance(0, _format_validation(row["validation"]))
@@ -168,7 +180,7 @@ class Trainer:
         command = "pretrain" if recipe.masked else "train" if isinstance(recipe.model, Transformer) else "teacher train"
         return f'resume with: deit {command} --resume "{self.directory}"'
 
-    def _train_epoch(self, epoch: int, loader: Loader, progress: Progress) -> None:
+    def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, writer: CheckpointWriter) -> None:
         """Trains to the end of an epoch, or to the last step within it."""
         recipe, state = self.context.recipe, self.state
         steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
@@ -184,15 +196,14 @@ class Trainer:
             lr = self.learning_rate(epoch, step)
             position, length = self.progress(epoch, step)
             share = position / length
-            losses = _to_floats(train_step(self.model, self.optimizer, micro_batches, self.context, epoch, step, lr, share))
-            if not math.isfinite(losses[TOTAL]):
-                self._check_teacher(micro_batches)
-                problem = f"The loss is not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"
-                raise _diverged(problem, recipe.optimizer.clip_norm)
-            if self.ema is not None:
-                self.ema.update(self.model, state.steps_taken)
             images = sum(len(batch.labels) for batch in micro_batches)
-            state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
+            losses = self._take_step(micro_batches, epoch, step, lr, share)
+            if losses is None:
+                state.add_non_finite_step()
+            else:
+                if self.ema is not None:
+                    self.ema.update(self.model, state.steps_taken)
+                state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
             seconds = time.perf_counter() - start
             state.seconds += seconds
             if self.budget is not None:
@@ -200,6 +211,30 @@ class Trainer:
             epochs = self.context.recipe.epochs
             progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
             check_stop()
+            if writer.is_due:
+                writer.start(self._snapshot())
+
+    def _take_step(self, batches: Sequence[Batch], epoch: int, step: int, lr: float, share: float) -> dict[str, float] | None:
+        """Takes an optimizer step. Returns its losses; None if it is skipped, since they or the gradients are not finite.
+
+        Raises:
+            NonFiniteLossError: no more steps may be skipped.
+            NonFiniteOutputError: the teacher is the cause.
+        """
+        try:
+            return _to_floats(train_step(self.model, self.optimizer, batches, self.context, epoch, step, lr, share))
+        except NonFiniteStepError as error:
+            self._check_teacher(batches)
+            what = "gradients are" if math.isfinite(error.loss) else "loss is"
+            problem = f"The {what} not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"
+            values = {"lr": lr, "loss": error.loss, "gradient_norm": error.gradient_norm}
+            samples = [sample for batch in batches for sample in batch.samples.tolist()]
+            add_non_finite_step(self.directory, epoch + 1, step + 1, values, samples)
+            settings = self.context.recipe.optimizer
+            if self.state.non_finite_steps >= settings.max_skipped_steps:
+                raise _diverged(problem, settings.clip_norm) from None
+            print_status(f"Note:      {problem}: skipped, {self.state.non_finite_steps + 1} of {settings.max_skipped_steps}.")
+            return None
 
     def _correct_steps(self, budget: StepBudget, seconds: float, share: float, progress: Progress) -> None:
         """Changes the number of steps if the run would miss its time, and writes the recipe before the next step."""
@@ -214,7 +249,7 @@ class Trainer:
         progress.extend((self.total_steps - total) * (self.images_per_epoch // self.steps_per_epoch))
         print_status(f"Note:      {self.total_steps:,} instead of {plural(total, 'step')}, to end in time.")
 
-    def _finish_epoch(self, epoch: int, validation_loader: Loader) -> dict[str, Any]:
+    def _finish_epoch(self, epoch: int, validation_loader: Loader, writer: CheckpointWriter) -> dict[str, Any]:
         """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""
         start = time.perf_counter()
         recipe, state = self.context.recipe, self.state
@@ -240,7 +275,7 @@ class Trainer:
             state.evaluated = True
         write_log(self.directory, rows)
         self._save_model(LAST_NAME, model)
-        self._save_checkpoint()
+        writer.start(self._snapshot())
         if self.budget is not None:
             self.budget.add_evaluation(time.perf_counter() - start)
         return row
@@ -278,7 +313,7 @@ class Trainer:
 
     @torch.no_grad()
     def _check_teacher(self, batches: Sequence[Batch]) -> None:
-        """Checks whether the teacher is why a loss is not finite.
+        """Checks whether the teacher is why a loss or a gradient is not finite.
 
         Raises:
             NonFiniteOutputError: it is.
@@ -290,14 +325,19 @@ class Trainer:
             if not len(batch.labels):
                 continue
             with autocast(self.device, self.context.precision):
-                targets = teacher.targets(batch.to(self.device)).targets
-            if targets.is_floating_point():
-                check_logits(targets.float().cpu().numpy(), f"The teacher {teacher.name}", "pass another teacher")
+                taught = teacher.targets(batch.to(self.device), features=self.context.features is not None)
+            for values in (taught.targets, *taught.feature_maps):
+                if values.is_floating_point():
+                    check_logits(values.float().cpu().numpy(), f"The teacher {teacher.name}", "pass another teacher")
 
-    def _save_checkpoint(self) -> Path:
+    def _snapshot(self) -> Snapshot:
+        """Copies everything that a checkpoint holds.
+
+        Raises:
+            NonFiniteLossError: a weight is not finite.
+        """
         files = {**self.files, PROCESSOR_NAME: self.validation.processor.to_json_string().encode()}
-        directory = self.directory / CHECKPOINTS_NAME
-        return save_checkpoint(directory, self.state, self.model, self.ema, self.optimizer, files, self.context.features)
+        return take_snapshot(self.state, self.model, self.ema, self.optimizer, files, self.context.features)
 
     def _save_model(self, name: str, model: TrainableModel) -> None:
         with new_directory(self.directory / name) as draft:

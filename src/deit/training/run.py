@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
@@ -19,17 +19,19 @@ from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserErr
 from deit.recipes.image_caching import add_image_cache
 from deit.recipes.planning import resolve_recipe
 from deit.recipes.presets import get_recipe
-from deit.recipes.run_settings import RunSettings, absolute
+from deit.recipes.run_settings import CHECKPOINT_MINUTES, RunSettings, absolute
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
 from deit.system.hardware import cores
+from deit.system.locking import locked
+from deit.system.replacing import clean_up
 from deit.system.signals import stop_on_signals
 from deit.training.extension import extend, requested_length
 from deit.training.finishing import PretrainResult, TrainResult, finish_pretraining, finish_training
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.model_building import build_model
 from deit.training.run_directory import new_run_directory, read_run, write_run
-from deit.training.state import latest_checkpoint
+from deit.training.state import newest_checkpoint
 from deit.training.summary import print_summary
 from deit.training.throughput import measure_costs
 from deit.training.time_limit import TimeLimit
@@ -43,6 +45,20 @@ from deit.training.trainer_building import (
     restore,
     step_budget,
 )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of :func:`train` that a resumed run may change."""
+
+    skip_unreadable: bool
+    cache: CacheRequest
+    checkpoint_minutes: float
+
+    def check(self) -> None:
+        self.cache.check()
+        if not self.checkpoint_minutes > 0:
+            raise UserError(f"There is no checkpoint every {self.checkpoint_minutes:g} minutes", "pass a number above 0")
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,7 @@ def train(
     skip_unreadable: bool = False,
     cache: CacheMode = "auto",
     cache_limit: float = DEFAULT_LIMIT,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     started: float | None = None,
 ) -> TrainResult:
     """Trains a classifier, evaluates it, and writes the report.
@@ -94,6 +111,8 @@ def train(
         cache: keep decoded images on ``disk``, for other runs, too, or in ``memory``; ``off``; ``auto``, where decoding takes a
             third of the time of a sample or more, and there is space. A resumed run keeps making its samples as before.
         cache_limit: gigabytes of decoded images that are kept at most.
+        checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch, so that a killed run
+            loses no more than that.
         started: when the time of ``minutes`` began, by ``time.monotonic()``; None is the time of the call.
 
     Raises:
@@ -101,18 +120,16 @@ def train(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic() if started is None else started
-    cached = CacheRequest(cache, cache_limit)
-    request = _request(
-        data, recipe, settings, out, resume, skip_unreadable, cached, init, teacher, teacher_weights, teacher_classes
-    )
+    requested = _Options(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    request = _request(data, recipe, settings, out, resume, requested, init, teacher, teacher_weights, teacher_classes)
     if request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
     run = request.settings
-    check_teacher(request.recipe, run)  # these two before the data is read, which may take long
+    check_teacher(request.recipe, run)  # these before the data is read, which may take long
     choose_device(device)
-    splits = open_data(run.data, run.split_seed, run.validation_fraction)
-    options: dict[str, Any] = {"device": device, "workers": workers, "length": request.length, "started": started}
-    return train_on(splits, request.recipe, run, request.directory, **options)
+    with _locked(request.directory):
+        splits = open_data(run.data, run.split_seed, run.validation_fraction)
+        return _train(splits, request.recipe, run, request.directory, device, workers, request.length, started)
 
 
 def pretrain(
@@ -128,6 +145,7 @@ def pretrain(
     skip_unreadable: bool = False,
     cache: CacheMode = "auto",
     cache_limit: float = DEFAULT_LIMIT,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> PretrainResult:
     """Pretrains with masked image modeling, without labels. Pass the result as ``init`` to :func:`train`.
 
@@ -143,21 +161,24 @@ def pretrain(
         skip_unreadable: as in :func:`train`.
         cache: as in :func:`train`.
         cache_limit: as in :func:`train`.
+        checkpoint_minutes: as in :func:`train`.
 
     Raises:
         UserError: the data, recipe or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic()
-    request = _request(data, recipe, settings, out, resume, skip_unreadable, CacheRequest(cache, cache_limit), init)
+    requested = _Options(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    request = _request(data, recipe, settings, out, resume, requested, init)
     if not request.recipe.masked:
         raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
     run = request.settings
     choose_device(device)  # before the data is read, which may take long
-    splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-    trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
-    trainer.fit()
-    return finish_pretraining(trainer)
+    with _locked(request.directory):
+        splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
+        trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
+        trainer.fit()
+        return finish_pretraining(trainer)
 
 
 def train_on(
@@ -168,10 +189,35 @@ def train_on(
     *,
     device: str = "auto",
     workers: int | None = None,
+) -> TrainResult:
+    """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any."""
+    with _locked(directory):
+        return _train(splits, recipe, settings, directory, device, workers)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps other programs out of a run directory, and removes what a killed one has left unfinished in it.
+
+    Raises:
+        UserError: another program trains in it.
+    """
+    with locked(directory, "wait until it has finished, or pass another --out"):
+        clean_up(directory)
+        yield
+
+
+def _train(
+    splits: Splits,
+    recipe: Recipe,
+    settings: RunSettings,
+    directory: Path,
+    device: str,
+    workers: int | None,
     length: Recipe | None = None,
     started: float | None = None,
 ) -> TrainResult:
-    """As :func:`train`, for a data set that is already open. Resumes from the latest checkpoint in ``directory``, if any.
+    """Trains in a locked directory.
 
     ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`. The time of ``minutes``
     began when ``time.monotonic()`` was ``started``; None is now.
@@ -215,8 +261,9 @@ def _prepare(
     readable, settings, cache_notes = add_image_cache(readable, resolved, with_reduction_of_teacher(settings))
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
-    checkpoint = latest_checkpoint(directory / CHECKPOINTS_NAME)
-    built = build_model(sized.recipe, readable.classes, settings.init, checkpoint)
+    checkpoint, damage_notes = newest_checkpoint(directory / CHECKPOINTS_NAME)
+    checkpoint_path = None if checkpoint is None else checkpoint.path
+    built = build_model(sized.recipe, readable.classes, settings.init, checkpoint_path)
     teacher = sized.teacher or load_teacher(built.recipe, settings, readable, record)
     limited, view_notes = limit_views(built.recipe, teacher)
     if teacher is not None:
@@ -228,7 +275,7 @@ def _prepare(
         teacher.check(trainer.samples)
     if checkpoint is not None:
         restore(trainer, checkpoint, settings.data)
-    hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint)
+    hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint_path)
 
     measured = SHORTEST_MEASUREMENT if limit is None else measuring_seconds(limit)  # only for the summary, or for a plan
     costs = sized.costs or measure_costs(trainer, measured)
@@ -251,7 +298,7 @@ def _prepare(
         *_teacher_notes(trainer, teacher, settings),
     ]
     if checkpoint is not None:
-        notes.append(f"Resumed from {checkpoint}")
+        notes += [*damage_notes, f"Resumed from {checkpoint.path}"]
         if trainer.finished:
             notes.append("All epochs are finished; --epochs with a larger number trains on")
     if unreadable:
@@ -281,22 +328,26 @@ def _request(
     changes: Mapping[str, str] | None,
     out: str | Path | None,
     resume: str | Path | None,
-    skip_unreadable: bool,
-    cache: CacheRequest,
+    options: _Options,
     init: str | Path | None,
     teacher: str | Path | None = None,
     teacher_weights: str | Path | None = None,
     teacher_classes: Matching = "name",
 ) -> _Request:
     """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
-    cache.check()
+    options.check()
     if resume is not None:
         if any(value is not None for value in (out, init, teacher, teacher_weights)):
             raise UserError("A resumed run keeps its own recipe, teacher and directory", "pass none of them to resume it")
         resumed_recipe, resumed_settings = read_run(Path(resume), data)
         length = requested_length(resumed_recipe, changes or {}, Path(resume))
-        skip_unreadable = resumed_settings.skip_unreadable or skip_unreadable
-        resumed_settings = replace(resumed_settings, skip_unreadable=skip_unreadable, cache=cache.mode, cache_limit=cache.limit)
+        resumed_settings = replace(
+            resumed_settings,
+            skip_unreadable=resumed_settings.skip_unreadable or options.skip_unreadable,
+            cache=options.cache.mode,
+            cache_limit=options.cache.limit,
+            checkpoint_minutes=options.checkpoint_minutes,
+        )
         return _Request(Path(resume), resumed_recipe, resumed_settings, length)
     if data is None:
         raise UserError("There is no data to train on", "pass a folder of images, or a name from `deit data list`")
@@ -307,8 +358,9 @@ def _request(
         teacher=None if teacher is None else absolute(teacher),
         teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
         teacher_classes=teacher_classes,
-        skip_unreadable=skip_unreadable,
-        cache=cache.mode,
-        cache_limit=cache.limit,
+        skip_unreadable=options.skip_unreadable,
+        cache=options.cache.mode,
+        cache_limit=options.cache.limit,
+        checkpoint_minutes=options.checkpoint_minutes,
     )
     return _Request(new_run_directory(out, settings.data, requested.name), requested, settings)

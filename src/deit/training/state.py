@@ -2,13 +2,19 @@
 
 Every random draw is keyed by integers, so this is little: weights, their EMA, optimizer state and training progress.
 A checkpoint is a directory of safetensors and JSON files with a manifest of SHA-256 sums; nothing is pickled.
+
+:func:`take_snapshot` copies all of it into the memory of the CPU, from which :func:`write_checkpoint` writes it while training
+goes on (:mod:`deit.training.checkpoint_writer`).
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +24,12 @@ from pydantic import TypeAdapter, ValidationError
 from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
-from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.checkpoints.weights import copied_tensors, load_into, read_tensors, serialized_copies
 from deit.config import ViTConfig
-from deit.errors import CheckpointError
-from deit.system.files import CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, new_directory, read_json, sha256, write_bytes, write_json
+from deit.errors import CheckpointError, NonFiniteLossError
+from deit.system.files import BEST_NAME, CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, json_text, new_directory, read_json, sha256
 from deit.training.optimization import ModelEma, trainable_modules
+from deit.training.step import TOTAL
 
 FORMAT = 1
 FEATURES_NAME = "feature_distillation.safetensors"
@@ -48,6 +55,7 @@ class TrainState:
         best: ``epoch``, ``top1`` and ``loss`` of the best epoch so far; empty before the first.
         data: fingerprint of the data set.
         evaluated: whether the weights after the last step were evaluated and logged, in a run that ends within an epoch.
+        non_finite_steps: steps so far that changed no weights, since their loss or gradients were not finite.
     """
 
     epoch: int = 0
@@ -60,6 +68,7 @@ class TrainState:
     best: dict[str, float] = field(default_factory=dict)
     data: str = ""
     evaluated: bool = False
+    non_finite_steps: int = 0
 
     def add_step(self, losses: Mapping[str, float], images: int, skipped: int) -> None:
         """Counts a step with the mean losses of its images."""
@@ -68,10 +77,15 @@ class TrainState:
             self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss * images
         self.images, self.skipped = self.images + images, self.skipped + skipped
 
+    def add_non_finite_step(self) -> None:
+        """Counts a step that changed no weights. Its losses and images are not counted."""
+        self.step, self.steps_taken, self.evaluated = self.step + 1, self.steps_taken + 1, False
+        self.non_finite_steps += 1
+
     @property
     def mean_losses(self) -> dict[str, float]:
-        """Mean losses of the current epoch so far."""
-        return {name: total / self.images for name, total in self.loss_sums.items()}
+        """Mean losses of the current epoch so far; NaN before the first step."""
+        return {name: total / self.images for name, total in self.loss_sums.items()} or {TOTAL: math.nan}
 
     def start_epoch(self, epoch: int) -> None:
         """Resets the counters for a new epoch."""
@@ -79,19 +93,40 @@ class TrainState:
         self.loss_sums, self.images, self.skipped, self.seconds = {}, 0, 0, 0.0
 
 
-def save_checkpoint(
-    directory: Path,
+@dataclass(frozen=True)
+class Resumable:
+    """A checkpoint that was verified, and its training progress."""
+
+    path: Path
+    state: TrainState
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Content of a checkpoint, in the memory of the CPU.
+
+    Attributes:
+        state: training progress.
+        tensors: tensors by file name.
+        files: content of all other files by name.
+    """
+
+    state: TrainState
+    tensors: dict[str, dict[str, Tensor]]
+    files: dict[str, bytes]
+
+
+def take_snapshot(
     state: TrainState,
     model: nn.Module,
     ema: ModelEma[Any] | None,
     optimizer: torch.optim.Optimizer,
     files: Mapping[str, bytes] | None = None,
     features: nn.Module | None = None,
-) -> Path:
-    """Writes a checkpoint below ``directory`` and removes all but the last two.
+) -> Snapshot:
+    """Copies everything that a checkpoint holds.
 
     Args:
-        directory: the run's checkpoints.
         state: training progress.
         model: the model.
         ema: the EMA of its weights, if any.
@@ -99,33 +134,81 @@ def save_checkpoint(
         files: further files of a model directory, name -> content.
         features: feature distillation heads, if any.
 
+    Raises:
+        NonFiniteLossError: a weight is NaN or infinite.
+    """
+    tensors = {WEIGHTS_NAME: copied_tensors(model.state_dict())}
+    if ema is not None:
+        tensors[EMA_NAME] = copied_tensors(ema.model.state_dict())
+    if features is not None:
+        tensors[FEATURES_NAME] = copied_tensors(features.state_dict())
+    _check_finite(tensors)
+    tensors[OPTIMIZER_NAME] = copied_tensors(_optimizer_state(trainable_modules(model, features), optimizer))
+    contents = dict(files or {})
+    if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that the checkpoint loads as a model
+        contents[CONFIG_NAME] = json_text({**config.to_dict(), "architectures": [type(model).__name__]}).encode()
+    return Snapshot(copy.deepcopy(state), tensors, contents)
+
+
+def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
+    """Writes a checkpoint below ``directory``, and then removes all but the last two.
+
+    Args:
+        directory: the run's checkpoints.
+        snapshot: the content.
+
     Returns:
         The checkpoint's directory.
     """
+    state = snapshot.state
     path = directory / f"epoch-{state.epoch:06d}-step-{state.step:08d}"
     with new_directory(path) as draft:
-        write_tensors(draft / WEIGHTS_NAME, model.state_dict())
-        if ema is not None:
-            write_tensors(draft / EMA_NAME, ema.model.state_dict())
-        if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that the checkpoint loads as a model
-            write_json(draft / CONFIG_NAME, {**config.to_dict(), "architectures": [type(model).__name__]})
-        for name, content in (files or {}).items():
-            write_bytes(draft / name, content)
-        if features is not None:
-            write_tensors(draft / FEATURES_NAME, features.state_dict())
-        write_tensors(draft / OPTIMIZER_NAME, _optimizer_state(trainable_modules(model, features), optimizer))
-        write_json(draft / STATE_NAME, asdict(state))
-        sums = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        write_json(draft / MANIFEST_NAME, {"format": FORMAT, "sha256": sums})
+        sums = {}
+        for name, content in _contents(snapshot):
+            (draft / name).write_bytes(content)
+            sums[name] = hashlib.sha256(content).hexdigest()
+        (draft / MANIFEST_NAME).write_text(json_text({"format": FORMAT, "sha256": sums}))
     for old in _checkpoints(directory)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old, ignore_errors=True)  # network file systems keep what another program has open; tried again later
     return path
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Returns the newest checkpoint below ``directory``, or None."""
-    checkpoints = _checkpoints(directory)
-    return checkpoints[-1] if checkpoints else None
+def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and the content of every file, so that the memory of one is taken at a time."""
+    yield from snapshot.files.items()
+    for name, tensors in snapshot.tensors.items():
+        yield name, serialized_copies(tensors)
+    yield STATE_NAME, json_text(asdict(snapshot.state)).encode()
+
+
+def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for group in tensors.values():
+        for name, tensor in group.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NonFiniteLossError(f"The weights of {name} are not finite", "earlier checkpoints are kept")
+
+
+def newest_checkpoint(directory: Path) -> tuple[Resumable | None, list[str]]:
+    """Finds the newest checkpoint that is not damaged.
+
+    Returns:
+        The checkpoint, None if there is none; and a sentence about each damaged one that is newer.
+
+    Raises:
+        CheckpointError: all checkpoints are damaged.
+    """
+    damaged: list[CheckpointError] = []
+    for path in reversed(_checkpoints(directory)):
+        try:
+            return Resumable(path, read_train_state(path)), [f"Not used: {error.problem}" for error in damaged]
+        except CheckpointError as error:
+            damaged.append(error)
+    if damaged:
+        raise CheckpointError(
+            f"No checkpoint below {directory} is intact: {damaged[0].problem}",
+            f"start a new run from the best model so far, with --init {directory.parent / BEST_NAME}",
+        )
+    return None, []
 
 
 def read_train_state(path: Path) -> TrainState:
@@ -145,7 +228,7 @@ def read_train_state(path: Path) -> TrainState:
     for name, expected in sums.items():
         file = path / Path(name).name
         if not file.is_file() or sha256(file) != expected:
-            raise CheckpointError(f"{file} is missing or damaged", f"remove {path} to resume from the previous checkpoint")
+            raise CheckpointError(f"{file} is missing or damaged", "resume from another checkpoint")
     try:
         return TypeAdapter(TrainState).validate_python(read_json(path / STATE_NAME))
     except ValidationError as error:
@@ -163,7 +246,7 @@ def load_checkpoint(
     """Loads the weights, the EMA and the optimizer state of a checkpoint.
 
     Args:
-        path: the checkpoint, verified by :func:`read_train_state`.
+        path: the checkpoint, verified by :func:`newest_checkpoint`.
         model: receives the weights.
         ema: receives the EMA, if any.
         optimizer: receives its state.

@@ -13,16 +13,30 @@ from deit.config import ViTConfig
 from deit.data.loader import Batch
 from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.protocol import DistillationTeacher
-from deit.errors import DataError
+from deit.errors import DataError, InterruptedWorkError
 from deit.models.losses import binary_cross_entropy, loss_terms, soft_target_cross_entropy, total_loss
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 from deit.system.devices import Precision, autocast
+from deit.system.signals import check_stop
 from deit.training.first_phase import first_phase, half_size, kept_patches
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
 from deit.training.parallel_batches import ParallelBatches, Replica
 
 TOTAL = "loss"  # key of the total among the losses of a step
+
+
+class NonFiniteStepError(Exception):
+    """The loss or a gradient of a step is NaN or infinite. Never reaches the user: the training loop decides what to do.
+
+    Attributes:
+        loss: mean loss of the global batch.
+        gradient_norm: norm of all gradients together.
+    """
+
+    def __init__(self, loss: float, gradient_norm: float) -> None:
+        super().__init__(loss, gradient_norm)
+        self.loss, self.gradient_norm = loss, gradient_norm
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ def train_step(
     lr: float,
     progress: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Accumulates the gradients of all micro-batches and updates the weights. A loss that is not finite updates nothing.
+    """Accumulates the gradients of all micro-batches and updates the weights.
 
     Args:
         model: the model, in training mode.
@@ -68,6 +82,8 @@ def train_step(
 
     Raises:
         DataError: all batches are empty, because all of their images are unreadable and skipped.
+        NonFiniteStepError: the loss or a gradient is not finite; no weight was changed.
+        InterruptedWorkError: a stop was requested between two micro-batches; no weight was changed.
 
     Returns:
         Means over the global batch, scalars on the model's device: the total ``loss`` and its unweighted terms
@@ -77,15 +93,39 @@ def train_step(
     if not batches:
         raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
     optimizer.zero_grad(set_to_none=True)
-    means = accumulate_gradients(model, batches, context, epoch, step, progress)
-    if not torch.isfinite(means[TOTAL]):
-        return means
-    clip_norm = context.recipe.optimizer.clip_norm
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(trainable_modules(model, context.features).parameters(), clip_norm)
+    buffers = _Buffers(model) if len(batches) > 1 or context.recipe.optimizer.max_skipped_steps else None
+    try:
+        means = accumulate_gradients(model, batches, context, epoch, step, progress)
+        norm = _clip_gradients(trainable_modules(model, context.features), context.recipe.optimizer.clip_norm)
+        if not torch.isfinite(torch.stack([means[TOTAL].float(), norm.float()])).all():
+            raise NonFiniteStepError(means[TOTAL].item(), norm.item())
+    except (InterruptedWorkError, NonFiniteStepError):
+        if buffers is not None:
+            buffers.restore()
+        raise
     set_learning_rate(optimizer, lr)
     optimizer.step()
     return means
+
+
+def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
+    """Clips the norm of all gradients together, and returns what it was; NaN or infinity if one of them is not finite."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if clip_norm is not None:
+        return torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+class _Buffers:
+    """The buffers of a model, such as the statistics of batch norms, which a forward pass changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, value in self._saved:
+            buffer.copy_(value)
 
 
 def accumulate_gradients(
@@ -95,6 +135,7 @@ def accumulate_gradients(
     total_images = sum(len(batch.labels) for batch in batches)
 
     def backward(replica: Replica, batch: Batch) -> dict[str, Tensor]:
+        check_stop()
         module, features = replica
         share = len(batch.labels) / total_images
         losses = batch_losses(module, batch, replace(context, features=features), epoch, step, progress)

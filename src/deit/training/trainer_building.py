@@ -36,7 +36,7 @@ from deit.training.loop import Trainer
 from deit.training.model_building import BuiltModel, TrainableModel, build_model
 from deit.training.optimization import ModelEma, make_optimizer, trainable_modules
 from deit.training.parallel_batches import parallel_batches
-from deit.training.state import TrainState, load_checkpoint, read_train_state
+from deit.training.state import Resumable, TrainState, load_checkpoint
 from deit.training.step import StepContext
 from deit.training.throughput import MEASURED_SECONDS, Costs, measure_costs, teacher_seconds
 from deit.training.time_limit import StepBudget, TimeLimit
@@ -90,16 +90,17 @@ def build_trainer(
         validation=EvaluationSamples(splits.validation, processor, settings.skip_unreadable, splits.validation_cache),
         files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
+        checkpoint_minutes=settings.checkpoint_minutes,
     )
 
 
-def restore(trainer: Trainer, checkpoint: Path, data: str) -> None:
+def restore(trainer: Trainer, checkpoint: Resumable, data: str) -> None:
     """Restores a trainer from a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint or the log is damaged, or the checkpoint is of another data set.
+        CheckpointError: the checkpoint is of another data set or model, or the log is damaged.
     """
-    state = read_train_state(checkpoint)
+    state = checkpoint.state
     if state.data != trainer.state.data:
         raise CheckpointError(f"{data} is not the data that {trainer.directory} was trained on", "pass the same data")
     rows = read_log(trainer.directory)
@@ -110,7 +111,7 @@ def restore(trainer: Trainer, checkpoint: Path, data: str) -> None:
         )
     trainer.state = state
     features = trainer.context.features
-    load_checkpoint(checkpoint, trainer.model, trainer.ema, trainer.optimizer, state.steps_taken, features)
+    load_checkpoint(checkpoint.path, trainer.model, trainer.ema, trainer.optimizer, state.steps_taken, features)
 
 
 def add_image_hashes(trainer: Trainer, splits: Splits, settings: RunSettings, checkpoint: Path | None) -> list[str]:

@@ -28,6 +28,7 @@ def test_train(calls: list[Any]) -> None:
         "teacher_weights": None,
         "teacher_classes": "name",
         "settings": settings,
+        "checkpoint_minutes": 5.0,
     }
 
 

@@ -32,7 +32,7 @@ from deit.models.pretrained import PreTrainedModel
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.training.run import train_on
-from deit.training.state import latest_checkpoint
+from deit.training.state import newest_checkpoint
 from tests.helpers import memory_splits, noise, pattern, randomized, tiny_deit, tiny_vit
 from tests.unit.models.factories import every_model
 
@@ -214,7 +214,7 @@ def test_run_keeps_layer_scale_in_checkpoints_and_folds_it_in_models(tmp_path: P
         .replace(optimizer={"warmup_epochs": 0}, ema={"decay": 0.5, "evaluate": True}, model={"layer_scale": 0.5})
     )
     run = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0).directory
-    checkpoint = latest_checkpoint(run / "checkpoints")
+    checkpoint = newest_checkpoint(run / "checkpoints")[0]
     assert checkpoint is not None
     x = noise(2, 3, 32, 32)
     weights, ema = load_model(checkpoint), load_model(checkpoint, ema=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deit.errors import UserError
+from deit.system import replacing
 from deit.system.files import new_directory, write_text
-from deit.system.replacing import draft_prefix, shortened
+from deit.system.replacing import clean_up, draft_directory, draft_name, draft_prefix, exchange, shortened
 
 BROKEN_RENAMES = [errno.EXDEV, errno.EBUSY, errno.EACCES]
 
@@ -46,6 +47,12 @@ def write_new(draft: Path) -> None:
     (draft / "inner" / "other").write_text("new")
 
 
+@pytest.fixture
+def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot exchange two names."""
+    monkeypatch.setattr(replacing, "exchange", lambda *_: False)
+
+
 def refuse_rename(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
     """Makes renaming this directory fail, as in an image layer of an overlay file system or at a mount point."""
     rename = os.rename
@@ -56,6 +63,7 @@ def refuse_rename(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> N
         rename(source, target, **options)
 
     monkeypatch.setattr(os, "rename", refusing)
+    monkeypatch.setattr(replacing, "exchange", lambda *_: False)
 
 
 @pytest.mark.parametrize("number", BROKEN_RENAMES)
@@ -82,6 +90,7 @@ def test_full_disk_while_replacing_keeps_the_old_content(best: Path, monkeypatch
     assert names(best.parent) == ["best"]
 
 
+@pytest.mark.usefixtures("two_steps")
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
 def test_failure_between_both_renames_keeps_the_old_content(
     best: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -100,6 +109,7 @@ def test_failure_between_both_renames_keeps_the_old_content(
     assert names(best.parent) == ["best"]
 
 
+@pytest.mark.usefixtures("two_steps")
 def test_signal_after_the_directory_is_replaced_removes_the_old_one(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = os.rename
 
@@ -116,15 +126,14 @@ def test_signal_after_the_directory_is_replaced_removes_the_old_one(best: Path, 
 
 
 def test_volume_in_a_read_only_directory_is_filled(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mkdtemp = tempfile.mkdtemp
+    mkdir = Path.mkdir
 
-    def read_only(*, dir: Path, prefix: str) -> str:
-        if Path(dir) == best.parent:
+    def read_only(path: Path, **options: Any) -> None:
+        if path.parent == best.parent and not path.exists():
             raise OSError(errno.EROFS, "Read-only file system")
-        made: str = mkdtemp(dir=dir, prefix=prefix)
-        return made
+        mkdir(path, **options)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
     refuse_rename(monkeypatch, best, errno.EBUSY)
     with new_directory(best) as draft:
         assert draft.parent == best
@@ -163,7 +172,7 @@ def test_names_of_any_length_and_script_can_be_replaced(tmp_path: Path, name: st
             (draft / "a").write_text(text)
         write_text(tmp_path / name / name, text)
     assert content(tmp_path / name) == {"a": "2", name: "2"}
-    assert len(os.fsencode(draft_prefix(Path(name)))) <= 102
+    assert len(os.fsencode(draft_prefix(Path(name)))) <= 107
     assert names(tmp_path) == [name]
 
 
@@ -171,3 +180,59 @@ def test_shortened_name_is_a_prefix_without_half_characters() -> None:
     assert shortened("photos") == "photos"
     assert shortened("類" * 100, 200) == "類" * 66
     assert shortened("a" * 300) == "a" * 200
+
+
+def test_directories_are_exchanged_in_one_call(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = best.with_name("other")
+    other.mkdir()
+    write_new(other)
+    if not exchange(other, best):
+        pytest.skip("this file system cannot exchange two names")
+    assert (content(best), content(other)) == (NEW, OLD)
+    monkeypatch.setattr(os, "rename", lambda *_: pytest.fail("a second step"))
+    with new_directory(best) as draft:
+        (draft / "a").write_text("b")
+    assert content(best) == {"a": "b"}
+    assert names(best.parent) == ["best", "other"]
+    with pytest.raises(FileNotFoundError):
+        exchange(best.with_name("nothing"), best)
+
+
+def test_unfinished_work_of_killed_programs_is_removed(best: Path) -> None:
+    run = best.parent
+    write_new(draft_directory(best))
+    (run / draft_name(run / "recipe.toml")).write_text("half")
+    (best / draft_name(best / "weights")).write_text("half")
+    for name in (".best.settings", ".bash.original", ".gitignore", "notes.deit-0123456z"):
+        (run / name).write_text("of the user")
+    clean_up(run)
+    assert names(run) == [".bash.original", ".best.settings", ".gitignore", "best", "notes.deit-0123456z"]
+    assert content(best) == OLD
+
+
+def test_directory_that_was_moved_away_is_restored(best: Path) -> None:
+    draft = draft_directory(best)
+    write_new(draft)
+    best.rename(draft.with_name(f"{draft.name}.old"))
+    clean_up(best.parent)
+    assert content(best) == OLD
+    assert names(best.parent) == ["best"]
+
+
+def test_new_directory_removes_drafts_of_its_own_path_only(best: Path) -> None:
+    write_new(draft_directory(best))
+    other = draft_directory(best.with_name("other"))
+    with new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == NEW
+    assert names(best.parent) == [other.name, "best"]
+
+
+def test_directory_that_another_program_is_writing_is_refused(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deit.system.locking.WAIT_SECONDS", 0.1)
+    with new_directory(best) as draft:
+        write_new(draft)
+        with pytest.raises(UserError, match=r"Another program is writing to .*best: wait for it"), new_directory(best):
+            pytest.fail("not locked")
+    assert content(best) == NEW
+    assert names(best.parent) == ["best"]

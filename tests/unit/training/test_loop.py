@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
+import json
 import math
 import os
 import signal
@@ -17,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deit.checkpoints.run_log import read_log, write_log
-from deit.errors import CheckpointError, ImageError, InterruptedWorkError, NonFiniteLossError
+from deit.errors import CheckpointError, ImageError, InterruptedWorkError, NonFiniteLossError, WorkError
 from deit.evaluation.evaluate import evaluate_source
 from deit.models.modeling import load_model
 from deit.recipes.presets import get_recipe
-from deit.training import loop
+from deit.training import checkpoint_writer, loop, state
 from deit.training.loop import format_losses
-from deit.training.state import latest_checkpoint, read_train_state
+from deit.training.state import newest_checkpoint
+from deit.training.step import NonFiniteStepError
 from deit.training.trainer_building import restore
 from tests.helpers import MemorySource
 from tests.unit.training.trainers import tiny_trainer
@@ -35,9 +39,9 @@ def test_each_epoch_writes_a_log_row_and_a_checkpoint(tmp_path: Path) -> None:
     rows = read_log(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(row["images_per_second"] > 0 and 0 <= row["validation"]["top1"] <= 1 for row in rows)
-    newest = latest_checkpoint(tmp_path / "checkpoints")
+    newest = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert newest is not None
-    assert (read_train_state(newest).epoch, read_train_state(newest).step) == (2, 0)
+    assert (newest.state.epoch, newest.state.step) == (2, 0)
 
 
 def test_best_model_is_of_the_best_epoch(tmp_path: Path) -> None:
@@ -55,10 +59,85 @@ def test_best_model_is_of_the_best_epoch(tmp_path: Path) -> None:
 
 
 def test_non_finite_loss_raises_with_epoch_step_and_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train_step", lambda *_: {"loss": torch.tensor(float("nan"))})
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1, at learning rate 1e-06.*optimizer\.lr") as error_info:
+    monkeypatch.setattr(loop, "train_step", _fail(math.nan, math.nan))
+    with pytest.raises(
+        NonFiniteLossError, match=r"The loss is .* epoch 1, step 1, at learning rate 1e-06.*optimizer\.lr"
+    ) as error:
         tiny_trainer(tmp_path).fit()
-    assert error_info.value.exit_code == 1
+    assert error.value.exit_code == 1
+    [row] = non_finite_steps(tmp_path)
+    samples = row.pop("samples")
+    assert row == {"epoch": 1, "step": 1, "lr": 1e-6, "loss": "nan", "gradient_norm": "nan"}
+    assert [position for _, _, position in samples] == list(range(32))
+
+
+def test_non_finite_steps_are_skipped_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe("small-data").tiny().replace(batch_size=16, optimizer={"max_skipped_steps": 2})
+    trainer = tiny_trainer(tmp_path, recipe)
+    step: Any = loop.train_step  # type: ignore[attr-defined]
+    calls = itertools.count(1)
+
+    def sometimes(*arguments: object) -> Any:
+        return (_fail(2.5, math.inf) if next(calls) in failing else step)(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", sometimes)
+    failing = {1, 5}  # of three steps in each of two epochs
+    trainer.fit()
+    assert (trainer.state.steps_taken, trainer.state.non_finite_steps) == (6, 2)
+    assert [(row["epoch"], row["step"], row["loss"], row["gradient_norm"]) for row in non_finite_steps(tmp_path)] == [
+        (1, 1, 2.5, "inf"),
+        (2, 2, 2.5, "inf"),
+    ]
+    assert all(math.isfinite(row["loss"]) for row in read_log(tmp_path))
+    failing = {7, 8, 9}
+    with pytest.raises(NonFiniteLossError, match="The gradients are not finite in epoch 1, step 3"):
+        tiny_trainer(tmp_path / "again", recipe).fit()
+
+
+def _fail(loss: float, gradient_norm: float) -> Callable[..., Any]:
+    def step(*_: object) -> None:
+        raise NonFiniteStepError(loss, gradient_norm)
+
+    return step
+
+
+def non_finite_steps(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "non_finite_steps.jsonl").read_text().splitlines()]
+
+
+def test_checkpoints_are_written_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer(tmp_path, get_recipe("small-data").tiny().replace(batch_size=16, epochs=1))
+    written: list[tuple[int, int]] = []
+    write = state.write_checkpoint
+
+    def record(directory: Path, snapshot: state.Snapshot) -> Path:
+        written.append((snapshot.state.epoch, snapshot.state.step))
+        return write(directory, snapshot)
+
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", record)
+    monkeypatch.setattr(checkpoint_writer.CheckpointWriter, "is_due", True)
+    trainer.fit()
+    assert written == [(0, 1), (0, 2), (0, 3), (1, 0)]
+
+
+def test_full_disk_stops_training_and_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer(tmp_path)
+    write = state.write_checkpoint
+
+    def full(directory: Path, snapshot: state.Snapshot) -> Path:
+        if snapshot.state.epoch == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(directory, snapshot)
+
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", full)
+    problem = (
+        "checkpoints: No space left on device: the one before is kept; make space .* then resume with: deit train --resume"
+    )
+    with pytest.raises(WorkError, match=problem):
+        trainer.fit()
+    found = newest_checkpoint(tmp_path / "checkpoints")[0]
+    assert found is not None
+    assert found.state.epoch == 1
 
 
 @pytest.mark.parametrize("recipe", ["small-data", "pretrain-mim"])
@@ -124,8 +203,8 @@ def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Pa
     step: Any = loop.train_step  # type: ignore[attr-defined]
 
     def interrupted(*arguments: object) -> dict[str, torch.Tensor]:
-        os.kill(os.getpid(), signal.SIGINT)
         result: dict[str, torch.Tensor] = step(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
         return result
 
     monkeypatch.setattr(loop, "train_step", interrupted)
@@ -133,10 +212,26 @@ def test_interrupt_writes_a_checkpoint_and_restores_signal_handlers(tmp_path: Pa
     with pytest.raises(InterruptedWorkError, match="deit train --resume"):
         tiny_trainer(tmp_path).fit()
     assert signal.getsignal(signal.SIGINT) is before
-    newest = latest_checkpoint(tmp_path / "checkpoints")
+    newest = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert newest is not None
-    state = read_train_state(newest)
-    assert (state.epoch, state.step, state.steps_taken, state.images) == (0, 1, 1, 32)
+    saved = newest.state
+    assert (saved.epoch, saved.step, saved.steps_taken, saved.images) == (0, 1, 1, 32)
+
+
+def test_interrupt_between_micro_batches_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step: Any = loop.train_step  # type: ignore[attr-defined]
+
+    def interrupted(*arguments: object) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    with pytest.raises(InterruptedWorkError) as error:
+        tiny_trainer(tmp_path).fit()
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    newest = newest_checkpoint(tmp_path / "checkpoints")[0]
+    assert newest is not None
+    assert (newest.state.epoch, newest.state.step, newest.state.steps_taken) == (0, 0, 0)
 
 
 def test_unreadable_image_leaves_a_checkpoint_that_resumes_without_it(tmp_path: Path) -> None:
@@ -144,7 +239,7 @@ def test_unreadable_image_leaves_a_checkpoint_that_resumes_without_it(tmp_path: 
     trainer.samples = replace(trainer.samples, source=MemorySource(48, broken=frozenset({5})))
     with pytest.raises(ImageError, match=r"image 5 is broken, in epoch 1; .* --skip-unreadable; resume with: deit train"):
         trainer.fit()
-    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert checkpoint is not None
     resumed = tiny_trainer(tmp_path)
     resumed.samples = replace(trainer.samples, skip_unreadable=True)
@@ -202,7 +297,7 @@ def _changed(path: Path) -> None:
 )
 def test_resuming_notices_a_damaged_log(tmp_path: Path, damage: Callable[[Path], object], problem: str) -> None:
     tiny_trainer(tmp_path).fit()
-    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert checkpoint is not None
     resumed = tiny_trainer(tmp_path)
     restore(resumed, checkpoint, "memory")

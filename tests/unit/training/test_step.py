@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from deit.data.loader import Batch, TrainSamples
 from deit.data.sampler import epoch_steps, micro_batches
 from deit.data.transforms.augment import TrainTransform
 from deit.distillation.teacher import Teacher
-from deit.errors import DataError
+from deit.errors import DataError, InterruptedWorkError
 from deit.models.auto import LoadedClassifier
 from deit.models.losses import binary_cross_entropy, soft_target_cross_entropy
 from deit.models.modeling import ViTForImageClassification, new_classifier
@@ -18,7 +20,7 @@ from deit.recipes.schema import Recipe, Transformer
 from deit.training.first_phase import half_size, kept_patches
 from deit.training.model_building import build_model
 from deit.training.optimization import make_optimizer
-from deit.training.step import TOTAL, StepContext, batch_losses, train_step
+from deit.training.step import TOTAL, NonFiniteStepError, StepContext, batch_losses, train_step
 from tests.helpers import MemorySource, backward, randomized, tiny_vit
 
 CLASSES = ("a", "b", "c")
@@ -83,10 +85,49 @@ def test_non_finite_loss_updates_nothing() -> None:
     model, batches = _student(recipe), _batches(recipe, 16)
     batches[1].pixel_values[0, 0, 0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loss = train_step(model, make_optimizer(model, recipe.optimizer), batches, _context(recipe), 0, 0, 1e-3)
-    assert not torch.isfinite(loss[TOTAL])
+    with pytest.raises(NonFiniteStepError) as error:
+        train_step(model, make_optimizer(model, recipe.optimizer), batches, _context(recipe), 0, 0, 1e-3)
+    assert math.isnan(error.value.loss)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon", "sgd"])
+def test_non_finite_gradient_updates_nothing(clip_norm: float | None, optimizer: str) -> None:
+    recipe = get_recipe("deit").tiny().replace(optimizer={"clip_norm": clip_norm, "name": optimizer, "warmup_epochs": 0})
+    model, batches = _student(recipe), _batches(recipe, 16)
+    model.classifier.weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteStepError) as error:
+        train_step(model, make_optimizer(model, recipe.optimizer), batches, _context(recipe), 0, 0, 1e-3)
+    assert math.isfinite(error.value.loss)
+    assert not math.isfinite(error.value.gradient_norm)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_step_that_is_not_taken_restores_batch_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe("convnet").tiny().replace(optimizer={"max_skipped_steps": 1})
+    model = build_model(recipe, CLASSES).model.train()
+    optimizer, context = make_optimizer(model, recipe.optimizer), _context(recipe)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = _batches(recipe, 16)
+    batches[0].pixel_values[0, 0, 0, 0] = torch.inf
+    with pytest.raises(NonFiniteStepError):
+        train_step(model, optimizer, batches, context, 0, 0, 1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    calls = iter([None, InterruptedWorkError("Stopped")])
+
+    def stop() -> None:
+        if (error := next(calls)) is not None:
+            raise error
+
+    monkeypatch.setattr("deit.training.step.check_stop", stop)
+    with pytest.raises(InterruptedWorkError):
+        train_step(model, optimizer, _batches(recipe, 16), context, 0, 0, 1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_only_the_student_gets_gradients() -> None:

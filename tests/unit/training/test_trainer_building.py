@@ -21,7 +21,7 @@ from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.training import trainer_building
 from deit.training.loop import Trainer
-from deit.training.state import latest_checkpoint
+from deit.training.state import newest_checkpoint
 from deit.training.throughput import Costs
 from deit.training.time_limit import REPORT_SECONDS, TimeLimit
 from deit.training.trainer_building import SizedRecipe, add_image_hashes, choose_sizes, fit_to_time, restore, step_budget
@@ -41,7 +41,7 @@ def test_trainer_starts_at_the_beginning(tmp_path: Path) -> None:
 def test_restored_trainer_has_state_and_weights(tmp_path: Path) -> None:
     trained = tiny_trainer(tmp_path)
     trained.fit()
-    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert checkpoint is not None
     trainer = tiny_trainer(tmp_path)
     restore(trainer, checkpoint, "memory")
