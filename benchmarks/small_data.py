@@ -291,7 +291,9 @@ class Seed:
             return self._baseline(timm.create_model(PLAIN_CONVNET, num_classes=classes), recipe, epochs)
         if name == TIMM:
             size, patch = timm_sizes(height)
-            recipe = get_recipe("deit").replace(seed=self.number, batch_size=64, model={"image_size": size, "patch_size": patch})
+            recipe = get_recipe("deit").replace(
+                seed=self.number, batch_size=64, model={"image_size": size, "patch_size": patch}
+            )
             network = timm.create_model(
                 "deit_tiny_patch16_224", num_classes=classes, img_size=size, patch_size=patch, drop_path_rate=0.1
             )
