@@ -1,7 +1,8 @@
 """Convolutional network for a few thousand small images, registered with timm as ``plain_convnet`` by importing this module.
 
 3 x 3 convolutions in sequence, each with batch norm and ReLU, and three poolings: no residual branches, and no stem that
-downsamples the image first. At first, layers pass their inputs on (identity initialization, as in arXiv 2404.00498). On small
+downsamples the image first. At first, layers pass their inputs on (identity initialization, as in arXiv 2404.00498), and
+training whitens and freezes the first one (:mod:`deit.training.whitening`). On small
 data it rises above chance after a quarter of the images that a narrow ResNet needs (``docs/log.md``), and the resolution of its
 feature maps is high enough to distill them into patch tokens.
 """
@@ -49,6 +50,14 @@ class PlainConvNet(nn.Module):
                 self.feature_info.append({"num_chs": outputs, "reduction": reduction, "module": f"layers.{index}"})
             inputs = outputs
         self.head = nn.Linear(inputs, num_classes)
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The convolution that takes the image."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Sequential)
+        assert isinstance(layer[0], nn.Conv2d)
+        return layer[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (B, K) of images (B, 3, height, width)."""

@@ -29,6 +29,7 @@ from deit.rng import RngStream, torch_seed
 from deit.system.files import CONFIG_NAME, read_json
 from deit.training.local_init import local_init_
 from deit.training.optimization import freeze
+from deit.training.whitening import freeze_first_layer
 
 TrainableTransformer = TransformerClassifier | DeiTForMaskedImageModeling
 TrainableModel = TrainableTransformer | TimmClassifier
@@ -42,11 +43,14 @@ class BuiltModel:
         recipe: the recipe, with image size and normalization resolved.
         model: the model; frozen weights do not require gradients.
         notes: what comes from the checkpoint and what is newly initialized, one sentence each.
+        needs_whitening: the first layer is still to be initialized, from the training images
+            (:mod:`deit.training.whitening`).
     """
 
     recipe: Recipe
     model: TrainableModel
     notes: list[str]
+    needs_whitening: bool = False
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], init: str | None = None, resume: Path | None = None) -> BuiltModel:
@@ -182,7 +186,7 @@ def _build_convnet(recipe: Recipe, settings: ConvNet, classes: tuple[str, ...], 
     seed = torch_seed(recipe.seed, RngStream.INIT)
     if init is None:
         network = new_timm_classifier(settings.architecture, classes, recipe.processor(), dict(settings.arguments), seed)
-        return BuiltModel(recipe, network, [])
+        return BuiltModel(recipe, network, [], needs_whitening=freeze_first_layer(network))
     loaded = load_classifier(init)
     if not isinstance(loaded.model, TimmClassifier):
         raise TeacherError(f"{init} is a transformer", "use `deit train --init` to continue training it")
@@ -195,4 +199,5 @@ def _build_convnet(recipe: Recipe, settings: ConvNet, classes: tuple[str, ...], 
     model = {"architecture": network.architecture, "arguments": network.arguments}
     resolved = recipe.replace(model=model, mean=mean, std=std)
     network.processor = resolved.processor()
+    freeze_first_layer(network)
     return BuiltModel(resolved, network.train(), notes)

@@ -40,6 +40,7 @@ from deit.training.state import Resumable, TrainState, load_checkpoint
 from deit.training.step import StepContext
 from deit.training.throughput import MEASURED_SECONDS, Costs, measure_costs, teacher_seconds
 from deit.training.time_limit import StepBudget, TimeLimit
+from deit.training.whitening import WHITENED_SAMPLES, whiten_first_layer_
 
 SIZING_SHARE = 0.9  # share of the time for training that sizes are chosen for; the rest is for measuring and the report
 MEASURED_SHARE = 0.01  # share of the time that a candidate is measured
@@ -77,6 +78,9 @@ def build_trainer(
     targets = None if teacher is None else teacher.sample_targets
     precision = choose_precision(recipe.precision, device)
     samples = training_samples(recipe, splits.train, settings.skip_unreadable, targets, splits.train_cache)
+    if built.needs_whitening:
+        assert isinstance(model, TimmClassifier)
+        whiten_first_layer_(model, (batch.pixel_values for batch in first_batches(recipe, samples, WHITENED_SAMPLES)))
     with autocast(device, precision):
         features = _feature_distillation(recipe, model, teacher, samples, device)
     return Trainer(
