@@ -31,7 +31,7 @@ from deit.images.decoding import configure_pillow, reduction_of
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
 from deit.system.hardware import cores
-from deit.system.processes import hidden_main_module, worker_context
+from deit.system.processes import end_with_parent, hidden_main_module, worker_context
 from deit.system.signals import blocked_signals, check_stop, ignore_stop_signals
 
 MAX_WORKERS = 8
@@ -459,6 +459,7 @@ class _PlanSampler(Sampler[BatchPlan]):
 
 
 def _start_worker(_worker: int) -> None:
+    end_with_parent()
     configure_pillow()
     ignore_stop_signals()  # the main process saves the work, and its end is theirs
     if hasattr(signal, "SIGBUS"):

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from deit.errors import UserError
 
 LOCK_NAME = ".lock"
-WAIT_SECONDS = 3.0  # for the worker processes of a program that was killed
+WAIT_SECONDS = 6.0  # for the worker processes of a program that was killed, which find out within 5 seconds
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +23,7 @@ from deit.system.signals import blocked_signals, ignore_stop_signals
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps shared memory; in containers often limited to 64 MiB
 _MAIN = "__main__"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def worker_context() -> BaseContext:
@@ -31,6 +35,27 @@ def worker_context() -> BaseContext:
     chosen = multiprocessing.get_start_method(allow_none=True)
     default = "fork" if sys.platform == "linux" else multiprocessing.get_all_start_methods()[0]
     return multiprocessing.get_context(chosen or default)
+
+
+def end_with_parent() -> None:
+    """Makes this process end at once when the process that started it does, even if that was killed.
+
+    Its parent for the system may be another one, such as the server of ``forkserver``, which stays.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux" and os.getppid() == parent.pid:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it has ended before the call
+            os._exit(1)
+    else:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def shared_memory_bytes() -> int | None:

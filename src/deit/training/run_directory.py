@@ -9,7 +9,8 @@ from deit.data.opening import absolute_name, short_name
 from deit.errors import CheckpointError, RecipeError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
-from deit.system.files import RECIPE_NAME, RUN_NAME, check_writable, read_json, write_json
+from deit.system.files import RECIPE_NAME, RUN_NAME, check_writable, json_text, read_json, write_files
+from deit.system.locking import LOCK_NAME
 from deit.system.replacing import shortened
 
 
@@ -27,7 +28,7 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
     """
     if out is not None:
         directory = Path(out)
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and not (directory.is_dir() and all(path.name == LOCK_NAME for path in directory.iterdir())):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to resume the run in it")
     else:
         stem = Path("runs") / shortened(f"{short_name(data)}-{recipe_name}")
@@ -63,6 +64,5 @@ def read_run(directory: Path, data: str | Path | None = None) -> tuple[Recipe, R
 
 def write_run(directory: Path, recipe: Recipe, settings: RunSettings) -> None:
     """Writes recipe and settings, creating the directory if necessary."""
-    directory.mkdir(parents=True, exist_ok=True)
-    recipe.save(directory / RECIPE_NAME)
-    write_json(directory / RUN_NAME, asdict(settings))
+    recipe_bytes, settings_bytes = recipe.to_toml().encode(), json_text(asdict(settings)).encode()
+    write_files({directory / RECIPE_NAME: recipe_bytes, directory / RUN_NAME: settings_bytes})

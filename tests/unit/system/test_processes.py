@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,45 @@ def test_death_of_a_new_process_is_one_sentence(function: object, argument: int,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_new_process_leaves_stop_signals_to_its_parent(number: int) -> None:
     assert run_in_new_process("Waiting", signal.raise_signal, number) is None
+
+
+WORKER = """
+import multiprocessing, os, sys, time
+from deit.system.processes import end_with_parent
+
+def work():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    workers = [context.Process(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_end_with_a_killed_parent(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WORKER)
+    parent = subprocess.Popen([sys.executable, str(script), method], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(map(is_running, workers))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, workers))
+    parent.stdout.close()
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
