@@ -25,6 +25,7 @@ from deit.cli import (
     pretrain,
     quickstart,
     recipe,
+    replay,
     teacher,
     train,
 )
@@ -66,6 +67,7 @@ def configure(
 app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("pretrain")(pretrain.pretrain)
+app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,22 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, loader: Loader, progress: Progress, writer: CheckpointWriter) -> None:
         """Trains to the end of an epoch, or to the last step within it."""
+        state, start = self.state, time.perf_counter()
+        for step, batches in self.steps(epoch, loader):
+            share = self.advance(epoch, step, batches)
+            seconds = time.perf_counter() - start
+            state.seconds += seconds
+            if self.budget is not None:
+                self._correct_steps(self.budget, seconds, share, progress)
+            images, epochs = sum(len(batch.labels) for batch in batches), self.context.recipe.epochs
+            progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
+            check_stop()
+            if writer.is_due:
+                writer.start(self._snapshot())
+            start = time.perf_counter()
+
+    def steps(self, epoch: int, loader: Loader) -> Iterator[tuple[int, list[Batch]]]:
+        """Yields the steps of an epoch that are left, each with its micro-batches."""
         recipe, state = self.context.recipe, self.state
         steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
         eval_mode = isinstance(recipe.model, Transformer) and recipe.model.eval_mode
@@ -191,28 +207,20 @@ class Trainer:
             if state.steps_taken >= self.total_steps:
                 loader.close()  # it has made batches ahead of time
                 break
-            start = time.perf_counter()
-            micro_batches = [next(batches) for _ in plans]
-            lr = self.learning_rate(epoch, step)
-            position, length = self.progress(epoch, step)
-            share = position / length
-            images = sum(len(batch.labels) for batch in micro_batches)
-            losses = self._take_step(micro_batches, epoch, step, lr, share)
-            if losses is None:
-                state.add_non_finite_step()
-            else:
-                if self.ema is not None:
-                    self.ema.update(self.model, state.steps_taken)
-                state.add_step(losses, images, skipped=sum(batch.skipped for batch in micro_batches))
-            seconds = time.perf_counter() - start
-            state.seconds += seconds
-            if self.budget is not None:
-                self._correct_steps(self.budget, seconds, share, progress)
-            epochs = self.context.recipe.epochs
-            progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
-            check_stop()
-            if writer.is_due:
-                writer.start(self._snapshot())
+            yield step, [next(batches) for _ in plans]
+
+    def advance(self, epoch: int, step: int, batches: Sequence[Batch]) -> float:
+        """Takes a step and counts it. Returns the fraction of the training that preceded it."""
+        position, length = self.progress(epoch, step)
+        losses = self._take_step(batches, epoch, step, self.learning_rate(epoch, step), position / length)
+        if losses is None:
+            self.state.add_non_finite_step()
+        else:
+            if self.ema is not None:
+                self.ema.update(self.model, self.state.steps_taken)
+            images = sum(len(batch.labels) for batch in batches)
+            self.state.add_step(losses, images, skipped=sum(batch.skipped for batch in batches))
+        return position / length
 
     def _take_step(self, batches: Sequence[Batch], epoch: int, step: int, lr: float, share: float) -> dict[str, float] | None:
         """Takes an optimizer step. Returns its losses; None if it is skipped, since they or the gradients are not finite.

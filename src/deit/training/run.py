@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
@@ -31,7 +33,7 @@ from deit.training.finishing import PretrainResult, TrainResult, finish_pretrain
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.model_building import build_model
 from deit.training.run_directory import new_run_directory, read_run, write_run
-from deit.training.state import newest_checkpoint
+from deit.training.state import Resumable, newest_checkpoint
 from deit.training.summary import print_summary
 from deit.training.throughput import measure_costs
 from deit.training.time_limit import TimeLimit
@@ -262,19 +264,10 @@ def _prepare(
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
     checkpoint, damage_notes = newest_checkpoint(directory / CHECKPOINTS_NAME)
+    trainer, teacher, built_notes = assemble(
+        directory, sized.recipe, readable, record, settings, device, workers, checkpoint, sized.teacher
+    )
     checkpoint_path = None if checkpoint is None else checkpoint.path
-    built = build_model(sized.recipe, readable.classes, settings.init, checkpoint_path)
-    teacher = sized.teacher or load_teacher(built.recipe, settings, readable, record)
-    limited, view_notes = limit_views(built.recipe, teacher)
-    if teacher is not None:
-        teacher.to(device)
-
-    model = replace(built, recipe=limited)
-    trainer = build_trainer(directory, model, teacher, readable, record, settings, device, workers)
-    if teacher is not None:
-        teacher.check(trainer.samples)
-    if checkpoint is not None:
-        restore(trainer, checkpoint, settings.data)
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint_path)
 
     measured = SHORTEST_MEASUREMENT if limit is None else measuring_seconds(limit)  # only for the summary, or for a plan
@@ -291,8 +284,7 @@ def _prepare(
         *data_notes,
         *cache_notes,
         *sized.notes,
-        *built.notes,
-        *view_notes,
+        *built_notes,
         *length_notes,
         *hash_notes,
         *_teacher_notes(trainer, teacher, settings),
@@ -307,6 +299,47 @@ def _prepare(
     print_summary(trainer, readable, settings, teacher, notes, seconds)
     write_run(directory, trainer.context.recipe, settings)
     return trainer, readable, teacher, settings
+
+
+def assemble(
+    directory: Path,
+    recipe: Recipe,
+    splits: Splits,
+    record: DataRecord,
+    settings: RunSettings,
+    device: torch.device,
+    workers: int | None,
+    checkpoint: Resumable | None,
+    teacher: DistillationTeacher | None = None,
+) -> tuple[Trainer, DistillationTeacher | None, list[str]]:
+    """Builds model, teacher and trainer of a resolved recipe.
+
+    Args:
+        directory: the run directory.
+        recipe: the recipe, with all sizes.
+        splits: the readable images.
+        record: fingerprint and split of the data set.
+        settings: of the run.
+        device: where training runs.
+        workers: worker processes of the data loader; None chooses by the number of cores.
+        checkpoint: restored, if there is one.
+        teacher: the teacher, if it is loaded already.
+
+    Returns:
+        The trainer, the teacher, if the recipe has one, and what the user should know about both.
+    """
+    built = build_model(recipe, splits.classes, settings.init, None if checkpoint is None else checkpoint.path)
+    teacher = teacher or load_teacher(built.recipe, settings, splits, record)
+    limited, view_notes = limit_views(built.recipe, teacher)
+    if teacher is not None:
+        teacher.to(device)
+    model = replace(built, recipe=limited)
+    trainer = build_trainer(directory, model, teacher, splits, record, settings, device, workers)
+    if teacher is not None:
+        teacher.check(trainer.samples)
+    if checkpoint is not None:
+        restore(trainer, checkpoint, settings.data)
+    return trainer, teacher, [*built.notes, *view_notes]
 
 
 def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settings: RunSettings) -> list[str]:

@@ -188,8 +188,12 @@ def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
                 raise NonFiniteLossError(f"The weights of {name} are not finite", "earlier checkpoints are kept")
 
 
-def newest_checkpoint(directory: Path) -> tuple[Resumable | None, list[str]]:
+def newest_checkpoint(directory: Path, before: tuple[int, int] | None = None) -> tuple[Resumable | None, list[str]]:
     """Finds the newest checkpoint that is not damaged.
+
+    Args:
+        directory: the run's checkpoints.
+        before: an epoch and a step in it, both counted from 0, that the checkpoint must not be after; None allows all.
 
     Returns:
         The checkpoint, None if there is none; and a sentence about each damaged one that is newer.
@@ -199,6 +203,8 @@ def newest_checkpoint(directory: Path) -> tuple[Resumable | None, list[str]]:
     """
     damaged: list[CheckpointError] = []
     for path in reversed(_checkpoints(directory)):
+        if before is not None and _position(path) > before:
+            continue
         try:
             return Resumable(path, read_train_state(path)), [f"Not used: {error.problem}" for error in damaged]
         except CheckpointError as error:
@@ -265,6 +271,13 @@ def load_checkpoint(
     if isinstance(optimizer, Lamb):  # counts its steps per group, not per parameter
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps_taken))
+
+
+def _position(path: Path) -> tuple[int, int]:
+    """Returns the epoch of a checkpoint and the step in it, both counted from 0."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "quickstart": "--out --fresh --device --workers --json --csv --tsv",
     "train": f"--teacher --teacher-weights --teacher-classes --model {RUN_OPTIONS} {OUTPUT}",
     "pretrain": f"--model --json {RUN_OPTIONS}".replace(" --minutes", ""),
+    "replay": "--epoch --step --out --data --device --workers --json --csv --tsv",
     "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
     "--skip-unreadable --max-pixels --json --csv --tsv",
     "predict": "--top --crop --runtime --precision --exact --ema --revision --device --max-pixels --json --csv --tsv",
