@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         load_model,
     )
     from deit.recipes.schema import Recipe
+    from deit.training.replay import replay
     from deit.training.run import pretrain, train
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _MODULES = {  # public name -> module that defines it
     "export_model": "deit.export.export",
     "load_model": "deit.models.modeling",
     "pretrain": "deit.training.run",
+    "replay": "deit.training.replay",
     "train": "deit.training.run",
 }
 
@@ -92,6 +94,7 @@ __all__ = [
     "export_model",
     "load_model",
     "pretrain",
+    "replay",
     "train",
 ]
 

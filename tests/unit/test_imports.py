@@ -63,6 +63,7 @@ PUBLIC = [
     "export_model",
     "load_model",
     "pretrain",
+    "replay",
     "train",
 ]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from deit.errors import CheckpointError, UserError, WorkError
-from deit.system.locking import LOCK_NAME, locked_file
-from deit.system.replacing import clean_up_drafts, draft_directory, draft_name, draft_prefix, replace_directory, sync
+from deit.system.locking import locked_file
+from deit.system.replacing import clean_up_drafts, draft_directory, draft_name, lock_name, replace_directory, sync
 
 # Files of a model directory.
 CONFIG_NAME = "config.json"
@@ -212,9 +212,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_directory(path)
-    lock = draft.with_name(f"{draft_prefix(path)}{LOCK_NAME.lstrip('.')}")
     try:
-        with locked_file(lock, f"Another program is writing to {path}", "wait for it, or choose another destination"):
+        with locked_file(draft.with_name(lock_name(path)), f"Another program is writing to {path}", "wait for it, or choose another destination"):
             clean_up_drafts(path, draft)
             yield draft
             replace_directory(draft, path)

@@ -31,7 +31,8 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 _MARK = "deit-"  # in the names of drafts, so that no file of a user is taken for one
 _OLD = ".old"
 _COPY = ".copy"  # not removed by :func:`clean_up`: only a person can tell whether it is complete
-_DRAFT = re.compile(rf"\.(.+)\.{_MARK}[0-9a-f]{{8}}({re.escape(_OLD)})?", re.DOTALL)
+_LOCK = "lock"
+_DRAFT = re.compile(rf"\.(.+)\.{_MARK}(?:{_LOCK}|[0-9a-f]{{8}}({re.escape(_OLD)})?)", re.DOTALL)
 
 
 def shortened(name: str, limit: int = MAX_NAME_BYTES) -> str:
@@ -53,6 +54,11 @@ def draft_prefix(path: Path) -> str:
 def draft_name(path: Path) -> str:
     """Returns a new name for a hidden temporary file or directory that is to replace ``path``."""
     return f"{draft_prefix(path)}{secrets.token_hex(4)}"
+
+
+def lock_name(path: Path) -> str:
+    """Returns the name of the hidden file that is locked while ``path`` is replaced."""
+    return f"{draft_prefix(path)}{_LOCK}"
 
 
 def draft_directory(path: Path) -> Path:
@@ -150,14 +156,15 @@ def clean_up(directory: Path) -> None:
 
 
 def clean_up_drafts(path: Path, draft: Path) -> None:
-    """As :func:`clean_up`, for the drafts of one directory, beside files of other programs.
+    """As :func:`clean_up`, for the drafts of one directory, whose lock is held, beside files of other programs.
 
     Args:
         path: the directory that the drafts were to replace.
         draft: the draft that is in use.
     """
-    names = [file.name for file in draft.parent.iterdir() if file.name.startswith(draft_prefix(path)) and file != draft]
-    _clean_up_names(draft.parent, names)
+    in_use = (draft.name, lock_name(path))
+    names = [file.name for file in draft.parent.iterdir() if file.name.startswith(draft_prefix(path))]
+    _clean_up_names(draft.parent, [name for name in names if name not in in_use])
 
 
 def _clean_up_names(folder: Path, names: Sequence[str]) -> None:

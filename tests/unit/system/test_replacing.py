@@ -13,7 +13,7 @@ import pytest
 from deit.errors import UserError
 from deit.system import replacing
 from deit.system.files import new_directory, write_text
-from deit.system.replacing import clean_up, draft_directory, draft_name, draft_prefix, exchange, shortened
+from deit.system.replacing import clean_up, draft_directory, draft_name, draft_prefix, exchange, lock_name, shortened
 
 BROKEN_RENAMES = [errno.EXDEV, errno.EBUSY, errno.EACCES]
 
@@ -203,6 +203,7 @@ def test_unfinished_work_of_killed_programs_is_removed(best: Path) -> None:
     write_new(draft_directory(best))
     (run / draft_name(run / "recipe.toml")).write_text("half")
     (best / draft_name(best / "weights")).write_text("half")
+    (run / lock_name(best)).touch()
     for name in (".best.settings", ".bash.original", ".gitignore", "notes.deit-0123456z"):
         (run / name).write_text("of the user")
     clean_up(run)

@@ -56,7 +56,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (2, 3), (3, 1), (3, 4)])
+@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (2, 3), (3, 1), (3, 3)])
 def test_replayed_step_is_that_of_the_run(folder: Path, epoch: int, step: int) -> None:
     expected = json.loads((folder / "steps.json").read_text())[f"{epoch} {step}"]
     before = contents(folder / "run")
@@ -69,9 +69,9 @@ def test_replayed_step_is_that_of_the_run(folder: Path, epoch: int, step: int) -
     assert contents(folder / "run") == before
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(4, 1), (1, 5), (0, 1)])
+@pytest.mark.parametrize(("epoch", "step"), [(4, 1), (1, 4), (0, 1)])
 def test_step_that_the_run_does_not_have_is_an_error(folder: Path, epoch: int, step: int) -> None:
-    with pytest.raises(UserError, match=rf"no epoch {epoch}, step {step}: it has 12 steps, 4 in an epoch"):
+    with pytest.raises(UserError, match=rf"no epoch {epoch}, step {step}: it has 9 steps, 3 in an epoch"):
         replay(folder / "run", epoch, step, workers=0, device="cpu")
 
 
