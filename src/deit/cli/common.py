@@ -151,14 +151,14 @@ class RunOptions:
         return recipe_settings(self.assignments, {**own, **shared})
 
     def check_resume(self, *other_settings: object) -> None:
-        """Checks that a run is resumed without another recipe, teacher, checkpoint or directory.
+        """Checks that a run is resumed without another recipe, checkpoint or directory.
 
         Raises:
             UserError: one is given beside ``--resume``.
         """
         if self.resume is not None and any((*other_settings, self.recipe, self.init, self.out)):
             raise UserError(
-                "A resumed run keeps its own recipe and teacher", "pass --resume without them; --epochs and --minutes extend it"
+                "A resumed run keeps its own recipe", "pass --resume without another; --epochs and --minutes extend it"
             )
 
     def run_arguments(self) -> dict[str, Any]:

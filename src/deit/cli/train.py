@@ -40,7 +40,7 @@ def train(
 
     settings = options.settings({"model.variant": model})
     check_init_shape(options.init, model)
-    options.check_resume(teacher, teacher_weights, teacher_classes == "order")
+    options.check_resume(teacher_classes == "order")
     result = run(
         data,
         options.recipe or default_recipe(data, distilled=teacher is not None, init=options.init is not None),

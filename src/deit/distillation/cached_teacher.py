@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,15 @@ class CachedTeacher:
         kind = "hard labels" if manifest.top_k is None else f"top-{manifest.top_k} logits"
         kind += " and feature maps" if manifest.features is not None else ""
         return f"{manifest.teacher.name}, cached in {self.directory} ({plural(manifest.views, 'view')}, {kind})"
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of the fingerprint of the teacher and of how its predictions are cached.
+
+        More views do not change it. That the cache belongs to the data is checked when it is opened.
+        """
+        manifest = self.manifest
+        content = [manifest.teacher.sha256, manifest.top_k, manifest.pixel_settings, self.reduction is not None]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def notes(self) -> Sequence[str]:

@@ -73,6 +73,20 @@ def load_teacher(recipe: Recipe, settings: RunSettings, splits: Splits, record: 
     return CachedTeacher.open(settings.teacher, recipe, splits, record)
 
 
+def with_fingerprint(settings: RunSettings, teacher: DistillationTeacher | None) -> RunSettings:
+    """Returns the settings of a run with the fingerprint of its teacher.
+
+    Raises:
+        TeacherError: the run was trained with another teacher until now.
+    """
+    if teacher is None:
+        return settings
+    found = teacher.fingerprint()
+    if settings.teacher_sha256 not in (None, found):
+        raise TeacherError(f"{settings.teacher} is not the teacher of this run", "pass the location of that one with --teacher")
+    return replace(settings, teacher_sha256=found)
+
+
 def limit_views(recipe: Recipe, teacher: DistillationTeacher | None) -> tuple[Recipe, list[str]]:
     """Limits the number of distinct epochs of a recipe to the views of cached logits.
 

@@ -49,6 +49,9 @@ class DistillationTeacher(Protocol):
     @property
     def sample_targets(self) -> TeacherTargets | None: ...
 
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of everything that its targets depend on, wherever it is stored."""
+
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Returns the shape (C, h, w) of each feature map for an image of a size; empty if the teacher has none."""
 

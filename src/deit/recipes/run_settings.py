@@ -21,6 +21,7 @@ class RunSettings:
         init: checkpoint that training starts from, or None.
         teacher: the teacher, as :func:`deit.distillation.loading.load_teacher` takes it, or None.
         teacher_weights: file with the weights of a timm teacher, or None.
+        teacher_sha256: its fingerprint; None until it is loaded.
         teacher_classes: whether the teacher's classes are matched with the data's by ``name`` or by ``order``.
         split_seed: seed of the split, where a split of the data set is missing.
         validation_fraction: fraction of each class that is then set aside for validation.
@@ -36,6 +37,7 @@ class RunSettings:
     init: str | None = None
     teacher: str | None = None
     teacher_weights: str | None = None
+    teacher_sha256: str | None = None
     teacher_classes: Matching = "name"
     split_seed: int = 0
     validation_fraction: float = VALIDATION_FRACTION

@@ -122,7 +122,7 @@ def replay(
     splits, settings, _ = add_image_cache(splits, resolved, with_reduction_of_teacher(settings))
     checkpoint, notes = newest_checkpoint(directory / CHECKPOINTS_NAME, before=(epoch - 1, step - 1))
     with tempfile.TemporaryDirectory() as scratch:  # instead of the run directory
-        trainer, _, _ = assemble(Path(scratch), resolved, splits, record, settings, torch_device, workers, checkpoint)
+        trainer = assemble(Path(scratch), resolved, splits, record, settings, torch_device, workers, checkpoint).trainer
         _check_step(trainer, epoch, step)
         for note in notes:
             print_status(f"Note:      {note}.")

@@ -15,7 +15,7 @@ from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
 from deit.data.opening import absolute_name, open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.loading import check_teacher, limit_views, load_teacher, with_reduction_of_teacher
+from deit.distillation.loading import check_teacher, limit_views, load_teacher, with_fingerprint, with_reduction_of_teacher
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserError, WorkError
 from deit.recipes.image_caching import add_image_cache
@@ -98,8 +98,9 @@ def train(
         data: a data set, as :func:`deit.data.opening.open_data` takes it; may be omitted with ``resume``.
         recipe: a :class:`Recipe`, its name, or a TOML file.
         out: the run directory, new or empty; None creates one below ``runs``.
-        resume: run directory to resume, with its own recipe, teacher and data. Of ``settings``, only ``epochs`` and ``minutes``
-            are allowed: they extend the run (:mod:`deit.training.extension`).
+        resume: run directory to resume, with its own recipe, teacher and data; ``data``, ``teacher`` and ``teacher_weights`` are
+            their locations if they have moved. Of ``settings``, only ``epochs`` and ``minutes`` are allowed: they extend the run
+            (:mod:`deit.training.extension`).
         init: checkpoint to start from: of any format, a run, a hub name or a variant's name. Heads are newly initialized if
             its classes are not those of the data.
         teacher: the teacher, as :meth:`Teacher.load` takes it, or a directory of ``deit teacher cache``; required if the
@@ -264,9 +265,8 @@ def _prepare(
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
     checkpoint, damage_notes = newest_checkpoint(directory / CHECKPOINTS_NAME)
-    trainer, teacher, built_notes = assemble(
-        directory, sized.recipe, readable, record, settings, device, workers, checkpoint, sized.teacher
-    )
+    assembled = assemble(directory, sized.recipe, readable, record, settings, device, workers, checkpoint, sized.teacher)
+    trainer, teacher, settings = assembled.trainer, assembled.teacher, assembled.settings
     checkpoint_path = None if checkpoint is None else checkpoint.path
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint_path)
 
@@ -284,7 +284,7 @@ def _prepare(
         *data_notes,
         *cache_notes,
         *sized.notes,
-        *built_notes,
+        *assembled.notes,
         *length_notes,
         *hash_notes,
         *_teacher_notes(trainer, teacher, settings),
@@ -301,6 +301,23 @@ def _prepare(
     return trainer, readable, teacher, settings
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """What :func:`assemble` builds.
+
+    Attributes:
+        trainer: the trainer.
+        teacher: the teacher, if the recipe has one.
+        settings: of the run, with the fingerprint of the teacher.
+        notes: what the user should know about model and teacher, one sentence each.
+    """
+
+    trainer: Trainer
+    teacher: DistillationTeacher | None
+    settings: RunSettings
+    notes: list[str]
+
+
 def assemble(
     directory: Path,
     recipe: Recipe,
@@ -311,7 +328,7 @@ def assemble(
     workers: int | None,
     checkpoint: Resumable | None,
     teacher: DistillationTeacher | None = None,
-) -> tuple[Trainer, DistillationTeacher | None, list[str]]:
+) -> Assembled:
     """Builds model, teacher and trainer of a resolved recipe.
 
     Args:
@@ -325,11 +342,12 @@ def assemble(
         checkpoint: restored, if there is one.
         teacher: the teacher, if it is loaded already.
 
-    Returns:
-        The trainer, the teacher, if the recipe has one, and what the user should know about both.
+    Raises:
+        UserError: the checkpoint, the teacher and the data do not belong together.
     """
     built = build_model(recipe, splits.classes, settings.init, None if checkpoint is None else checkpoint.path)
     teacher = teacher or load_teacher(built.recipe, settings, splits, record)
+    settings = with_fingerprint(settings, teacher)
     limited, view_notes = limit_views(built.recipe, teacher)
     if teacher is not None:
         teacher.to(device)
@@ -339,7 +357,7 @@ def assemble(
         teacher.check(trainer.samples)
     if checkpoint is not None:
         restore(trainer, checkpoint, settings.data)
-    return trainer, teacher, [*built.notes, *view_notes]
+    return Assembled(trainer, teacher, settings, [*built.notes, *view_notes])
 
 
 def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settings: RunSettings) -> list[str]:
@@ -370,8 +388,8 @@ def _request(
     """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
     options.check()
     if resume is not None:
-        if any(value is not None for value in (out, init, teacher, teacher_weights)):
-            raise UserError("A resumed run keeps its own recipe, teacher and directory", "pass none of them to resume it")
+        if any(value is not None for value in (out, init)):
+            raise UserError("A resumed run keeps its own initial weights and directory", "pass none of them to resume it")
         resumed_recipe, resumed_settings = read_run(Path(resume), data)
         length = requested_length(resumed_recipe, changes or {}, Path(resume))
         resumed_settings = replace(
@@ -380,6 +398,8 @@ def _request(
             cache=options.cache.mode,
             cache_limit=options.cache.limit,
             checkpoint_minutes=options.checkpoint_minutes,
+            teacher=resumed_settings.teacher if teacher is None else absolute(teacher),
+            teacher_weights=resumed_settings.teacher_weights if teacher_weights is None else absolute(teacher_weights),
         )
         return _Request(Path(resume), resumed_recipe, resumed_settings, length)
     if data is None:

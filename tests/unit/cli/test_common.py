@@ -46,9 +46,9 @@ def test_run_options_become_recipe_settings() -> None:
 def test_resume_takes_no_other_settings(other: dict[str, Any]) -> None:
     RunOptions(resume=Path("run")).check_resume(None, None)
     RunOptions(**other).check_resume("a teacher")
-    with pytest.raises(UserError, match="pass --resume without them; --epochs and --minutes extend it"):
+    with pytest.raises(UserError, match="pass --resume without another; --epochs and --minutes extend it"):
         RunOptions(resume=Path("run"), **other).check_resume(None, None)
-    with pytest.raises(UserError, match="pass --resume without them; --epochs and --minutes extend it"):
+    with pytest.raises(UserError, match="pass --resume without another; --epochs and --minutes extend it"):
         RunOptions(resume=Path("run")).check_resume("a teacher")
 
 

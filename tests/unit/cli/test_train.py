@@ -37,7 +37,7 @@ def test_resume_needs_no_data(calls: list[Any]) -> None:
     assert calls[0][0] == (None, "small-data")
     assert calls[0][1]["resume"] == Path("runs/photos")
     for command in (["train"], ["pretrain"], ["teacher", "train"]):
-        with pytest.raises(UserError, match="pass --resume without them"):
+        with pytest.raises(UserError, match="pass --resume without another"):
             output(*command, "--resume", "runs/photos", "--recipe", "deit")
     output("train", "--resume", "runs/photos", "--epochs", "3")
     assert calls[-1][1]["settings"] == {"epochs": "3"}

@@ -11,7 +11,7 @@ import torch
 
 from deit.checkpoints.run_log import read_log
 from deit.checkpoints.weights import read_tensors
-from deit.errors import RecipeError, UserError
+from deit.errors import RecipeError, TeacherError, UserError
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
@@ -135,7 +135,9 @@ def test_run_cannot_become_shorter(epochs: str) -> None:
         requested_length(RECIPE, {"epochs": epochs}, Path("runs/a"))
 
 
-@pytest.mark.parametrize("other", [{"teacher": "a"}, {"init": "a"}, {"out": "a"}, {"teacher_weights": "a"}])
+@pytest.mark.parametrize("other", [{"init": "a"}, {"out": "a"}])
 def test_other_arguments_are_refused_instead_of_ignored(finished: Path, other: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="keeps its own recipe, teacher and directory"):
+    with pytest.raises(UserError, match="keeps its own initial weights and directory"):
         train(resume=finished, **other)  # type: ignore[arg-type]
+    with pytest.raises(TeacherError, match="learns from labels only, but a teacher is given"):
+        train(resume=finished, teacher="a")

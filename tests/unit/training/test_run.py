@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from benchmarks import kills
 
 from deit.checkpoints.model_card import model_card
+from deit.checkpoints.run_log import read_log
 from deit.checkpoints.weights import read_tensors
+from deit.distillation.build_cache import build_cache
 from deit.errors import CheckpointError, TeacherError, UserError
 from deit.images.processor import DeiTImageProcessor
 from deit.models.auto import load_classifier
@@ -18,6 +22,7 @@ from deit.models.modeling import DeiTForImageClassificationWithTeacher
 from deit.models.timm_classifier import new_timm_classifier
 from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings
+from deit.system import locking
 from deit.training.run import train, train_on
 from deit.training.state import FEATURES_NAME
 from tests.helpers import memory_splits, pattern, randomized, tiny_deit
@@ -39,6 +44,47 @@ def test_run_writes_evaluation_report_and_cards(tmp_path: Path) -> None:
     assert f"{result.evaluation.main.top1:.2%}" in card
     again = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "a run", device="cpu", workers=0)
     assert again.evaluation.heads == result.evaluation.heads
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_resumed_run_recognizes_its_teacher_wherever_it_is(tmp_path: Path, is_cached: bool) -> None:
+    kills.make_images(tmp_path / "images")
+    options: dict[str, Any] = {"workers": 0, "device": "cpu"}
+    convnet, recipe = get_recipe("convnet").tiny(), get_recipe("small-data-distilled").tiny().replace(epochs=1)
+    for seed, name in enumerate(("teacher", "other")):
+        train(tmp_path / "images", convnet.replace(seed=seed), out=tmp_path / name, **options)
+        if is_cached:
+            build_cache(tmp_path / "images", recipe, teacher=tmp_path / name, out=tmp_path / f"{name} cache", **options)
+    ending = " cache" if is_cached else ""
+    run = tmp_path / "run"
+    train(tmp_path / "images", recipe, out=run, teacher=tmp_path / f"teacher{ending}", **options)
+    assert json.loads((run / "run.json").read_text())["teacher_sha256"]
+    (tmp_path / f"teacher{ending}").rename(tmp_path / "moved")
+    longer: dict[str, Any] = {"resume": run, "settings": {"epochs": "2"}, **options}
+    with pytest.raises(UserError):
+        train(**longer)
+    with pytest.raises(TeacherError, match="other.* is not the teacher of this run: pass the location of that one"):
+        train(teacher=tmp_path / f"other{ending}", **longer)
+    train(teacher=tmp_path / "moved", **longer)
+    assert json.loads((run / "run.json").read_text())["teacher"] == str(tmp_path / "moved")
+    assert [row["epoch"] for row in read_log(run)] == [1, 2]
+
+
+def test_second_program_in_a_run_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.1)
+    recipe = get_recipe("deit").tiny()
+    with locking.locked(tmp_path / "run", "wait"):
+        with pytest.raises(UserError, match=r"Another program is writing to .*run: wait until it has finished, or pass another"):
+            train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [locking.LOCK_NAME]
+    train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0)
+    assert not (tmp_path / "run" / locking.LOCK_NAME).exists()
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_checkpoint_minutes_must_be_positive(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(UserError, match="pass a number above 0"):
+        train("digits", out=tmp_path / "run", checkpoint_minutes=minutes)
 
 
 def test_cache_is_recorded_and_kept_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
