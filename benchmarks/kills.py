@@ -191,10 +191,10 @@ def main() -> None:
             rows.append({"setup": setup.name, "workers": setup.workers, "kills": kills, "runs": ended, "different": different})
             print(f"{setup.name}: {kills} kills, {ended} runs ended, {different} of them differ", flush=True)
     result = {**environment(torch.device("cpu"), {"torch": torch.__version__}), "seed": arguments.seed, "rows": rows}
-    publish(result, page(result), "kills" if arguments.write else None)
+    publish(result, table(result), "kills" if arguments.write else None)
 
 
-def page(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
     rows = result["rows"]
     lines = [
