@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,8 @@ def replay(
     losses = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in result.losses.items())
     output.line(f"Epoch {epoch}, step {step}, learning rate {result.lr:.4g}: {losses}, gradient norm {result.gradient_norm:.6g}")
     output.line()
-    largest = sorted(result.gradient_norms.items(), key=lambda item: (item[1] == item[1], -item[1]))[:LARGEST_GRADIENTS]
+    norms = result.gradient_norms
+    largest = sorted(norms.items(), key=lambda item: -math.inf if math.isnan(item[1]) else -item[1])[:LARGEST_GRADIENTS]
     if output.for_people:
         output.table(["parameter", Column("gradient norm", "{:.4g}")], largest, "Largest gradients")
         output.line()

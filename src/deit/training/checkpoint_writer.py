@@ -18,11 +18,15 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
     Args:
         directory: the run's checkpoints.
         interval: seconds of training after which :attr:`is_due` is true.
-        remedy: how to resume, for errors.
+        resume: how to resume, for errors.
+
+    Attributes:
+        remedy: what to do if something cannot be written.
     """
 
-    def __init__(self, directory: Path, interval: float, remedy: str) -> None:
-        self._directory, self._interval, self._remedy = directory, interval, remedy
+    def __init__(self, directory: Path, interval: float, resume: str) -> None:
+        self._directory, self._interval = directory, interval
+        self.remedy = f"the checkpoint before is kept; make space or correct the path, then {resume}"
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Path] | None = None
         self._last = time.monotonic()
@@ -68,7 +72,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
             pending.result()
         except OSError as error:
             problem = f"A checkpoint cannot be written to {self._directory}: {error.strerror or error}"
-            raise WorkError(problem, f"the one before is kept; make space or correct the path, then {self._remedy}") from error
+            raise WorkError(problem, self.remedy) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

@@ -20,7 +20,15 @@ from deit.checkpoints.run_log import add_non_finite_step, read_log, write_log
 from deit.checkpoints.selection import best_epoch
 from deit.data.loader import Batch, EvaluationSamples, Loader, TrainSamples
 from deit.data.sampler import steps_per_epoch
-from deit.errors import ImageError, InterruptedWorkError, LoadingError, NonFiniteLossError, NonFiniteOutputError, WorkError
+from deit.errors import (
+    DeiTError,
+    ImageError,
+    InterruptedWorkError,
+    LoadingError,
+    NonFiniteLossError,
+    NonFiniteOutputError,
+    WorkError,
+)
 from deit.evaluation.evaluate import evaluate_source
 from deit.inference.logits import check_logits
 from deit.models.modeling import DeiTForMaskedImageModeling
@@ -140,9 +148,9 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: training diverged.
-            WorkError: a checkpoint could not be written; the one before is kept.
             InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; a checkpoint of the current step was written.
-            WorkError: a worker process failed; a checkpoint of the current step was written.
+            WorkError: a worker process failed, and a checkpoint of the current step was written; or the run directory cannot be
+                written to, such as for lack of space, and the checkpoint before is kept.
             ImageError: an image is unreadable, unless unreadable images are skipped; a checkpoint of the current step was
                 written.
         """
@@ -171,6 +179,11 @@ class Trainer:
                     problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
                     remedy = f"replace it, or leave it out with --skip-unreadable; {self.resume_remedy}"
                     raise type(error)(problem, remedy) from None
+                except OSError as error:
+                    if isinstance(error, DeiTError):
+                        raise
+                    problem = f"Training stopped in epoch {epoch + 1}: {error.strerror or error}"
+                    raise WorkError(f"{problem}: {error.filename}" if error.filename else problem, writer.remedy) from error
                 progress.advance(0, _format_validation(row["validation"]))
 
     @property

@@ -131,13 +131,23 @@ def test_full_disk_stops_training_and_keeps_the_checkpoint_before(tmp_path: Path
 
     monkeypatch.setattr(checkpoint_writer, "write_checkpoint", full)
     problem = (
-        "checkpoints: No space left on device: the one before is kept; make space .* then resume with: deit train --resume"
+        "checkpoints: No space left on device: the checkpoint before is kept; make space .* then resume with: deit train --resume"
     )
     with pytest.raises(WorkError, match=problem):
         trainer.fit()
     found = newest_checkpoint(tmp_path / "checkpoints")[0]
     assert found is not None
     assert found.state.epoch == 1
+
+
+def test_model_that_cannot_be_saved_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "best"))
+
+    trainer = tiny_trainer(tmp_path)
+    monkeypatch.setattr(trainer, "_save_model", full)
+    with pytest.raises(WorkError, match=r"in epoch 1: No space left on device: .*best: the checkpoint before is kept; make space"):
+        trainer.fit()
 
 
 @pytest.mark.parametrize("recipe", ["small-data", "pretrain-mim"])
