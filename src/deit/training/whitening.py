@@ -1,7 +1,8 @@
 """Whitening initialization of ``plain_convnet`` (arXiv 2404.00498).
 
 The filters of its first layer are the principal components of the patches of the training images, scaled to the same variance,
-each with both signs. The layer is frozen: it has nothing left to learn, and needs no gradient.
+each with both signs. Where there are fewer components than half of the filters, as in gray images, the other filters are random
+combinations of them. The layer is frozen: it has nothing left to learn, and needs no gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def whiten_first_layer_(model: TimmClassifier, images: Iterable[Tensor]) -> None
     """Replaces the filters of the first layer in place.
 
     Args:
-        model: a ``plain_convnet``, newly initialized. Filters beyond twice the number of components keep their random weights.
+        model: a ``plain_convnet``, newly initialized.
         images: (B, 3, height, width) each, normalized.
     """
     assert isinstance(model.network, PlainConvNet)
@@ -43,8 +44,9 @@ def whiten_first_layer_(model: TimmClassifier, images: Iterable[Tensor]) -> None
     if not moments:  # no image is readable; training says so
         return
     filters = whitening_filters(torch.stack(moments).mean(0), len(convolution.weight) // 2)
-    paired = torch.cat([filters, -filters])  # (2 n, P)
-    convolution.weight[: len(paired)] = paired.view_as(convolution.weight[: len(paired)])
+    others = convolution.weight[2 * len(filters) :].flatten(1)[:, : len(filters)]  # random numbers
+    combinations = F.normalize(others) @ filters
+    convolution.weight.copy_(torch.cat([filters, -filters, combinations]).view_as(convolution.weight))
 
 
 def whitening_filters(moments: Tensor, count: int) -> Tensor:
