@@ -275,10 +275,10 @@ def small_data_distilled() -> Recipe:
 def convnet() -> Recipe:
     """Trains a convolutional teacher from scratch on small data within a given time, with the pipeline of ``small-data``.
 
-    Six plain convolutions (:mod:`deit.models.plain_convnet`), of which the first is whitened
-    (:mod:`deit.training.whitening`), trained on images of half the size at first, unless they are small; until then, the validation accuracy at full size is low. ``--arch`` selects any other network of timm; small images
-    are enlarged for it. No label smoothing, so that its probabilities are calibrated better. Without ``--minutes`` it trains 60
-    epochs.
+    Six plain convolutions (:mod:`deit.models.plain_convnet`), of which the first is whitened (:mod:`deit.training.whitening`),
+    trained on images of half the size at first, unless they are small; until then, the validation accuracy at full size is low.
+    ``--arch`` selects any other network of timm; small images are enlarged for it. No label smoothing, so that its probabilities
+    are calibrated better. Without ``--minutes`` it trains 60 epochs.
 
     Command:   deit teacher train PHOTOS --minutes 4
     Hardware:  as ``small-data``.
@@ -288,7 +288,7 @@ def convnet() -> Recipe:
         name="convnet",
         epochs=60,
         smoothing=0.0,
-        model=ConvNet(architecture=PLAIN_CONVNET, half_size_until=0.5).model_dump(),
+        model=ConvNet(architecture=PLAIN_CONVNET, half_size_until=0.5, whitened=True).model_dump(),
     )
 
 
@@ -345,7 +345,7 @@ def digits_convnet() -> Recipe:
         epochs=12,
         batch_size=32,
         mirror_test=False,
-        model={"image_size": 32, "half_size_until": 0.0},
+        model={"image_size": 32, "half_size_until": 0.0, "whitened": False},
         augmentation=DIGITS_AUGMENTATION,
     )
 

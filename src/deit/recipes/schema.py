@@ -121,6 +121,8 @@ class ConvNet(Section):
         architecture: timm's model name.
         image_size: input size in pixels, one side or (height, width); None chooses it from the data and the available time.
         half_size_until: fraction of training on images of half the height and width, which are several times faster.
+        whitened: whiten and freeze the first layer of a ``plain_convnet`` (:mod:`deit.training.whitening`). Other networks have
+            no such layer.
         arguments: additional arguments of ``timm.create_model``.
     """
 
@@ -128,6 +130,7 @@ class ConvNet(Section):
     architecture: str = "regnety_004"
     image_size: Side | tuple[Side, Side] | None = None
     half_size_until: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    whitened: bool = False
     arguments: dict[str, bool | int | float | str | list[int]] = {}
 
     @model_validator(mode="after")

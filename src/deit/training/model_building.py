@@ -186,7 +186,7 @@ def _build_convnet(recipe: Recipe, settings: ConvNet, classes: tuple[str, ...], 
     seed = torch_seed(recipe.seed, RngStream.INIT)
     if init is None:
         network = new_timm_classifier(settings.architecture, classes, recipe.processor(), dict(settings.arguments), seed)
-        return BuiltModel(recipe, network, [], needs_whitening=freeze_first_layer(network))
+        return BuiltModel(recipe, network, [], needs_whitening=settings.whitened and freeze_first_layer(network))
     loaded = load_classifier(init)
     if not isinstance(loaded.model, TimmClassifier):
         raise TeacherError(f"{init} is a transformer", "use `deit train --init` to continue training it")
@@ -199,5 +199,6 @@ def _build_convnet(recipe: Recipe, settings: ConvNet, classes: tuple[str, ...], 
     model = {"architecture": network.architecture, "arguments": network.arguments}
     resolved = recipe.replace(model=model, mean=mean, std=std)
     network.processor = resolved.processor()
-    freeze_first_layer(network)
+    if settings.whitened:
+        freeze_first_layer(network)
     return BuiltModel(resolved, network.train(), notes)
