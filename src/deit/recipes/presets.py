@@ -277,7 +277,7 @@ def convnet() -> Recipe:
 
     Six plain convolutions (:mod:`deit.models.plain_convnet`), of which the first is whitened (:mod:`deit.training.whitening`),
     trained on images of half the size at first, unless they are small; until then, the validation accuracy at full size is low.
-    ``--arch`` selects any other network of timm; small images are enlarged for it. No label smoothing, so that its probabilities
+    ``--arch`` selects any other network of timm; small images are enlarged for it. Without label smoothing, its probabilities
     are calibrated better. Without ``--minutes`` it trains 60 epochs.
 
     Command:   deit teacher train PHOTOS --minutes 4
