@@ -2,12 +2,13 @@
 
     python -m benchmarks.checkpoints [--variants NAME ...] [--repeats 3] [--write]
 
-Training waits while weights, their EMA and the optimizer state are copied. While a thread writes the copy, steps are slower, since
-they share the cores with it. Both together, in percent of the five minutes between two checkpoints, are what a checkpoint costs.
+Training waits while weights, their EMA and the optimizer state are copied. While a thread writes the copy, steps are slower,
+since they share the cores with it. Both together, in percent of the five minutes between two checkpoints, are what a checkpoint
+costs.
 
-A step is that of AdamW on random images at the variant's own size, in the precision that training would choose. The folder of the
-checkpoints is below the current directory, so that its disk is measured. Figures are medians over the repeats. The last line
-printed is the result as JSON. ``--write`` writes ``checkpoints.json`` and ``checkpoints.md``.
+A step is that of AdamW on random images at the variant's own size, in the precision that training would choose. The checkpoints
+are below the current directory, so that its disk is measured. Figures are medians over the repeats. The last line printed is the
+result as JSON. ``--write`` writes ``checkpoints.json`` and ``checkpoints.md``.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{result['date']}, {result['hardware']}, {result['software']}.",
         f"`python -m benchmarks.checkpoints --repeats {result['repeats']} --write`: seconds, medians. Training waits while the",
-        "weights, their EMA and the optimizer state are copied, and its steps are slower while the copy is written; both together",
-        f"in percent of the {CHECKPOINT_MINUTES:g} minutes between two checkpoints.",
+        "weights, their EMA and the optimizer state are copied, and its steps are slower while the copy is written; both",
+        f"together in percent of the {CHECKPOINT_MINUTES:g} minutes between two checkpoints.",
         "",
         "| model | MB | step of 8 images | copying | writing | training waited | of the time |",
         "|---|--:|--:|--:|--:|--:|--:|",

@@ -38,7 +38,8 @@ def replay(
         print_json({**result.to_dict(), "images": str(path)})
         return
     losses = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in result.losses.items())
-    output.line(f"Epoch {epoch}, step {step}, learning rate {result.lr:.4g}: {losses}, gradient norm {result.gradient_norm:.6g}")
+    output.line(f"Epoch {epoch}, step {step}, learning rate {result.lr:.4g}: {losses}")
+    output.line(f"Gradient norm {result.gradient_norm:.6g}")
     output.line()
     norms = result.gradient_norms
     largest = sorted(norms.items(), key=lambda item: -math.inf if math.isnan(item[1]) else -item[1])[:LARGEST_GRADIENTS]

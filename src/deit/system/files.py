@@ -213,7 +213,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_directory(path)
     try:
-        with locked_file(draft.with_name(lock_name(path)), f"Another program is writing to {path}", "wait for it, or choose another destination"):
+        problem, remedy = f"Another program is writing to {path}", "wait for it, or choose another destination"
+        with locked_file(draft.with_name(lock_name(path)), problem, remedy):
             clean_up_drafts(path, draft)
             yield draft
             replace_directory(draft, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
@@ -76,7 +76,9 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            with suppress(WorkError if error is not None else ()):  # one error is reported
-                self.wait()
+            self.wait()
+        except WorkError:
+            if error is None:  # one error is reported
+                raise
         finally:
             self._executor.shutdown()

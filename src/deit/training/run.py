@@ -98,9 +98,9 @@ def train(
         data: a data set, as :func:`deit.data.opening.open_data` takes it; may be omitted with ``resume``.
         recipe: a :class:`Recipe`, its name, or a TOML file.
         out: the run directory, new or empty; None creates one below ``runs``.
-        resume: run directory to resume, with its own recipe, teacher and data; ``data``, ``teacher`` and ``teacher_weights`` are
-            their locations if they have moved. Of ``settings``, only ``epochs`` and ``minutes`` are allowed: they extend the run
-            (:mod:`deit.training.extension`).
+        resume: run directory to resume, with its own recipe, teacher and data; ``data``, ``teacher`` and ``teacher_weights``
+            are their locations if they have moved. Of ``settings``, only ``epochs`` and ``minutes`` are allowed, which extend
+            the run (:mod:`deit.training.extension`).
         init: checkpoint to start from: of any format, a run, a hub name or a variant's name. Heads are newly initialized if
             its classes are not those of the data.
         teacher: the teacher, as :meth:`Teacher.load` takes it, or a directory of ``deit teacher cache``; required if the

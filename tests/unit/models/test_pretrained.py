@@ -214,8 +214,9 @@ def test_run_keeps_layer_scale_in_checkpoints_and_folds_it_in_models(tmp_path: P
         .replace(optimizer={"warmup_epochs": 0}, ema={"decay": 0.5, "evaluate": True}, model={"layer_scale": 0.5})
     )
     run = train_on(memory_splits(48), recipe, RunSettings("memory"), tmp_path / "run", device="cpu", workers=0).directory
-    checkpoint = newest_checkpoint(run / "checkpoints")[0]
-    assert checkpoint is not None
+    newest = newest_checkpoint(run / "checkpoints")[0]
+    assert newest is not None
+    checkpoint = newest.path
     x = noise(2, 3, 32, 32)
     weights, ema = load_model(checkpoint), load_model(checkpoint, ema=True)
     factors = [model.state_dict()["vit.layers.0.layer_scale"] for model in (weights, ema)]
