@@ -7,8 +7,8 @@ since they share the cores with it. Both together, in percent of the five minute
 costs.
 
 A step is that of AdamW on random images at the variant's own size, in the precision that training would choose. The checkpoints
-are below the current directory, so that its disk is measured. Figures are medians over the repeats. The last line printed is the
-result as JSON. ``--write`` writes ``checkpoints.json`` and ``checkpoints.md``.
+are below the current directory, so that its disk is measured. Figures are medians over the repeats. The last line printed is
+the result as JSON. ``--write`` writes ``checkpoints.json`` and ``checkpoints.md``.
 """
 
 from __future__ import annotations

@@ -102,7 +102,6 @@ def run() -> None:
         prefix = f"{error.filename}: " if error.filename else ""
         _fail(f"{prefix}{error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C again, while libraries clean up, ends the program quietly
         _fail("interrupted.", exit_code(signal.SIGINT))
     except Terminated as error:
         _fail(f"stopped by {signal.Signals(error.number).name}.", exit_code(error.number))
@@ -113,7 +112,15 @@ def run() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """Prints an error and exits."""
+    """Prints an error and exits.
+
+    Ctrl-C again, while libraries clean up, ends the program quietly. SIGTERM and SIGHUP, which are often sent more than once, do
+    not change the exit code.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # no SIGHUP on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     print_status(f"deit: {message}")
     sys.exit(code)
 
