@@ -114,8 +114,8 @@ def run() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     """Prints an error and exits.
 
-    Ctrl-C again, while libraries clean up, ends the program quietly. SIGTERM and SIGHUP, which are often sent more than once, do
-    not change the exit code.
+    Ctrl-C again, while libraries clean up, ends the program quietly. SIGTERM and SIGHUP, which are often sent more than once,
+    do not change the exit code.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for name in ("SIGTERM", "SIGHUP"):
