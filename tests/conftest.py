@@ -30,7 +30,7 @@ CLASSES = ("golden retriever", "кошка", "鳥 (bird)")
 
 @pytest.fixture(autouse=True)
 def _own_signal_handlers() -> Iterator[None]:
-    """Restores the handlers of signals, which the program changes when it ends, and which the processes of later tests inherit."""
+    """Restores the handlers of signals, which the program changes when it ends, and which later processes inherit."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield
