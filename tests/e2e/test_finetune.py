@@ -96,7 +96,7 @@ def test_fine_tuning_of_the_class_head_only(deit: Deit, work: Path, photos: Path
         (("train", "{photos}", "--init", "plain", "--set", "model.head=keep"), "has 7 classes and the data has 3"),
         (("teacher", "train", "{photos}", "--init", "a teacher", "--arch", "resnet18"), "leave one of them out"),
         (("pretrain", "{photos}", "--set", "model.trainable=heads"), "trains the whole model"),
-        (("pretrain", "--resume", "a teacher", "--recipe", "deit"), "pass --resume without them"),
+        (("pretrain", "--resume", "a teacher", "--recipe", "deit"), "pass --resume without another"),
     ],
 )
 def test_wrong_use_is_a_one_line_error(deit: Deit, work: Path, photos: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from benchmarks import (
     cached_teacher,
+    checkpoints,
     data,
     hostile_files,
     hostile_images,
     inference,
+    kills,
     minutes,
     preprocessing,
     quickstart,
@@ -25,10 +27,12 @@ from benchmarks import (
 
 PAGES: dict[str, Callable[[Any], str]] = {
     "cached_teacher": cached_teacher.table,
+    "checkpoints": checkpoints.table,
     "data": data.table,
     "hostile_files": hostile_files.table,
     "hostile_images": hostile_images.table,
     "inference": inference.table,
+    "kills": kills.table,
     "minutes": minutes.table,
     "preprocessing": preprocessing.table,
     "quickstart": quickstart.table,
