@@ -60,7 +60,7 @@ class _Options:
     def check(self) -> None:
         self.cache.check()
         if not self.checkpoint_minutes > 0:
-            raise UserError(f"There is no checkpoint every {self.checkpoint_minutes:g} minutes", "pass a number above 0")
+            raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is not a time", "pass a number above 0")
 
 
 @dataclass(frozen=True)
