@@ -48,7 +48,7 @@ from deit.recipes.samples import training_samples
 from deit.recipes.schema import MAX_EPOCHS, Recipe
 from deit.system.devices import choose_device
 from deit.system.files import check_writable
-from deit.system.locking import locked
+from deit.system.locking import is_unused, locked
 from deit.system.progress import print_status
 from deit.system.replacing import clean_up
 
@@ -222,7 +222,7 @@ def _check_request(
     check_class_names(splits.classes)  # as training does
     if len(splits.classes) > MAX_CACHED_CLASSES:
         raise TeacherError(f"The data has {len(splits.classes):,} classes", f"at most {MAX_CACHED_CLASSES:,} can be cached")
-    if directory.exists() and not is_logit_cache(directory) and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not is_logit_cache(directory) and not is_unused(directory):
         raise TeacherError(f"{directory} exists already and is not a cache", "pass another --out")
     check_writable(directory)
 

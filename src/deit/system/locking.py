@@ -39,6 +39,11 @@ def locked(directory: Path, remedy: str) -> Iterator[None]:
                 path.rmdir()
 
 
+def is_unused(path: Path) -> bool:
+    """Whether a path is a directory that holds nothing but the lock of a killed program, or nothing at all."""
+    return path.is_dir() and all(file.name == LOCK_NAME for file in path.iterdir())
+
+
 @contextmanager
 def locked_file(path: Path, problem: str, remedy: str) -> Iterator[None]:
     """Locks a file until the end of the context. It is created, and removed at the end.

@@ -25,6 +25,7 @@ from deit.distillation.loading import with_reduction_of_teacher
 from deit.errors import UserError
 from deit.recipes.image_caching import add_image_cache
 from deit.recipes.planning import resolve_recipe
+from deit.recipes.run_settings import RunSettings
 from deit.system.devices import choose_device
 from deit.system.hardware import cores
 from deit.system.progress import Progress, print_status
@@ -33,7 +34,7 @@ from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.optimization import trainable_modules
 from deit.training.run import assemble
 from deit.training.run_directory import read_run
-from deit.training.state import newest_checkpoint
+from deit.training.state import Resumable, newest_checkpoint
 from deit.training.step import accumulate_gradients
 
 SHEET_COLUMNS = 8
@@ -121,6 +122,7 @@ def replay(
     resolved, _ = resolve_recipe(recipe, splits, parallel=cores() if torch_device.type == "cpu" else 1)
     splits, settings, _ = add_image_cache(splits, resolved, with_reduction_of_teacher(settings))
     checkpoint, notes = newest_checkpoint(directory / CHECKPOINTS_NAME, before=(epoch - 1, step - 1))
+    _check_schedule(settings, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:  # instead of the run directory
         trainer = assemble(Path(scratch), resolved, splits, record, settings, torch_device, workers, checkpoint).trainer
         _check_step(trainer, epoch, step)
@@ -130,6 +132,20 @@ def replay(
         print_status(f"Replaying epoch {epoch}, step {step}, from {source}")
         with stop_on_signals():
             return _repeat(trainer, _advance(trainer, epoch - 1, step - 1), epoch - 1, step - 1)
+
+
+def _check_schedule(settings: RunSettings, checkpoint: Resumable | None) -> None:
+    """Checks that no step from the checkpoint on was taken before the run was extended, when its learning rates were others.
+
+    Raises:
+        UserError: one was.
+    """
+    extended = settings.extended[-1][0] if settings.extended else 0  # finished epochs
+    if (0 if checkpoint is None else checkpoint.state.epoch) < extended:
+        raise UserError(
+            f"The run was extended after epoch {extended}, and there is no checkpoint between that and the step",
+            "replay a step that is after the oldest checkpoint",
+        )
 
 
 def _check_step(trainer: Trainer, epoch: int, step: int) -> None:

@@ -10,7 +10,7 @@ from deit.errors import CheckpointError, RecipeError
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.files import RECIPE_NAME, RUN_NAME, check_writable, json_text, read_json, write_files
-from deit.system.locking import LOCK_NAME
+from deit.system.locking import is_unused
 from deit.system.replacing import shortened
 
 
@@ -28,7 +28,7 @@ def new_run_directory(out: str | Path | None, data: str, recipe_name: str) -> Pa
     """
     if out is not None:
         directory = Path(out)
-        if directory.exists() and not (directory.is_dir() and all(path.name == LOCK_NAME for path in directory.iterdir())):
+        if directory.exists() and not is_unused(directory):
             raise RecipeError(f"{directory} exists already", "pass another --out, or --resume to resume the run in it")
     else:
         stem = Path("runs") / shortened(f"{short_name(data)}-{recipe_name}")

@@ -12,7 +12,7 @@ import pytest
 
 from deit.errors import UserError
 from deit.system import locking
-from deit.system.locking import locked
+from deit.system.locking import is_unused, locked
 
 HOLD = "import sys, time; from pathlib import Path; from deit.system.locking import locked\n"
 HOLD += "with locked(Path(sys.argv[1]), 'wait'): print('locked', flush=True); time.sleep(100)"
@@ -26,6 +26,15 @@ def test_directory_is_created_and_removed_if_it_stays_empty(tmp_path: Path) -> N
         (tmp_path / "runs" / "new" / "file").touch()
         raise KeyError
     assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["file"]
+
+
+def test_directory_with_the_lock_of_a_killed_program_is_unused(tmp_path: Path) -> None:
+    assert is_unused(tmp_path)
+    (tmp_path / locking.LOCK_NAME).touch()
+    assert is_unused(tmp_path)
+    (tmp_path / "file").touch()
+    assert not is_unused(tmp_path)
+    assert not is_unused(tmp_path / "file")
 
 
 def test_second_lock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

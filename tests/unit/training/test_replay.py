@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def test_replayed_step_is_that_of_the_run(folder: Path, epoch: int, step: int) -
 def test_step_that_the_run_does_not_have_is_an_error(folder: Path, epoch: int, step: int) -> None:
     with pytest.raises(UserError, match=rf"no epoch {epoch}, step {step}: it has 9 steps, 3 in an epoch"):
         replay(folder / "run", epoch, step, workers=0, device="cpu")
+
+
+def test_steps_before_an_extension_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    train(resume=tmp_path / "run", settings={"epochs": "5"}, workers=0, device="cpu")
+    with pytest.raises(UserError, match="extended after epoch 3, and there is no checkpoint between that and the step"):
+        replay(tmp_path / "run", 2, 1, workers=0, device="cpu")
+    assert replay(tmp_path / "run", 5, 2, workers=0, device="cpu").step == 2
 
 
 def test_command_writes_the_images(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
