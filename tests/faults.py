@@ -73,8 +73,15 @@ def _fault_at(index: int, fault: Fault) -> Iterator[list[int]]:
 
         return call
 
+    def opening(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            file = function(path, mode, *arguments, **options)
+            return _FailingFile(file, fail) if mode in ("wb", "xb") else file
+
+        return call
+
     with (
-        patch.object(Path, "write_bytes", writing(Path.write_bytes)),
+        patch.object(Path, "open", opening(Path.open)),
         patch.object(Path, "write_text", writing(Path.write_text)),
         patch.object(os, "fsync", wrapped(os.fsync)),
         patch.object(os, "rename", wrapped(os.rename)),
@@ -83,3 +90,24 @@ def _fault_at(index: int, fault: Fault) -> Iterator[list[int]]:
         patch.object(shutil, "rmtree", wrapped(shutil.rmtree)),
     ):
         yield count
+
+
+class _FailingFile:
+    """An open file of which a write fails half way."""
+
+    def __init__(self, file: Any, fail: Callable[[Callable[[], object]], None]) -> None:
+        self._file, self._fail = file, fail
+
+    def __enter__(self) -> _FailingFile:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._file.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, content: Any) -> Any:
+        self._fail(lambda: self._file.write(content[: len(content) // 2]))
+        return self._file.write(content)

@@ -14,6 +14,7 @@ DeiTError
     ├── NonFiniteLossError    diverged training
     ├── NonFiniteOutputError  diverged model
     ├── LoadingError          worker process of the data loader that failed
+    ├── PeerError             another process of a distributed run that failed
     └── InterruptedWorkError  work stopped by a signal, which can be resumed; exits with 128 + its number
 """
 
@@ -104,6 +105,20 @@ class NonFiniteOutputError(WorkError):
 
 class LoadingError(WorkError):
     """Worker process of the data loader that failed, such as for lack of memory."""
+
+
+class PeerError(WorkError):
+    """Another process of a distributed run has failed, which reports why.
+
+    Args:
+        problem: what is wrong.
+        remedy: what the user can do about it.
+        exit_code: of this process.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", exit_code: int = 1) -> None:
+        super().__init__(problem, remedy)
+        self.exit_code = exit_code
 
 
 class InterruptedWorkError(WorkError):

@@ -23,7 +23,7 @@ MAX_HEADER = 4 * 2**20  # bytes of a safetensors header; a model with 300 tensor
 MAX_TENSORS = 20_000
 MAX_DIMENSION = 2**63 - 1  # the limit of torch; the header of an empty tensor could claim more
 
-_DTYPES = {  # name in a safetensors header -> dtype
+DTYPES = {  # name in a safetensors header -> dtype
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
@@ -131,7 +131,7 @@ def open_safetensors(path: Path) -> TensorFile:
     if any(dimension > MAX_DIMENSION for shape, _ in header.values() for dimension in shape):
         raise CheckpointError(f"{path} is not a valid safetensors file (a tensor is too large)", "copy or save it again")
     return TensorFile(
-        path, {name: Entry(shape, _dtype(path, name, _DTYPES.get(dtype, dtype))) for name, (shape, dtype) in header.items()}
+        path, {name: Entry(shape, _dtype(path, name, DTYPES.get(dtype, dtype))) for name, (shape, dtype) in header.items()}
     )
 
 
@@ -214,8 +214,8 @@ def _type_name(value: object) -> str:
 
 
 def _dtype(path: Path, name: str, dtype: object) -> torch.dtype:
-    if dtype not in _DTYPES.values():
-        raise CheckpointError(f"{printable(name)} in {path} has dtype {dtype}", f"use one of {', '.join(_DTYPES)}")
+    if dtype not in DTYPES.values():
+        raise CheckpointError(f"{printable(name)} in {path} has dtype {dtype}", f"use one of {', '.join(DTYPES)}")
     assert isinstance(dtype, torch.dtype)
     return dtype
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save
+import torch
 from torch import Tensor, nn
 
 from deit.checkpoints.state_dicts import anchor_of, unwrap_names
-from deit.checkpoints.tensors import TensorFile, open_safetensors
+from deit.checkpoints.tensors import DTYPES, TensorFile, open_safetensors
 from deit.errors import CheckpointError
 from deit.system.files import write_bytes
 from deit.system.progress import plural
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The order in which the library writes tensors, of those of equal size.
+DTYPE_ORDER = {
+    DTYPES[name]: number for number, name in enumerate(("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"))
+}
+HEADER_ALIGNMENT = 8  # bytes
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -27,7 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def serialize_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Returns the content of a safetensors file."""
-    return serialized_copies(copied_tensors(tensors))
+    return b"".join(serialized_parts(copied_tensors(tensors)))
 
 
 def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,9 +45,26 @@ def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def serialized_copies(tensors: Mapping[str, Tensor]) -> bytes:
-    """Returns the content of a safetensors file with tensors from :func:`copied_tensors`, which are not copied again."""
-    return save(dict(tensors), {"format": "pt"})
+def serialized_parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yields the content of a safetensors file in parts: its header, and the memory of each tensor.
+
+    The bytes are those of ``safetensors.torch.save``, which copies all tensors three times: too slow beside training.
+
+    Args:
+        tensors: what :func:`copied_tensors` returned.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), DTYPE_ORDER[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        yield tensors[name].flatten().view(torch.uint8).numpy().data
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ import typer
 from deit.cli.options import Command, with_fields
 from deit.cli.output import Column, Output, print_json
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode
-from deit.errors import UserError
+from deit.errors import PeerError, UserError
 from deit.recipes.run_settings import CHECKPOINT_MINUTES
 from deit.system.files import BEST_NAME
+from deit.system.torchrun import is_main, world_size
 
 if TYPE_CHECKING:
     from deit.evaluation.metrics import Evaluation
@@ -231,6 +232,17 @@ def check_init_shape(init: str | None, shape: str | None, option: str = "--model
     """
     if init is not None and shape is not None:
         raise UserError(f"--init and {option} both set the shape of the model", "leave one of them out")
+
+
+def check_one_process(command: str) -> None:
+    """Checks that a command which torchrun cannot divide runs in one process.
+
+    Raises:
+        UserError: torchrun has started several; in the others than the first, which reports it, a PeerError.
+    """
+    if world_size() > 1:
+        problem, remedy = f"`deit {command}` runs in one process", "start it without torchrun"
+        raise UserError(problem, remedy) if is_main() else PeerError(problem, remedy, UserError.exit_code)
 
 
 def image_files(path: Path) -> list[Path]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.common import DataArgument, MaxPixelsOption
+from deit.cli.common import DataArgument, MaxPixelsOption, SkipOption
 from deit.cli.output import Column, Output, print_json, print_line, with_output
-from deit.system.progress import print_status
+from deit.system.progress import duration, print_status
 
 if TYPE_CHECKING:
     from deit.data.checking import DataCheck
 
 SPLITS = ("train", "validation", "test")
 
-app = typer.Typer(help="List and check data sets.", no_args_is_help=True)
+app = typer.Typer(help="List, check and pack data sets.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """List and check data sets."""
+    """List, check and pack data sets."""
 
 
 @app.command("list")
@@ -57,6 +60,46 @@ def list_data(*, output: Output) -> None:
     output.line(
         "imagenet-v2, -real, -a and -r are for `deit evaluate` only. Also accepted: digits, folders, manifests, hf:OWNER/NAME."
     )
+
+
+@app.command("pack")
+@with_output
+def pack_data(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the shards, which does not exist yet.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="PIXELS", help="Reduce larger images to this shorter side, as JPEG. Default: keep the files."
+        ),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEG files, with --size.")] = 90,
+    shard_mb: Annotated[float, typer.Option("--shard-mb", metavar="MB", help="Size of a shard.")] = 256,
+    skip_unreadable: SkipOption = False,
+    _max_pixels: MaxPixelsOption = None,
+    *,
+    output: Output,
+) -> None:
+    """Pack a data set into WebDataset shards with an index, to train from a disk or an address such as s3://bucket/photos."""
+    from deit.data.packing import pack
+
+    start = time.monotonic()
+    packed = pack(data, out, size=size, quality=quality, shard_mb=shard_mb, skip_unreadable=skip_unreadable)
+    seconds = time.monotonic() - start
+    if output.as_json:
+        print_json({**asdict(packed), "path": str(packed.path), "seconds": seconds})
+        return
+    images = sum(packed.images.values())
+    columns: list[Column | str] = [
+        "shards",
+        Column("files", "{:,}"),
+        Column("images", "{:,}"),
+        Column("skipped", "{:,}"),
+        Column("bytes", "{:,}"),
+    ]
+    row = [str(packed.path), packed.shards, images, packed.skipped, packed.bytes, seconds, images / seconds]
+    output.table([*columns, Column("time", duration, "seconds"), Column("images/s", "{:,.0f}", "images_per_second")], [row])
+    output.line(f'\nNext: deit train "{packed.path}"')
 
 
 @app.command("check")

@@ -26,16 +26,19 @@ from deit.cli import (
     quickstart,
     recipe,
     replay,
+    runs,
     teacher,
     train,
 )
-from deit.cli.streams import discard_output, flush_output, open_standard_files
-from deit.errors import DeiTError
+from deit.cli.common import check_one_process
+from deit.cli.streams import discard_output, flush_output, open_standard_files, silence_output
+from deit.errors import DeiTError, PeerError
 from deit.system.home import ensure_home
 from deit.system.openmp import limit_spinning
-from deit.system.progress import print_status
+from deit.system.progress import print_error
 from deit.system.signals import Terminated, exit_code, exit_on_signals
 from deit.system.terminal import configure_streams
+from deit.system.torchrun import is_main, rank
 
 app = typer.Typer(
     name="deit",
@@ -52,8 +55,12 @@ def print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+DISTRIBUTED_COMMANDS = ("train", "pretrain", "teacher", "evaluate")
+
+
 @app.callback()
 def configure(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -61,6 +68,8 @@ def configure(
     """Train, distill, evaluate and export small vision transformers (DeiT) on your own images."""
     from deit.images.decoding import configure_pillow
 
+    if context.invoked_subcommand not in DISTRIBUTED_COMMANDS:
+        check_one_process(str(context.invoked_subcommand))
     configure_pillow()
 
 
@@ -70,6 +79,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("runs")(runs.runs)
 app.command("export")(export.export)
 app.command("benchmark")(benchmark.benchmark)
 app.command("info")(info.info)
@@ -86,12 +96,16 @@ def run() -> None:
     configure_streams()
     ensure_home()
     limit_spinning()
+    if not is_main():
+        silence_output()
     try:
         with exit_on_signals():
             try:
                 app()
             finally:
                 flush_output()  # here, so that a failure has an exit code
+    except PeerError as error:
+        _fail(str(error), error.exit_code, is_shared=True)
     except DeiTError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
@@ -102,17 +116,17 @@ def run() -> None:
         prefix = f"{error.filename}: " if error.filename else ""
         _fail(f"{prefix}{error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        _fail("interrupted.", exit_code(signal.SIGINT))
+        _fail("interrupted.", exit_code(signal.SIGINT), is_shared=True)
     except Terminated as error:
-        _fail(f"stopped by {signal.Signals(error.number).name}.", exit_code(error.number))
+        _fail(f"stopped by {signal.Signals(error.number).name}.", exit_code(error.number), is_shared=True)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _fail("Memory ran out: pass a smaller batch size, a smaller image size, fewer --workers, or another --device.", 1)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    """Prints an error and exits.
+def _fail(message: str, code: int, is_shared: bool = False) -> NoReturn:
+    """Prints an error and exits. One that all processes of a run share is printed by the first.
 
     Ctrl-C again, while libraries clean up, ends the program quietly. SIGTERM and SIGHUP, which are often sent more than once,
     do not change the exit code.
@@ -121,7 +135,10 @@ def _fail(message: str, code: int) -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # no SIGHUP on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    print_status(f"deit: {message}")
+    if is_main():
+        print_error(f"deit: {message}")
+    elif not is_shared:
+        print_error(f"deit, process {rank()}: {message}")
     sys.exit(code)
 
 

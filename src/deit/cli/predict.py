@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -19,12 +20,12 @@ from deit.cli.common import (
     RuntimeOption,
     image_files,
 )
-from deit.cli.output import Output, print_json, with_output
+from deit.cli.output import Column, Output, print_json, with_output
 from deit.errors import UserError
+from deit.system.progress import duration
 
 if TYPE_CHECKING:
-    from deit.inference.predictor import Prediction
-    from deit.inference.runtimes import PerformanceHint
+    from deit.inference.predictor import Prediction, Predictor
 
 STANDARD_INPUT = "-"
 MIN_THROUGHPUT_IMAGES = 16  # with fewer, the start-up cost of a runtime that is tuned for throughput does not pay
@@ -33,8 +34,18 @@ MIN_THROUGHPUT_IMAGES = 16  # with fewer, the start-up cost of a runtime that is
 @with_output
 def predict(
     model: ModelOrBundleArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or - for standard input.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of classes to print.")] = 3,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files, folders, or - for standard input; with --out also shards."),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Table to write instead: .parquet, .csv or .jsonl. After a kill, the same command goes on."),
+    ] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="With --out: a new folder that gets links to the images, in a folder per class.")
+    ] = None,
     crop: CropOption = None,
     runtime: RuntimeOption = None,
     precision: Annotated[
@@ -54,25 +65,31 @@ def predict(
     output: Output,
 ) -> None:
     """Classify images. An image or folder that cannot be read is reported in its row, and the exit code is 1."""
-    inputs = read_inputs(images)
+    if sort_into is not None and out is None:
+        raise UserError("--sort-into links the images of a table", "pass --out, too")
+    job = None if out is None else table_job(images, out, sort_into)
+    inputs = read_inputs(images) if job is None else []
 
     from deit.inference.predictor import Prediction, Predictor
     from deit.system.malloc import retain_freed_memory
 
     retain_freed_memory()
     readable = [row for row in inputs if not row.problem]
-    performance_hint: PerformanceHint = "latency" if len(readable) < MIN_THROUGHPUT_IMAGES else "throughput"
+    is_short = len(readable if job is None else job.names) < MIN_THROUGHPUT_IMAGES
     predictor = Predictor.from_pretrained(
         model,
         device,
         crop,
         runtime=runtime,
         precision=precision,
-        performance_hint=performance_hint,
+        performance_hint="latency" if is_short else "throughput",
         exact=exact,
         ema=ema,
         revision=revision,
     )
+    if job is not None:
+        _predict_table(predictor, job, top, output)
+        return
     results = iter(predictor([row.content for row in readable], top, [row.name for row in readable]))
     predictions = [Prediction(row.name, error=row.problem) if row.problem else next(results) for row in inputs]
     if output.as_json:
@@ -82,6 +99,65 @@ def predict(
     else:
         output.table(*_wide_table(predictions))
     if any(prediction.error for prediction in predictions):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """The images of a table.
+
+    Attributes:
+        out: the table.
+        names: of the images.
+        opened: returns an image by its index; None if the names are paths.
+        sort_into: folder of links to the images; None makes none.
+    """
+
+    out: Path
+    names: Sequence[str]
+    opened: Callable[[int], BinaryIO] | None
+    sort_into: Path | None
+
+
+def table_job(images: list[str], out: Path, sort_into: Path | None) -> TableJob:
+    """Lists the images of a table: of files and folders, or of a packed data set.
+
+    Raises:
+        UserError: an argument gives no image, or the table cannot be written.
+    """
+    from deit.data.datasets.shards import is_packed
+    from deit.inference.predict_files import PackedImages, check_new_table
+    from deit.inference.prediction_table import table_format
+
+    if STANDARD_INPUT in images:
+        raise UserError("Standard input has no path for a table", "pass files or folders, or leave out --out")
+    table_format(out, 1)
+    check_new_table(out)
+    if not any(map(is_packed, images)):
+        return TableJob(out, [str(file) for image in images for file in _files(image)], None, sort_into)
+    if len(images) > 1:
+        raise UserError("A packed data set makes a table of its own", "pass it alone")
+    if sort_into is not None:
+        raise UserError("The images of a packed data set are no files to link", "leave out --sort-into")
+    packed = PackedImages(images[0])
+    return TableJob(out, packed.names, packed.open, None)
+
+
+def _predict_table(predictor: Predictor, job: TableJob, top: int, output: Output) -> None:
+    from deit.inference.predict_files import predict_files
+
+    result = predict_files(predictor, job.names, job.out, top, opened=job.opened, sort_into=job.sort_into)
+    rate = (result.images - result.resumed) / result.seconds
+    if output.as_json:
+        print_json({**asdict(result), "path": str(result.path), "images_per_second": rate})
+    else:
+        columns: list[Column | str] = [
+            *("table", Column("images", "{:,}"), Column("unreadable", "{:,}"), Column("predicted before", "{:,}", "resumed")),
+            *(Column("time", duration, "seconds"), Column("images/s", "{:,.0f}", "images_per_second")),
+        ]
+        row = [str(result.path), result.images, result.unreadable, result.resumed, result.seconds, rate]
+        output.table(columns, [row])
+    if result.unreadable:
         raise typer.Exit(1)
 
 
@@ -150,11 +226,7 @@ def _text(prediction: Prediction) -> str:
 
 def _wide_table(predictions: list[Prediction]) -> tuple[list[str], list[list[Any]]]:
     """Returns a table with one row per image: its classes and probabilities, most likely first, and its error."""
+    from deit.inference.prediction_table import column_names, row_values
+
     count = max(len(prediction.labels) for prediction in predictions)
-    columns = ["image", *(f"{name}_{rank}" for rank in range(1, count + 1) for name in ("class", "probability")), "error"]
-    rows: list[list[Any]] = []
-    for prediction in predictions:
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        values: list[Any] = [value for pair in pairs for value in pair] or [None] * (2 * count)
-        rows.append([prediction.image, *values, prediction.error or None])
-    return columns, rows
+    return column_names(count), [row_values(prediction, count) for prediction in predictions]

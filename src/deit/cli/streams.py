@@ -37,6 +37,13 @@ def flush_output() -> None:
             stream.flush()
 
 
+def silence_output() -> None:
+    """Sends standard output to the null device: results are printed by the first of several processes."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 def discard_output() -> None:
     """Sends further output to the null device, since nobody reads it."""
     null = os.open(os.devnull, os.O_WRONLY)

@@ -16,6 +16,7 @@ from deit.cli.common import (
     TrainDataArgument,
     VariantOption,
     check_init_shape,
+    check_one_process,
     default_recipe,
     print_result,
     with_run_options,
@@ -87,6 +88,7 @@ def cache(
     output: Output,
 ) -> None:
     """Cache a teacher's predictions; train with the same recipe and --teacher CACHE."""
+    check_one_process("teacher cache")
     from deit.distillation.build_cache import build_cache as run
     from deit.system.progress import duration
 

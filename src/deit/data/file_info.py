@@ -25,7 +25,7 @@ import PIL
 from PIL import Image
 
 from deit.data.file_info_cache import ENTRY, REFRESH_DAYS, cache_path, find_entries, read_entries, today, write_entries
-from deit.data.sources import ImageSource, encoded_file, image_files
+from deit.data.sources import FileSource, ImageSource, WithRecordedInfo, encoded_file, unwrapped
 from deit.errors import ImageError
 from deit.images.conversion import is_deep
 from deit.images.decoding import MAX_FILE_BYTES, ImageHeader, read_header
@@ -68,16 +68,17 @@ class FileInfo:
 
 
 def file_info(source: ImageSource, fresh: bool = False) -> FileInfo | None:
-    """Returns what the files of a source are; None if its images are not files below a folder.
+    """Returns what the files of a source are; None if its images are not files below a folder, nor packed.
 
     Args:
         source: the images.
         fresh: read all files, even if they are unchanged.
     """
-    files = image_files(source)
-    if files is None:
+    base, indices = unwrapped(source)
+    if isinstance(base, WithRecordedInfo) and not fresh:
+        return FileInfo(*base.recorded_info(indices), {})
+    if not isinstance(base, FileSource):
         return None
-    base, indices = files
     return inspect_files(base.root, [base.names[index] for index in indices.tolist()], fresh)
 
 

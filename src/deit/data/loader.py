@@ -33,6 +33,7 @@ from deit.rng import RngStream, generator
 from deit.system.hardware import cores
 from deit.system.processes import end_with_parent, hidden_main_module, worker_context
 from deit.system.signals import blocked_signals, check_stop, ignore_stop_signals
+from deit.system.torchrun import local_world_size
 
 MAX_WORKERS = 8
 FLOAT_BYTES = 4
@@ -422,8 +423,11 @@ class Loader:
 
 
 def default_workers() -> int:
-    """Returns one worker process per core except for one, which trains: at least 1, at most ``MAX_WORKERS``."""
-    return min(max(cores() - 1, 1), MAX_WORKERS)
+    """Returns one worker process per core except for one, which trains: at least 1, at most ``MAX_WORKERS``.
+
+    The processes that torchrun has started on this machine share its cores.
+    """
+    return min(max(cores() // local_world_size() - 1, 1), MAX_WORKERS)
 
 
 class _BatchDataset(Dataset[Any]):

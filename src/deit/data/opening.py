@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit.data.datasets.folders import folder_splits, unlabeled_splits
-from deit.data.datasets.hub_datasets import PREFIX, hub_splits, hub_unlabeled, is_saved, saved_splits, saved_unlabeled
+from deit.data.datasets.hub_datasets import (
+    PREFIX,
+    hub_splits,
+    hub_unlabeled,
+    is_parquet,
+    is_saved,
+    parquet_splits,
+    parquet_unlabeled,
+    saved_splits,
+    saved_unlabeled,
+)
 from deit.data.datasets.manifest import is_manifest, manifest_splits, metadata_splits, unlabeled_manifest
 from deit.data.datasets.named import DIGITS, NAMED, digits_splits, named_reference, named_splits
+from deit.data.datasets.shards import is_packed, packed_splits
 from deit.data.splits import VALIDATION_FRACTION, DatasetSplits, Splits, make_splits, without_labels
 from deit.errors import DataError, did_you_mean
 
@@ -32,10 +43,14 @@ def read_splits(data: str | Path, known_classes: Sequence[str] = ()) -> DatasetS
         return named_splits(reference)
     if text.startswith(PREFIX):
         return hub_splits(text)
+    if is_packed(text):
+        return packed_splits(text)
     if is_manifest(path):
         return manifest_splits(path)
     if is_saved(path):
         return saved_splits(path)
+    if is_parquet(path):
+        return parquet_splits(path)
     _check_name(path)
     return metadata_splits(path) or folder_splits(path, known_classes)
 
@@ -45,7 +60,9 @@ def open_data(data: str | Path, seed: int = 0, validation_fraction: float = VALI
 
     Args:
         data: a folder (``train/CLASS/image`` and ``val/CLASS/image``, or ``CLASS/image``, which is split by the seed); a
-            manifest, ``.csv``, ``.tsv`` or ``.jsonl``; a directory that Hugging Face's ``save_to_disk`` wrote;
+            manifest, ``.csv``, ``.tsv`` or ``.jsonl``; a packed data set (:mod:`deit.data.datasets.shards`), also at an
+            address such as ``s3://bucket/photos``; Parquet files with a column of images; a directory that Hugging Face's
+            ``save_to_disk`` wrote;
             ``hf:owner/name`` on the hub; ``digits``; or a name in :data:`NAMED`, with ``:FOLDER`` appended if it is not in
             ``$DEIT_DATA``.
         seed: seed of the split, if a split is missing.
@@ -79,10 +96,14 @@ def open_unlabeled(data: str | Path, seed: int = 0, validation_fraction: float =
         return without_labels(open_data(data, seed, validation_fraction))
     if text.startswith(PREFIX):
         dataset = DatasetSplits(hub_unlabeled(text), unsplit=True)
+    elif is_packed(text):
+        return without_labels(make_splits(packed_splits(text), seed, validation_fraction))
     elif is_manifest(path):
         dataset = unlabeled_manifest(path)
     elif is_saved(path):
         dataset = DatasetSplits(saved_unlabeled(path), unsplit=True)
+    elif is_parquet(path):
+        dataset = DatasetSplits(parquet_unlabeled(path), unsplit=True)
     else:
         _check_name(path)
         dataset = unlabeled_splits(path)

@@ -90,6 +90,14 @@ class EncodedFiles(Protocol):
         """Returns the same images, converted to 8 bits by a range."""
 
 
+@runtime_checkable
+class WithRecordedInfo(Protocol):
+    """A source that was checked when it was made, and that keeps what was found."""
+
+    def recorded_info(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns hashes, sizes and depths of some images, as :class:`deit.data.file_info.FileInfo` has them."""
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files below a folder.
@@ -291,16 +299,13 @@ def encoded_file(source: ImageSource, index: int) -> Path | bytes | None:
     return source.content(index) if isinstance(source, EncodedFiles) else None
 
 
-def image_files(source: ImageSource) -> tuple[FileSource, np.ndarray] | None:
-    """Returns the files that the images of a source are, and the index of each image among them, (n,) int64.
-
-    Returns None if they are not files below a folder.
-    """
+def unwrapped(source: ImageSource) -> tuple[ImageSource, np.ndarray]:
+    """Returns the source that a source takes its images from, and the index of each image in it, (n,) int64."""
     indices = np.arange(len(source.labels))
     while isinstance(source, Subset | MultiLabelSource):
         indices = source.indices[indices] if isinstance(source, Subset) else indices
         source = source.base
-    return (source, indices) if isinstance(source, FileSource) else None
+    return source, indices
 
 
 def unlabeled(base: ImageSource) -> Subset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ MARKED_EPOCHS = 12  # up to this number of epochs, each one has a marker on its 
 # Charts are drawn in placeholder colors that no other element uses. Each is then replaced by a variable of the page's style
 # sheet, so that one drawing serves light and dark screens.
 GRID, MUTED, TRAIN, MODEL, WRONG = "#010101", "#020202", "#030303", "#040404", "#050505"
+RUN_COLORS = (MODEL, TRAIN, WRONG, MUTED)  # of the curves of several runs, in turn
 VARIABLES = {GRID: "--line", MUTED: "--muted", TRAIN: "--train", MODEL: "--model", WRONG: "--wrong"}
 
 STYLE = {
@@ -108,6 +110,35 @@ def accuracy_chart(label: str, epochs: np.ndarray, values: np.ndarray, best: int
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     _set_epoch_axis(axes, epochs)
+    return to_svg(figure, label)
+
+
+def curves_chart(label: str, curves: Sequence[tuple[np.ndarray, np.ndarray]], is_share: bool) -> str:
+    """Draws the curves of several runs, each with its number, counted from 1, at its end.
+
+    Args:
+        label: description of the chart for screen readers.
+        curves: epochs (n,) and values (n,) of each run; NaN leaves a gap.
+        is_share: values are shares, shown in percent; otherwise losses, on a scale from zero.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(400 / 72, 260 / 72))
+    axes = figure.add_axes((0.13, 0.15, 0.8, 0.81))
+    drawn = [epochs[np.isfinite(values)] for epochs, values in curves if np.isfinite(values).any()]
+    for number, (epochs, values) in enumerate(curves, 1):
+        finite = np.flatnonzero(np.isfinite(values))
+        if not len(finite):
+            continue
+        color = RUN_COLORS[(number - 1) % len(RUN_COLORS)]
+        _plot(axes, epochs, values, color)
+        last = finite[-1]
+        axes.annotate(f"{number}", (epochs[last], values[last]), (6, 0), textcoords="offset points", color=color, va="center")
+    if is_share:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+    else:
+        _set_loss_scale(axes, *(values for _, values in curves))
+    _set_epoch_axis(axes, np.unique(np.concatenate(drawn)))
     return to_svg(figure, label)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from deit.inference.bundle_classifier import load_bundle_classifier
 from deit.inference.logits import DIVERGED, check_logits
 from deit.models.auto import load_classifier
 from deit.system.devices import Precision, autocast, choose_device
+from deit.system.distributed import gathered, group_rank, group_size, process_group, together
 from deit.system.progress import Progress, print_status
 
 BATCH_SIZE = 64
@@ -35,6 +37,15 @@ BATCH_SIZE = 64
 Combine = Literal["mean", "softmax"]
 SplitName = Literal["auto", "all", "train", "validation", "test"]
 CandidateClasses = Literal["auto", "all", "data"]
+
+
+@dataclass(frozen=True)
+class _ScoredBatch:
+    """The images of a batch that were readable, the scores of each head, and how many images were skipped."""
+
+    indices: np.ndarray
+    scores: dict[str, Scores]
+    skipped: int
 
 
 def evaluate_source(
@@ -50,6 +61,9 @@ def evaluate_source(
     quiet: bool = False,
 ) -> Evaluation:
     """Evaluates a model on a source. The model is in evaluation mode meanwhile, and in its previous mode afterwards.
+
+    Connected processes (:func:`deit.system.distributed.process_group`) each evaluate a share of the batches, and all return the
+    result of the whole.
 
     Args:
         model: classifier whose output has ``heads``: name -> logits (B, K).
@@ -72,31 +86,31 @@ def evaluate_source(
     model.eval()
     start = time.perf_counter()
     loader = loader or Loader(samples, workers, pin=device.type == "cuda")
-    batches: dict[str, list[Scores]] = {}
-    indices, skipped = [], 0
-    with Progress("Evaluating", len(samples.source.labels), quiet=quiet) as progress:
-        for batch in loader.run(samples.plans(batch_size), interruptible=True):
-            skipped += batch.skipped
-            if not len(batch.labels):
-                continue
-            with torch.inference_mode(), autocast(device, precision):
-                heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
-            rows = batch.samples[:, 0].numpy()
-            for name, logits in _combine_heads(_restrict_classes(heads, candidates), combine).items():
-                scores = _score(samples.source, logits.float().cpu(), batch.labels, rows)
-                batches.setdefault(name, []).append(scores)
-            indices.append(rows)
-            progress.advance(len(batch.labels))
+    share = samples.plans(batch_size)[group_rank() :: group_size()]
+    scored: list[_ScoredBatch] = []
+    with together(), Progress("Evaluating", sum(len(plan.samples) for plan in share), quiet=quiet) as progress:
+        for batch in loader.run(share, interruptible=True):
+            rows, scores = batch.samples[:, 0].numpy(), {}
+            if len(rows):
+                with torch.inference_mode(), autocast(device, precision):
+                    heads = model(batch.pixel_values.to(device, non_blocking=True)).heads
+                for name, logits in _combine_heads(_restrict_classes(heads, candidates), combine).items():
+                    scores[name] = _score(samples.source, logits.float().cpu(), batch.labels, rows)
+            scored.append(_ScoredBatch(rows, scores, batch.skipped))
+            progress.advance(len(rows))
     model.train(was_training)
-    if not indices:
-        raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
-    heads_scores = {name: Scores.join(parts) for name, parts in batches.items()}
+    everything = [batch for batches in zip_longest(*gathered(scored)) for batch in batches if batch is not None]
+    readable = [batch for batch in everything if len(batch.indices)]
+    with together():
+        if not readable:
+            raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
+    heads_scores = {name: Scores.join([batch.scores[name] for batch in readable]) for name in readable[0].scores}
     return Evaluation(
         classes=samples.source.classes,
         heads={name: scores.metrics() for name, scores in heads_scores.items()},
         scores=list(heads_scores.values())[-1],
-        indices=np.concatenate(indices),
-        skipped=skipped,
+        indices=np.concatenate([batch.indices for batch in readable]),
+        skipped=sum(batch.skipped for batch in everything),
         seconds=time.perf_counter() - start,
         num_classes_evaluated=None if candidates is None else len(candidates),
     )
@@ -173,9 +187,10 @@ def evaluate(
     candidates = np.unique(class_indices(images.classes, classifier.classes)) if _only_data_classes(data, classes) else None
     processor = classifier.processor if crop is None else classifier.processor.with_crop(crop)
     samples = EvaluationSamples(source, processor, skip_unreadable)
-    result = evaluate_source(
-        classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, candidates=candidates
-    )
+    with process_group(choose_device(device)):
+        result = evaluate_source(
+            classifier.model, samples, batch_size=batch_size, workers=workers, combine=combine, candidates=candidates
+        )
     return replace(result, seen=seen)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +102,20 @@ def write_report(path: Path, data: ReportData) -> None:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
+    render_page(path, "report.html", lambda: _context(data))
+
+
+def render_page(path: Path, template: str, context: Callable[[], dict[str, Any]]) -> None:
+    """Writes a page.
+
+    Args:
+        path: the page.
+        template: its name.
+        context: returns the variables of the template; charts are drawn in the style of the page.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
     try:
         for library in ("matplotlib", "jinja2"):
             importlib.import_module(library)
@@ -123,7 +137,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "fixed": "{:.4f}".format,
     }
     with style.context(STYLE, after_reset=True):
-        html = environment.get_template("report.html").render(_context(data))
+        html = environment.get_template(template).render(context())
     # A file name that is not valid text puts lone surrogates into a class name, which UTF-8 cannot encode.
     write_text(path, html.encode(errors="replace").decode())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from deit.data.image_cache import ImageCache
 from deit.data.loader import Batch, TeacherTargets, TrainSamples
-from deit.data.sampler import BatchPlan, epoch_steps, micro_batches
+from deit.data.sampler import BatchPlan, epoch_steps, micro_batches, rank_share
 from deit.data.sources import ImageSource
 from deit.data.transforms.augment import TrainTransform
 from deit.recipes.schema import Recipe
@@ -34,16 +34,20 @@ def training_samples(
     )
 
 
-def view_steps(recipe: Recipe, count: int, view: int) -> list[list[BatchPlan]]:
+def view_steps(recipe: Recipe, count: int, view: int, rank: int = 0, ranks: int = 1) -> list[list[BatchPlan]]:
     """Returns the steps of a view, each as a list of micro-batches.
+
+    The global batches do not depend on the number of ranks.
 
     Args:
         recipe: batch sizes, seed and repeated augmentation.
         count: number of training images.
         view: the view; :meth:`Recipe.view` maps an epoch to it.
+        rank: whose share of each step is returned.
+        ranks: number of processes that share a step.
     """
     steps = epoch_steps(count, recipe.images_per_batch, recipe.seed, view, recipe.augmentation.repeats)
-    return [micro_batches(step, recipe.images_per_micro_batch) for step in steps]
+    return [micro_batches(rank_share(step, rank, ranks), recipe.images_per_micro_batch) for step in steps]
 
 
 def first_batches(recipe: Recipe, samples: TrainSamples, count: int) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ import torch
 from deit.errors import UserError
 from deit.system.hardware import cpu_name, has_bf16
 from deit.system.progress import plural
+from deit.system.torchrun import local_rank, world_size
 
 Precision = Literal["fp32", "bf16"]
 
@@ -17,18 +18,25 @@ Precision = Literal["fp32", "bf16"]
 def choose_device(name: str = "auto") -> torch.device:
     """Returns the device of this name. ``auto`` means CUDA if available, then MPS, then the CPU.
 
+    Under torchrun, each process of a machine has a GPU of its own.
+
     Raises:
         UserError: the device does not exist on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return torch.device("cuda") if world_size() == 1 else choose_device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() and world_size() == 1 else "cpu")
+    if name == "cuda" and world_size() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {name!r} on this machine", "pass --device auto, or cpu") from error
+        remedy = "pass --device auto, or cpu"
+        if world_size() > 1:
+            remedy = "start one process per GPU: torchrun --nproc-per-node gpu; or pass --device cpu"
+        raise UserError(f"There is no device {name!r} on this machine", remedy) from error
     return device
 
 

@@ -42,6 +42,7 @@ RUN_NAME = "run.json"
 LOG_NAME = "log.jsonl"
 NON_FINITE_NAME = "non_finite_steps.jsonl"
 EVALUATION_NAME = "evaluation.json"
+PREDICTIONS_NAME = "predictions.jsonl"
 BEST_NAME = "best"
 LAST_NAME = "last"
 
@@ -152,7 +153,19 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, too deeply nested, or not a JSON object.
     """
-    raw = read_limited(path)
+    return json_object(read_limited(path), str(path))
+
+
+def json_object(raw: bytes, path: str) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Args:
+        raw: content of a file.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: it has too many values, is too deeply nested, or is not a JSON object.
+    """
     if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:  # each becomes an object, which is larger than its text
         raise CheckpointError(f"{path} has more than {MAX_JSON_VALUES:,} values", "it is not a configuration file")
     try:

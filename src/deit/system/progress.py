@@ -13,12 +13,19 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from deit.system.terminal import printable, write
+from deit.system.torchrun import is_main
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
 
 
 def print_status(line: str = "") -> None:
-    """Prints a line on standard error, so that standard output holds only results."""
+    """Prints a line on standard error, so that standard output holds only results. Of several processes, the first prints."""
+    if is_main():
+        print_error(line)
+
+
+def print_error(line: str) -> None:
+    """Prints a line on standard error, in any process."""
     write("\n".join(map(printable, line.split("\n"))) + "\n", sys.stderr)
     if sys.stderr is not None:
         sys.stderr.flush()
@@ -42,7 +49,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._done = 0
         self._note = ""
         self._start = self._last = time.monotonic()
-        self._bar = _terminal_bar() if not quiet and _can_animate() else None
+        self._bar = _terminal_bar() if not quiet and is_main() and _can_animate() else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from deit.errors import MissingExtraError
 from deit.evaluation.evaluate import evaluate_source
 from deit.evaluation.metrics import Evaluation
 from deit.evaluation.report import ReportData, write_report
+from deit.evaluation.runs import write_predictions
 from deit.models.auto import LoadedClassifier, load_classifier
 from deit.recipes.run_settings import RunSettings
 from deit.system.files import BEST_NAME, CARD_NAME, EVALUATION_NAME, LAST_NAME, write_json, write_text
 from deit.system.progress import print_status
+from deit.system.torchrun import is_main
 from deit.training.loop import Trainer
 from deit.training.summary import image_counts, run_summary
 
@@ -68,7 +71,7 @@ def finish_training(
     """Evaluates the best model and the teacher on the held-out split; writes ``evaluation.json``, model cards and the report.
 
     The evaluation runs in fp32, whatever the precision of training, so that ``deit evaluate`` gives the same metrics. Copies of
-    training images are left out, unless there are no others.
+    training images are left out, unless there are no others. All processes of a run evaluate; the first one writes.
     """
     directory, recipe = trainer.directory, trainer.context.recipe
     best = load_classifier(directory / BEST_NAME)
@@ -83,11 +86,15 @@ def finish_training(
 
     evaluation = evaluate(best, seen)
     teacher_evaluation = None if classifier is None else evaluate(classifier, teacher_seen)
+    result = TrainResult(directory, split, evaluation, teacher_evaluation)
+    if not is_main():
+        return result
     content: dict[str, Any] = {"split": split, "best_epoch": trainer.state.best["epoch"], **evaluation.to_dict()}
     content["data"] = {"images": image_counts(splits), "origin": splits.origin}
     if teacher_evaluation is not None:
         content["teacher"] = teacher_evaluation.summary()
     write_json(directory / EVALUATION_NAME, content)
+    write_predictions(directory, _prediction_rows(evaluation, source))
     for model in (directory / BEST_NAME, directory / LAST_NAME):
         write_text(model / CARD_NAME, model_card(model))
     report = ReportData(
@@ -105,7 +112,19 @@ def finish_training(
         write_report(directory / REPORT_NAME, report)
     except MissingExtraError as error:
         print_status(str(error))
-    return TrainResult(directory, split, evaluation, teacher_evaluation)
+    return result
+
+
+def _prediction_rows(evaluation: Evaluation, source: ImageSource) -> Iterator[dict[str, Any]]:
+    """Yields the prediction for each image."""
+    columns = (evaluation.indices, evaluation.labels, evaluation.predictions, evaluation.confidence)
+    for index, label, prediction, confidence in zip(*(column.tolist() for column in columns), strict=True):
+        yield {
+            "image": source.name(index),
+            "label": evaluation.classes[label],
+            "prediction": evaluation.classes[prediction],
+            "probability": confidence,
+        }
 
 
 def _leave_out_copies(
@@ -135,6 +154,7 @@ def _leave_out_copies(
 def finish_pretraining(trainer: Trainer) -> PretrainResult:
     """Writes ``evaluation.json`` of a pretraining run."""
     best = trainer.state.best
-    content = {"split": "validation", "best_epoch": best["epoch"], "loss": best["loss"]}
-    write_json(trainer.directory / EVALUATION_NAME, content)
+    if is_main():
+        content = {"split": "validation", "best_epoch": best["epoch"], "loss": best["loss"]}
+        write_json(trainer.directory / EVALUATION_NAME, content)
     return PretrainResult(trainer.directory, int(best["epoch"]), best["loss"])

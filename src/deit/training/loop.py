@@ -27,6 +27,7 @@ from deit.errors import (
     LoadingError,
     NonFiniteLossError,
     NonFiniteOutputError,
+    PeerError,
     WorkError,
 )
 from deit.evaluation.evaluate import evaluate_source
@@ -37,6 +38,7 @@ from deit.recipes.samples import view_steps
 from deit.recipes.schedule import correct_steps, schedule_progress
 from deit.recipes.schema import Transformer
 from deit.system.devices import autocast
+from deit.system.distributed import from_main, gathered, group_rank, group_size, is_distributed, together, totals
 from deit.system.files import (
     BEST_NAME,
     LAST_NAME,
@@ -48,12 +50,14 @@ from deit.system.files import (
 from deit.system.malloc import retained_memory
 from deit.system.progress import Progress, plural, print_status
 from deit.system.signals import check_stop, stop_on_signals
+from deit.system.torchrun import is_main
 from deit.training.checkpoint_writer import CheckpointWriter
+from deit.training.data_parallel import DataParallel, copy_from_main
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
 from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import Snapshot, TrainState, take_snapshot
-from deit.training.step import TOTAL, NonFiniteStepError, StepContext, train_step
+from deit.training.step import TOTAL, NonFiniteStepError, StepContext, readable_batches, train_step
 from deit.training.time_limit import StepBudget
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -151,16 +155,21 @@ class Trainer:
             InterruptedWorkError: SIGINT, SIGTERM or SIGHUP was received; a checkpoint of the current step was written.
             WorkError: a worker process failed, and a checkpoint of the current step was written; or the run directory cannot be
                 written to, such as for lack of space, and the checkpoint before is kept.
+            PeerError: another process of the run has ended; the first one wrote a checkpoint of the current step.
             ImageError: an image is unreadable, unless unreadable images are skipped; a checkpoint of the current step was
                 written.
         """
+        if is_distributed():
+            self.context = replace(self.context, parallel=None, data_parallel=DataParallel(self.model, self.context.features))
+            if self.ema is not None:
+                copy_from_main(self.ema.model)
         pin = self.device.type == "cuda"
         loader = Loader(self.samples, self.workers, pin=pin)
         validation_loader = Loader(self.validation, self.workers, pin=pin)
         checkpoints, interval = self.directory / CHECKPOINTS_NAME, 60 * self.checkpoint_minutes
         with (
             retained_memory(self.device),
-            stop_on_signals() as stop,
+            stop_on_signals(),
             Progress("Training", self.remaining_images) as progress,
             CheckpointWriter(checkpoints, interval, self.resume_remedy) as writer,
         ):
@@ -169,9 +178,14 @@ class Trainer:
                 try:
                     self._train_epoch(epoch, loader, progress, writer)
                     row = self._finish_epoch(epoch, validation_loader, writer)
-                except InterruptedWorkError:
+                except InterruptedWorkError as error:
                     problem = f"Stopped in epoch {epoch + 1}, with a checkpoint at {writer.write(self._snapshot())}"
-                    raise stop.error(problem, self.resume_remedy) from None
+                    raise InterruptedWorkError(problem, self.resume_remedy, error.exit_code) from None
+                except PeerError as error:
+                    if not is_main():
+                        raise
+                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
+                    raise PeerError(problem, f"{error.remedy}; {self.resume_remedy}") from None
                 except LoadingError as error:
                     problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
                     raise WorkError(problem, f"{error.remedy}; {self.resume_remedy}") from None
@@ -185,6 +199,8 @@ class Trainer:
                     problem = f"Training stopped in epoch {epoch + 1}: {error.strerror or error}"
                     raise WorkError(f"{problem}: {error.filename}" if error.filename else problem, writer.remedy) from error
                 progress.advance(0, _format_validation(row["validation"]))
+        with together():  # what is saved is on the disk when the other processes read it
+            pass
 
     @property
     def resume_remedy(self) -> str:
@@ -197,22 +213,21 @@ class Trainer:
         """Trains to the end of an epoch, or to the last step within it."""
         state, start = self.state, time.perf_counter()
         for step, batches in self.steps(epoch, loader):
-            share = self.advance(epoch, step, batches)
+            share, images = self.advance(epoch, step, batches)
             seconds = time.perf_counter() - start
             state.seconds += seconds
             if self.budget is not None:
                 self._correct_steps(self.budget, seconds, share, progress)
-            images, epochs = sum(len(batch.labels) for batch in batches), self.context.recipe.epochs
-            progress.advance(images, f"epoch {epoch + 1}/{epochs}, {format_losses(state.mean_losses)}")
-            check_stop()
-            if writer.is_due:
+            progress.advance(images, f"epoch {epoch + 1}/{self.context.recipe.epochs}, {format_losses(state.mean_losses)}")
+            if writer.is_due and is_main():
                 writer.start(self._snapshot())
             start = time.perf_counter()
 
     def steps(self, epoch: int, loader: Loader) -> Iterator[tuple[int, list[Batch]]]:
-        """Yields the steps of an epoch that are left, each with its micro-batches."""
+        """Yields the steps of an epoch that are left, each with its micro-batches, or those of this process."""
         recipe, state = self.context.recipe, self.state
-        steps = view_steps(recipe, len(self.samples.source.labels), recipe.view(epoch))[state.step :]
+        count, view = len(self.samples.source.labels), recipe.view(epoch)
+        steps = view_steps(recipe, count, view, group_rank(), group_size())[state.step :]
         eval_mode = isinstance(recipe.model, Transformer) and recipe.model.eval_mode
         self.model.train(not eval_mode)
         batches = loader.run([plan for step in steps for plan in step])
@@ -220,22 +235,32 @@ class Trainer:
             if state.steps_taken >= self.total_steps:
                 loader.close()  # it has made batches ahead of time
                 break
-            yield step, [next(batches) for _ in plans]
+            with together():
+                check_stop()
+                loaded = [next(batches) for _ in plans]
+                readable_batches(loaded)
+            yield step, loaded
 
-    def advance(self, epoch: int, step: int, batches: Sequence[Batch]) -> float:
-        """Takes a step and counts it. Returns the fraction of the training that preceded it."""
+    def advance(self, epoch: int, step: int, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Takes a step and counts it.
+
+        Returns:
+            The fraction of the training that preceded it, and its number of images.
+        """
         position, length = self.progress(epoch, step)
-        losses = self._take_step(batches, epoch, step, self.learning_rate(epoch, step), position / length)
+        images, skipped = totals([sum(len(batch.labels) for batch in batches), sum(batch.skipped for batch in batches)])
+        losses = self._take_step(batches, epoch, step, self.learning_rate(epoch, step), position / length, images)
         if losses is None:
             self.state.add_non_finite_step()
         else:
             if self.ema is not None:
                 self.ema.update(self.model, self.state.steps_taken)
-            images = sum(len(batch.labels) for batch in batches)
-            self.state.add_step(losses, images, skipped=sum(batch.skipped for batch in batches))
-        return position / length
+            self.state.add_step(losses, images, skipped)
+        return position / length, images
 
-    def _take_step(self, batches: Sequence[Batch], epoch: int, step: int, lr: float, share: float) -> dict[str, float] | None:
+    def _take_step(
+        self, batches: Sequence[Batch], epoch: int, step: int, lr: float, share: float, images: int
+    ) -> dict[str, float] | None:
         """Takes an optimizer step. Returns its losses; None if it is skipped, since they or the gradients are not finite.
 
         Raises:
@@ -243,14 +268,16 @@ class Trainer:
             NonFiniteOutputError: the teacher is the cause.
         """
         try:
-            return _to_floats(train_step(self.model, self.optimizer, batches, self.context, epoch, step, lr, share))
+            return _to_floats(train_step(self.model, self.optimizer, batches, self.context, epoch, step, lr, share, images))
         except NonFiniteStepError as error:
-            self._check_teacher(batches)
+            with together():
+                self._check_teacher(batches)
             what = "gradients are" if math.isfinite(error.loss) else "loss is"
             problem = f"The {what} not finite in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}"
             values = {"lr": lr, "loss": error.loss, "gradient_norm": error.gradient_norm}
-            samples = [sample for batch in batches for sample in batch.samples.tolist()]
-            add_non_finite_step(self.directory, epoch + 1, step + 1, values, samples)
+            samples = gathered([sample for batch in batches for sample in batch.samples.tolist()])
+            if is_main():
+                add_non_finite_step(self.directory, epoch + 1, step + 1, values, [row for rows in samples for row in rows])
             settings = self.context.recipe.optimizer
             if self.state.non_finite_steps >= settings.max_skipped_steps:
                 raise _diverged(problem, settings.clip_norm) from None
@@ -261,20 +288,26 @@ class Trainer:
         """Changes the number of steps if the run would miss its time, and writes the recipe before the next step."""
         budget.add_step(seconds, share)
         finished, total = self.state.steps_taken, self.total_steps
-        corrected = budget.correction(finished, total, share) if finished < total else None
+        corrected = from_main(budget.correction(finished, total, share)) if finished < total else None
         if corrected is None:
             return
         recipe = correct_steps(self.context.recipe, finished, corrected, self.steps_per_epoch)
-        recipe.save(self.directory / RECIPE_NAME)
+        if is_main():
+            recipe.save(self.directory / RECIPE_NAME)
         self.context = replace(self.context, recipe=recipe)
         progress.extend((self.total_steps - total) * (self.images_per_epoch // self.steps_per_epoch))
         print_status(f"Note:      {self.total_steps:,} instead of {plural(total, 'step')}, to end in time.")
 
     def _finish_epoch(self, epoch: int, validation_loader: Loader, writer: CheckpointWriter) -> dict[str, Any]:
-        """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log."""
+        """Evaluates, logs and saves, and advances the state to the next epoch. Returns the row of the log.
+
+        All processes evaluate; the first one logs and saves.
+        """
         start = time.perf_counter()
         recipe, state = self.context.recipe, self.state
         model = self.ema.model if self.ema is not None and recipe.ema.evaluate else self.model
+        if is_distributed():
+            copy_from_main(model)
         validation = self._validate(model, validation_loader, epoch)
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -285,18 +318,22 @@ class Trainer:
             "skipped": state.skipped,
             "validation": validation,
         }
-        rows = [*(old for old in read_log(self.directory) if old["epoch"] <= epoch), row]
+        logged = read_log(self.directory) if is_main() else []
+        rows = [*(old for old in logged if old["epoch"] <= epoch), row]
         before = [{"validation": state.best}]  # also if the log was removed
-        if best_epoch([*before, *rows]) == len(rows):
+        is_best = from_main(best_epoch([*before, *rows]) == len(rows))
+        if is_best:
             state.best = {"epoch": epoch + 1, **validation}
+        if is_best and is_main():
             self._save_model(BEST_NAME, model)
         if state.step == self.steps_per_epoch:
             state.start_epoch(epoch + 1)
         else:
             state.evaluated = True
-        write_log(self.directory, rows)
-        self._save_model(LAST_NAME, model)
-        writer.start(self._snapshot())
+        if is_main():
+            write_log(self.directory, rows)
+            self._save_model(LAST_NAME, model)
+            writer.start(self._snapshot())
         if self.budget is not None:
             self.budget.add_evaluation(time.perf_counter() - start)
         return row

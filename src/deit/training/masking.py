@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from deit.models.modeling import DeiTForMaskedImageModeling
 from deit.recipes.schema import Masking
 from deit.rng import RngStream, generator
 from deit.system.devices import Precision, autocast
+from deit.system.distributed import gathered, group_rank, group_size, together
 
 VALIDATION_EPOCH = 2**63  # the masks of validation are those of this epoch, which no training reaches
 
@@ -52,6 +55,8 @@ def masked_loss(
 ) -> float:
     """Computes the reconstruction loss of a data set, with masks that are the same in every epoch.
 
+    Connected processes each compute it for a share of the batches, and all return the loss of the whole.
+
     Returns:
         Mean absolute error of the masked pixels, in units of the normalized images.
 
@@ -62,15 +67,18 @@ def masked_loss(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total, images = 0.0, 0
-    for batch in loader.run(samples.plans(batch_size), interruptible=True):
-        count = len(batch.labels)
-        if count:
-            masked = random_masks(settings, seed, VALIDATION_EPOCH, batch.samples, model.config.grid)
-            with autocast(device, precision):
-                loss = model(batch.pixel_values.to(device), bool_masked_pos=masked.to(device)).loss
-            total, images = total + loss.item() * count, images + count
+    losses: list[tuple[float, int]] = []  # of each batch, and its images
+    with together():
+        for batch in loader.run(samples.plans(batch_size)[group_rank() :: group_size()], interruptible=True):
+            loss = 0.0
+            if len(batch.labels):
+                masked = random_masks(settings, seed, VALIDATION_EPOCH, batch.samples, model.config.grid)
+                with autocast(device, precision):
+                    loss = model(batch.pixel_values.to(device), bool_masked_pos=masked.to(device)).loss.item()
+            losses.append((loss, len(batch.labels)))
     model.train(was_training)
+    everything = [row for rows in zip_longest(*gathered(losses), fillvalue=(0.0, 0)) for row in rows]
+    images = sum(count for _, count in everything)
     if not images:
         raise DataError("No image of the data set is readable", "`deit data check` lists the unreadable files")
-    return total / images
+    return sum(loss * count for loss, count in everything) / images

@@ -17,22 +17,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from deit.data.checking import without_unreadable
 from deit.data.loader import Batch, Loader
-from deit.data.opening import open_data, open_unlabeled
-from deit.data.splits import DataRecord
-from deit.distillation.loading import with_reduction_of_teacher
 from deit.errors import UserError
-from deit.recipes.image_caching import add_image_cache
-from deit.recipes.planning import resolve_recipe
 from deit.recipes.run_settings import RunSettings
 from deit.system.devices import choose_device
-from deit.system.hardware import cores
 from deit.system.progress import Progress, print_status
 from deit.system.signals import check_stop, stop_on_signals
+from deit.training.assembly import assemble, reopen_data
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
 from deit.training.optimization import trainable_modules
-from deit.training.run import assemble
 from deit.training.run_directory import read_run
 from deit.training.state import Resumable, newest_checkpoint
 from deit.training.step import accumulate_gradients
@@ -116,15 +109,11 @@ def replay(
     directory = Path(run)
     recipe, settings = read_run(directory, data)
     torch_device = choose_device(device)
-    opened = (open_unlabeled if recipe.masked else open_data)(settings.data, settings.split_seed, settings.validation_fraction)
-    record = DataRecord(opened.fingerprint, settings.split_seed, settings.validation_fraction)
-    splits, _ = without_unreadable(opened, settings.skip_unreadable)
-    resolved, _ = resolve_recipe(recipe, splits, parallel=cores() if torch_device.type == "cpu" else 1)
-    splits, settings, _ = add_image_cache(splits, resolved, with_reduction_of_teacher(settings))
+    splits, record, settings = reopen_data(recipe, settings)
     checkpoint, notes = newest_checkpoint(directory / CHECKPOINTS_NAME, before=(epoch - 1, step - 1))
     _check_schedule(settings, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:  # instead of the run directory
-        trainer = assemble(Path(scratch), resolved, splits, record, settings, torch_device, workers, checkpoint).trainer
+        trainer = assemble(Path(scratch), recipe, splits, record, settings, torch_device, workers, checkpoint).trainer
         _check_step(trainer, epoch, step)
         for note in notes:
             print_status(f"Note:      {note}.")

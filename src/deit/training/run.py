@@ -5,72 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from deit.data.cache_request import DEFAULT_LIMIT, CacheMode, CacheRequest
 from deit.data.checking import without_unreadable
 from deit.data.class_names import Matching, check_class_names
-from deit.data.opening import absolute_name, open_data, open_unlabeled
+from deit.data.opening import open_data, open_unlabeled
 from deit.data.splits import DataRecord, Splits
-from deit.distillation.loading import check_teacher, limit_views, load_teacher, with_fingerprint, with_reduction_of_teacher
+from deit.distillation.loading import check_teacher, with_reduction_of_teacher
 from deit.distillation.protocol import DistillationTeacher
-from deit.errors import InterruptedWorkError, LoadingError, RecipeError, UserError, WorkError
+from deit.errors import InterruptedWorkError, LoadingError, RecipeError, WorkError
 from deit.recipes.image_caching import add_image_cache
 from deit.recipes.planning import resolve_recipe
-from deit.recipes.presets import get_recipe
-from deit.recipes.run_settings import CHECKPOINT_MINUTES, RunSettings, absolute
+from deit.recipes.run_settings import CHECKPOINT_MINUTES, RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
+from deit.system.distributed import from_main, is_distributed, process_group
 from deit.system.hardware import cores
 from deit.system.locking import locked
 from deit.system.replacing import clean_up
 from deit.system.signals import stop_on_signals
-from deit.training.extension import extend, requested_length
+from deit.system.torchrun import is_main
+from deit.training.assembly import Assembled, Plan, assemble, check_world_size, join
+from deit.training.extension import extend
 from deit.training.finishing import PretrainResult, TrainResult, finish_pretraining, finish_training
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
-from deit.training.model_building import build_model
-from deit.training.run_directory import new_run_directory, read_run, write_run
-from deit.training.state import Resumable, newest_checkpoint
+from deit.training.run_directory import write_run
+from deit.training.run_request import ChangeableOptions, run_request
+from deit.training.state import newest_checkpoint
 from deit.training.summary import print_summary
 from deit.training.throughput import measure_costs
 from deit.training.time_limit import TimeLimit
 from deit.training.trainer_building import (
     SHORTEST_MEASUREMENT,
     add_image_hashes,
-    build_trainer,
     choose_sizes,
     fit_to_time,
     measuring_seconds,
-    restore,
     step_budget,
 )
-
-
-@dataclass(frozen=True)
-class _Options:
-    """Options of :func:`train` that a resumed run may change."""
-
-    skip_unreadable: bool
-    cache: CacheRequest
-    checkpoint_minutes: float
-
-    def check(self) -> None:
-        self.cache.check()
-        if not self.checkpoint_minutes > 0:
-            raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is not a time", "pass a number above 0")
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What a run is asked to do."""
-
-    directory: Path
-    recipe: Recipe
-    settings: RunSettings
-    length: Recipe | None = None  # the recipe with another length, if the run is extended
 
 
 def train(
@@ -123,16 +97,18 @@ def train(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic() if started is None else started
-    requested = _Options(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
-    request = _request(data, recipe, settings, out, resume, requested, init, teacher, teacher_weights, teacher_classes)
-    if request.recipe.masked:
-        raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
-    run = request.settings
-    check_teacher(request.recipe, run)  # these before the data is read, which may take long
-    choose_device(device)
-    with _locked(request.directory):
-        splits = open_data(run.data, run.split_seed, run.validation_fraction)
-        return _train(splits, request.recipe, run, request.directory, device, workers, request.length, started)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    with process_group(choose_device(device)):
+        if not is_main():
+            return _finish(join(device, workers))
+        request = run_request(data, recipe, settings, out, resume, requested, init, teacher, teacher_weights, teacher_classes)
+        if request.recipe.masked:
+            raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
+        run = request.settings
+        check_teacher(request.recipe, run)  # before the data is read, which may take long
+        with _locked(request.directory):
+            splits = open_data(run.data, run.split_seed, run.validation_fraction)
+            return _train(splits, request.recipe, run, request.directory, device, workers, request.length, started)
 
 
 def pretrain(
@@ -171,17 +147,22 @@ def pretrain(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic()
-    requested = _Options(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
-    request = _request(data, recipe, settings, out, resume, requested, init)
-    if not request.recipe.masked:
-        raise RecipeError(f"The recipe {request.recipe.name} trains on labels", "use deit train, or set masking.ratio above 0")
-    run = request.settings
-    choose_device(device)  # before the data is read, which may take long
-    with _locked(request.directory):
-        splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-        trainer, *_ = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
-        trainer.fit()
-        return finish_pretraining(trainer)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    with process_group(choose_device(device)):
+        if not is_main():
+            trainer = join(device, workers).trainer
+            trainer.fit()
+            return finish_pretraining(trainer)
+        request = run_request(data, recipe, settings, out, resume, requested, init)
+        if not request.recipe.masked:
+            remedy = "use deit train, or set masking.ratio above 0"
+            raise RecipeError(f"The recipe {request.recipe.name} trains on labels", remedy)
+        run = request.settings
+        with _locked(request.directory):
+            splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
+            ready = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
+            ready.trainer.fit()
+            return finish_pretraining(ready.trainer)
 
 
 def train_on(
@@ -225,13 +206,19 @@ def _train(
     ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`. The time of ``minutes``
     began when ``time.monotonic()`` was ``started``; None is now.
     """
-    trainer, readable, teacher, settings = _prepare(splits, recipe, settings, directory, device, workers, length, started)
-    with stop_on_signals() as stop:
+    return _finish(_prepare(splits, recipe, settings, directory, device, workers, length, started))
+
+
+def _finish(ready: Assembled) -> TrainResult:
+    """Trains, evaluates and reports."""
+    trainer = ready.trainer
+    with stop_on_signals():
         trainer.fit()
         try:
-            return finish_training(trainer, readable, teacher, settings)
-        except InterruptedWorkError:
-            raise stop.error("Stopped in the final evaluation, with all epochs saved", trainer.resume_remedy) from None
+            return finish_training(trainer, ready.splits, ready.teacher, ready.settings)
+        except InterruptedWorkError as error:
+            problem = "Stopped in the final evaluation, with all epochs saved"
+            raise InterruptedWorkError(problem, trainer.resume_remedy, error.exit_code) from None
         except LoadingError as error:
             problem = f"{error.problem}, in the final evaluation; all epochs are saved"
             raise WorkError(problem, f"{error.remedy}; {trainer.resume_remedy}") from None
@@ -246,12 +233,8 @@ def _prepare(
     workers: int | None,
     length: Recipe | None,
     started: float | None,
-) -> tuple[Trainer, Splits, DistillationTeacher | None, RunSettings]:
-    """Resolves the recipe, builds everything that training needs, and prints the summary.
-
-    Returns:
-        The trainer, the readable part of the data set, the teacher, and the settings, which record an extension.
-    """
+) -> Assembled:
+    """Resolves the recipe, builds everything that training needs, prints the summary, and lets the other processes join."""
     minutes = (length or recipe).minutes
     limit = None if minutes is None else TimeLimit(60 * minutes, time.monotonic() if started is None else started)
     device = choose_device(device_name)
@@ -260,7 +243,9 @@ def _prepare(
     record = DataRecord(splits.fingerprint, settings.split_seed, settings.validation_fraction)
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)
 
-    resolved, data_notes = resolve_recipe(recipe, readable, parallel=cores() if device.type == "cpu" else 1)
+    is_parallel = device.type == "cpu" and not is_distributed()
+    resolved, data_notes = resolve_recipe(recipe, readable, parallel=cores() if is_parallel else 1)
+    check_world_size(resolved)
     readable, settings, cache_notes = add_image_cache(readable, resolved, with_reduction_of_teacher(settings))
     sized = choose_sizes(resolved, readable, record, settings, device, workers, limit)
 
@@ -298,66 +283,18 @@ def _prepare(
     seconds = trainer.remaining_images * costs.per_sample(trainer) + (0 if budget is None else budget.finishing_seconds)
     print_summary(trainer, readable, settings, teacher, notes, seconds)
     write_run(directory, trainer.context.recipe, settings)
-    return trainer, readable, teacher, settings
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """What :func:`assemble` builds.
-
-    Attributes:
-        trainer: the trainer.
-        teacher: the teacher, if the recipe has one.
-        settings: of the run, with the fingerprint of the teacher.
-        notes: what the user should know about model and teacher, one sentence each.
-    """
-
-    trainer: Trainer
-    teacher: DistillationTeacher | None
-    settings: RunSettings
-    notes: list[str]
-
-
-def assemble(
-    directory: Path,
-    recipe: Recipe,
-    splits: Splits,
-    record: DataRecord,
-    settings: RunSettings,
-    device: torch.device,
-    workers: int | None,
-    checkpoint: Resumable | None,
-    teacher: DistillationTeacher | None = None,
-) -> Assembled:
-    """Builds model, teacher and trainer of a resolved recipe.
-
-    Args:
-        directory: the run directory.
-        recipe: the recipe, with all sizes.
-        splits: the readable images.
-        record: fingerprint and split of the data set.
-        settings: of the run.
-        device: where training runs.
-        workers: worker processes of the data loader; None chooses by the number of cores.
-        checkpoint: restored, if there is one.
-        teacher: the teacher, if it is loaded already.
-
-    Raises:
-        UserError: the checkpoint, the teacher and the data do not belong together.
-    """
-    built = build_model(recipe, splits.classes, settings.init, None if checkpoint is None else checkpoint.path)
-    teacher = teacher or load_teacher(built.recipe, settings, splits, record)
-    settings = with_fingerprint(settings, teacher)
-    limited, view_notes = limit_views(built.recipe, teacher)
-    if teacher is not None:
-        teacher.to(device)
-    model = replace(built, recipe=limited)
-    trainer = build_trainer(directory, model, teacher, splits, record, settings, device, workers)
-    if teacher is not None:
-        teacher.check(trainer.samples)
-    if checkpoint is not None:
-        restore(trainer, checkpoint, settings.data)
-    return Assembled(trainer, teacher, settings, [*built.notes, *view_notes])
+    from_main(
+        Plan(
+            directory.resolve(),
+            trainer.context.recipe,
+            settings,
+            checkpoint,
+            trainer.budget,
+            record,
+            trainer.images_per_epoch,
+        )
+    )
+    return replace(assembled, settings=settings)
 
 
 def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settings: RunSettings) -> list[str]:
@@ -371,49 +308,3 @@ def _teacher_notes(trainer: Trainer, teacher: DistillationTeacher | None, settin
             "images and time from scratch"
         )
     return notes
-
-
-def _request(
-    data: str | Path | None,
-    recipe: str | Recipe,
-    changes: Mapping[str, str] | None,
-    out: str | Path | None,
-    resume: str | Path | None,
-    options: _Options,
-    init: str | Path | None,
-    teacher: str | Path | None = None,
-    teacher_weights: str | Path | None = None,
-    teacher_classes: Matching = "name",
-) -> _Request:
-    """Turns the arguments of :func:`train` into a request: a new run, or one to resume."""
-    options.check()
-    if resume is not None:
-        if any(value is not None for value in (out, init)):
-            raise UserError("A resumed run keeps its own initial weights and directory", "pass none of them to resume it")
-        resumed_recipe, resumed_settings = read_run(Path(resume), data)
-        length = requested_length(resumed_recipe, changes or {}, Path(resume))
-        resumed_settings = replace(
-            resumed_settings,
-            skip_unreadable=resumed_settings.skip_unreadable or options.skip_unreadable,
-            cache=options.cache.mode,
-            cache_limit=options.cache.limit,
-            checkpoint_minutes=options.checkpoint_minutes,
-            teacher=resumed_settings.teacher if teacher is None else absolute(teacher),
-            teacher_weights=resumed_settings.teacher_weights if teacher_weights is None else absolute(teacher_weights),
-        )
-        return _Request(Path(resume), resumed_recipe, resumed_settings, length)
-    if data is None:
-        raise UserError("There is no data to train on", "pass a folder of images, or a name from `deit data list`")
-    requested = (get_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(changes or {})
-    settings = RunSettings(
-        data=absolute_name(data),
-        init=None if init is None else absolute(init),
-        teacher=None if teacher is None else absolute(teacher),
-        teacher_weights=None if teacher_weights is None else absolute(teacher_weights),
-        teacher_classes=teacher_classes,
-        skip_unreadable=options.skip_unreadable,
-        cache=options.cache.mode,
-        cache_limit=options.cache.limit,
-        checkpoint_minutes=options.checkpoint_minutes,
-    )
-    return _Request(new_run_directory(out, settings.data, requested.name), requested, settings)

@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
-from deit.checkpoints.weights import copied_tensors, load_into, read_tensors, serialized_copies
+from deit.checkpoints.weights import copied_tensors, load_into, read_tensors, serialized_parts
 from deit.config import ViTConfig
 from deit.errors import CheckpointError, NonFiniteLossError
 from deit.system.files import BEST_NAME, CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, json_text, new_directory, read_json, sha256
@@ -164,21 +164,31 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     path = directory / f"epoch-{state.epoch:06d}-step-{state.step:08d}"
     with new_directory(path) as draft:
         sums = {}
-        for name, content in _contents(snapshot):
-            (draft / name).write_bytes(content)
-            sums[name] = hashlib.sha256(content).hexdigest()
+        for name, parts in _contents(snapshot):
+            sums[name] = _write(draft / name, parts)
         (draft / MANIFEST_NAME).write_text(json_text({"format": FORMAT, "sha256": sums}))
     for old in _checkpoints(directory)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old, ignore_errors=True)  # network file systems keep what another program has open; tried again later
     return path
 
 
-def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
-    """Yields the name and the content of every file, so that the memory of one is taken at a time."""
-    yield from snapshot.files.items()
+def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """Yields the name and the content of every file, in parts."""
+    for name, content in snapshot.files.items():
+        yield name, [content]
     for name, tensors in snapshot.tensors.items():
-        yield name, serialized_copies(tensors)
-    yield STATE_NAME, json_text(asdict(snapshot.state)).encode()
+        yield name, serialized_parts(tensors)
+    yield STATE_NAME, [json_text(asdict(snapshot.state)).encode()]
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Writes a file, and returns the SHA-256 of what was to be written."""
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -13,11 +13,12 @@ from deit.config import ViTConfig
 from deit.data.loader import Batch
 from deit.distillation.feature_distillation import FeatureDistillation
 from deit.distillation.protocol import DistillationTeacher
-from deit.errors import DataError, InterruptedWorkError
+from deit.errors import DataError, InterruptedWorkError, PeerError
 from deit.models.losses import binary_cross_entropy, loss_terms, soft_target_cross_entropy, total_loss
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 from deit.system.devices import Precision, autocast
 from deit.system.signals import check_stop
+from deit.training.data_parallel import DataParallel
 from deit.training.first_phase import first_phase, half_size, kept_patches
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
@@ -49,6 +50,7 @@ class StepContext:
         teacher: the teacher; None if the recipe does not distill.
         features: trained along with the model if feature maps are distilled.
         parallel: runs micro-batches at the same time; None runs them one after the other.
+        data_parallel: shares each batch with the other processes of the run; None without others.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class StepContext:
     teacher: DistillationTeacher | None = None
     features: FeatureDistillation | None = None
     parallel: ParallelBatches | None = None
+    data_parallel: DataParallel | None = None
 
 
 def train_step(
@@ -67,45 +70,59 @@ def train_step(
     step: int,
     lr: float,
     progress: float = 1.0,
+    total_images: int | None = None,
 ) -> dict[str, Tensor]:
     """Accumulates the gradients of all micro-batches and updates the weights.
 
     Args:
         model: the model, in training mode.
         optimizer: over :func:`deit.training.optimization.trainable_modules`.
-        batches: the micro-batches of one global batch.
+        batches: the micro-batches of one global batch, or of the share of this process.
         context: what stays the same from step to step.
         epoch: counted from 0.
         step: within the epoch, counted from 0.
         lr: learning rate of this step.
         progress: fraction of the training that precedes the step, which decides its phase (:mod:`deit.training.first_phase`).
+        total_images: images of the global batch; None counts those of ``batches``.
 
     Raises:
         DataError: all batches are empty, because all of their images are unreadable and skipped.
         NonFiniteStepError: the loss or a gradient is not finite; no weight was changed.
         InterruptedWorkError: a stop was requested between two micro-batches; no weight was changed.
+        PeerError: another process has ended; no weight was changed.
 
     Returns:
         Means over the global batch, scalars on the model's device: the total ``loss`` and its unweighted terms
         (``label_loss``, ``distillation_loss``, ``feature_loss``).
     """
-    batches = [batch for batch in batches if len(batch.labels)]
-    if not batches:
-        raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
+    batches = readable_batches(batches)
     optimizer.zero_grad(set_to_none=True)
-    buffers = _Buffers(model) if len(batches) > 1 or context.recipe.optimizer.max_skipped_steps else None
+    may_fail = len(batches) > 1 or context.recipe.optimizer.max_skipped_steps > 0 or context.data_parallel is not None
+    buffers = _Buffers(model) if may_fail else None
     try:
-        means = accumulate_gradients(model, batches, context, epoch, step, progress)
+        means = accumulate_gradients(model, batches, context, epoch, step, progress, total_images)
         norm = _clip_gradients(trainable_modules(model, context.features), context.recipe.optimizer.clip_norm)
         if not torch.isfinite(torch.stack([means[TOTAL].float(), norm.float()])).all():
             raise NonFiniteStepError(means[TOTAL].item(), norm.item())
-    except (InterruptedWorkError, NonFiniteStepError):
+    except (InterruptedWorkError, NonFiniteStepError, PeerError):
         if buffers is not None:
             buffers.restore()
         raise
     set_learning_rate(optimizer, lr)
     optimizer.step()
     return means
+
+
+def readable_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Returns the micro-batches that have images.
+
+    Raises:
+        DataError: there are none, because all images are unreadable and skipped.
+    """
+    readable = [batch for batch in batches if len(batch.labels)]
+    if not readable:
+        raise DataError("No image of a whole batch is readable", "`deit data check` lists the unreadable files")
+    return readable
 
 
 def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
@@ -129,19 +146,30 @@ class _Buffers:
 
 
 def accumulate_gradients(
-    model: nn.Module, batches: Sequence[Batch], context: StepContext, epoch: int, step: int, progress: float = 1.0
+    model: nn.Module,
+    batches: Sequence[Batch],
+    context: StepContext,
+    epoch: int,
+    step: int,
+    progress: float = 1.0,
+    total_images: int | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradients of the mean loss of all micro-batches to those of the model. Returns the means of the losses."""
-    total_images = sum(len(batch.labels) for batch in batches)
+    count = total_images or sum(len(batch.labels) for batch in batches)
+
+    def losses(replica: Replica, batch: Batch) -> dict[str, Tensor]:
+        module, features = replica
+        values = batch_losses(module, batch, replace(context, features=features), epoch, step, progress)
+        return {name: value * (len(batch.labels) / count) for name, value in values.items()}
 
     def backward(replica: Replica, batch: Batch) -> dict[str, Tensor]:
         check_stop()
-        module, features = replica
-        share = len(batch.labels) / total_images
-        losses = batch_losses(module, batch, replace(context, features=features), epoch, step, progress)
-        (losses[TOTAL] * share).backward()  # type: ignore[no-untyped-call]
-        return {name: loss.detach() * share for name, loss in losses.items()}
+        values = losses(replica, batch)
+        values[TOTAL].backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in values.items()}
 
+    if context.data_parallel is not None:
+        return context.data_parallel.accumulate(losses, batches, TOTAL)
     if context.parallel is None:
         parts = [backward((model, context.features), batch) for batch in batches]
     else:

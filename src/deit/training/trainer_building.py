@@ -29,6 +29,7 @@ from deit.recipes.samples import first_batches, training_samples
 from deit.recipes.schedule import plan_steps
 from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import autocast, choose_precision
+from deit.system.distributed import group_size
 from deit.system.files import BEST_NAME, IMAGE_HASHES_NAME, LAST_NAME, LOG_NAME, RECORD_NAME, json_text, write_bytes
 from deit.system.progress import duration, plural, print_status
 from deit.training.first_phase import first_phase
@@ -257,7 +258,7 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         elif teacher is not None:  # a guess: loading the teacher to measure it may take longer than its evaluation
             final += images * (costs.evaluation + costs.not_kept)
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
-    step_seconds = costs.sample * images_per_step
+    step_seconds = costs.sample * images_per_step / group_size()
     repeats = trainer.context.recipe.augmentation.repeats
     first_pass = 0 if trainer.samples.cache is None else trainer.steps_per_epoch * repeats
     return StepBudget(
@@ -267,7 +268,7 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         evaluation,
         final / evaluation,
         first_pass,
-        first_pass_seconds=step_seconds + costs.decoding * images_per_step / repeats,
+        first_pass_seconds=step_seconds + costs.decoding * images_per_step / repeats / group_size(),
         first_evaluation_seconds=costs.not_kept * len(trainer.validation.source.labels),
         first_phase=first_phase(trainer.context.recipe.model),
         first_phase_cost=costs.first_phase,

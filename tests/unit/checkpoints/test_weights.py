@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from deit.checkpoints.weights import load_into, read_tensors, write_tensors
+from deit.checkpoints.weights import load_into, read_tensors, serialize_tensors, write_tensors
 from deit.errors import CheckpointError
 from tests.helpers import noise, randomized
 
@@ -30,6 +31,15 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert restored[name].dtype == tensor.dtype
         assert torch.equal(restored[name], tensor), name
+
+
+def test_bytes_are_those_of_safetensors() -> None:
+    dtypes = [torch.float64, torch.int64, torch.float32, torch.int32, torch.bfloat16, torch.float16]
+    dtypes += [torch.int16, torch.int8, torch.uint8, torch.bool]
+    tensors = {f"{name} {number}": torch.ones(number, 3).to(dtype) for number in range(3) for name, dtype in enumerate(dtypes)}
+    tensors |= {"scalar": torch.tensor(7), "transposed": noise(3, 4).T, 'отлично "\\': torch.ones(1)}
+    expected = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    assert serialize_tensors(tensors) == expected
 
 
 def test_tensors_that_share_memory_are_written_separately(tmp_path: Path) -> None:

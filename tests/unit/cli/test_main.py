@@ -31,7 +31,9 @@ COMMANDS = {
     "replay": "--epoch --step --out --data --device --workers --json --csv --tsv",
     "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
     "--skip-unreadable --max-pixels --json --csv --tsv",
-    "predict": "--top --crop --runtime --precision --exact --ema --revision --device --max-pixels --json --csv --tsv",
+    "runs": "--html --json --csv --tsv",
+    "predict": "--top --out --sort-into --crop --runtime --precision --exact --ema --revision --device --max-pixels "
+    "--json --csv --tsv",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json --csv --tsv",
     "benchmark": "--images --runtime --seconds --device --max-pixels --json --csv --tsv",
     "info": "--json --csv --tsv",
@@ -41,6 +43,7 @@ COMMANDS = {
     "--init --recipe --image-size --epochs --batch-size --seed --set --device --workers --skip-unreadable --cache "
     "--cache-limit --max-pixels --json --csv --tsv",
     "data list": "--json --csv --tsv",
+    "data pack": "--out --size --quality --shard-mb --skip-unreadable --max-pixels --json --csv --tsv",
     "data check": "--max-pixels --json --csv --tsv",
     "recipe list": "--json --csv --tsv",
     "recipe show": "--set --json",

@@ -98,6 +98,33 @@ def saved_unlabeled(path: Path) -> ImageSource:
     return _unlabeled(_load_saved(path), str(path))
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a path is a Parquet file, or a folder with Parquet files of splits in it or in its folder ``data``."""
+    if path.suffix.lower() == ".parquet":
+        return not path.is_dir()
+    return any(_parquet_split(file) for folder in (path, path / "data") for file in folder.glob("*.parquet"))
+
+
+def _parquet_split(file: Path) -> Split | None:
+    """Returns the split that the first word of a file's name names, as in ``train-00000-of-00010.parquet``."""
+    return split_of(file.stem.partition("-")[0])
+
+
+def parquet_splits(path: Path) -> DatasetSplits:
+    """Reads Parquet files with a column of images and one of labels; splits are recognized by the names of the files.
+
+    Raises:
+        MissingExtraError: ``datasets`` is not installed.
+        DataError: they cannot be read, or have no labeled images.
+    """
+    return _splits(_load_parquet(path), str(path))
+
+
+def parquet_unlabeled(path: Path) -> ImageSource:
+    """Reads the training images of Parquet files, ignoring labels; see :func:`parquet_splits`."""
+    return _unlabeled(_load_parquet(path), str(path))
+
+
 def hub_splits(text: str) -> DatasetSplits:
     """Reads a data set on the hub: ``hf:owner/name`` or ``hf:owner/name:config``, optionally with ``@revision``.
 
@@ -140,6 +167,18 @@ def _load_saved(path: Path) -> Mapping[str, Any]:
         raise DataError(error.problem, "save the data set again") from error
     except Exception as error:  # the libraries raise all kinds of errors on damaged files
         raise DataError(f"{path} cannot be read as a saved data set ({_short(error)})", "save it again") from error
+
+
+def _load_parquet(path: Path) -> Mapping[str, Any]:
+    datasets = _datasets()
+    try:
+        files = [path] if path.is_file() else sorted((*path.glob("*.parquet"), *path.glob("data/*.parquet")))
+        by_split: dict[str, list[str]] = {}
+        for file in files:
+            by_split.setdefault(_parquet_split(file) or "all", []).append(str(file))
+        return dict(datasets.load_dataset("parquet", data_files=by_split))
+    except Exception as error:  # the libraries raise all kinds of errors on damaged files
+        raise DataError(f"{path} cannot be read as Parquet ({_short(error)})", "check the files") from error
 
 
 def _load_hub(text: str) -> tuple[Mapping[str, Any], str]:

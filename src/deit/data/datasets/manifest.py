@@ -28,7 +28,6 @@ _OTHER_TABLES = {
     ".xls": "save it as the type 'CSV UTF-8' in Excel",
     ".ods": "save it as CSV in UTF-8",
     ".json": "write one object per line into a file that ends in .jsonl",
-    ".parquet": "write it as CSV",
     ".txt": "write it as CSV, with a header such as path,label, into a file that ends in .csv",
     ".gz": "unpack it",
     ".zip": "unpack it, and pass the folder or the list in it",
