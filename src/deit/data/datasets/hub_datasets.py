@@ -172,10 +172,12 @@ def _load_saved(path: Path) -> Mapping[str, Any]:
 def _load_parquet(path: Path) -> Mapping[str, Any]:
     datasets = _datasets()
     try:
-        files = [path] if path.is_file() else sorted((*path.glob("*.parquet"), *path.glob("data/*.parquet")))
         by_split: dict[str, list[str]] = {}
-        for file in files:
-            by_split.setdefault(_parquet_split(file) or "all", []).append(str(file))
+        if path.is_file():
+            by_split["train"] = [str(path)]
+        for file in sorted((*path.glob("*.parquet"), *path.glob("data/*.parquet"))):
+            if split := _parquet_split(file):
+                by_split.setdefault(split, []).append(str(file))
         return dict(datasets.load_dataset("parquet", data_files=by_split))
     except Exception as error:  # the libraries raise all kinds of errors on damaged files
         raise DataError(f"{path} cannot be read as Parquet ({_short(error)})", "check the files") from error
