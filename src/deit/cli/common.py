@@ -77,6 +77,7 @@ CheckpointMinutesOption = Annotated[
     float,
     typer.Option("--checkpoint-minutes", metavar="M", help="A checkpoint at least every M minutes, also within an epoch."),
 ]
+TrackOption = Annotated[bool, typer.Option("--track", help="Write event files for TensorBoard into the run.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
@@ -134,6 +135,7 @@ class RunOptions:
     cache: CacheOption = "auto"
     cache_limit: CacheLimitOption = DEFAULT_LIMIT
     checkpoint_minutes: CheckpointMinutesOption = CHECKPOINT_MINUTES
+    track: TrackOption = False
     max_pixels: MaxPixelsOption = None
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:

@@ -34,6 +34,7 @@ def pretrain(
         resume=options.resume,
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
+        track=options.track,
         **options.run_arguments(),
     )
     if as_json:

@@ -54,6 +54,7 @@ def train(
         resume=options.resume,
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
+        track=options.track,
         started=STARTED,
         **options.run_arguments(),
     )
@@ -62,7 +63,7 @@ def train(
 
 @app.command("cache")
 @with_output
-@with_run_options("minutes", "out", "resume", "checkpoint_minutes")
+@with_run_options("minutes", "out", "resume", "checkpoint_minutes", "track")
 def cache(
     data: DataArgument,
     teacher: Annotated[str, typer.Option(help="Directory or hub name of a classifier, or a timm name.")],

@@ -51,6 +51,7 @@ def train(
         teacher_classes=teacher_classes,
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
+        track=options.track,
         started=STARTED,
         **options.run_arguments(),
     )

@@ -30,6 +30,7 @@ class RunSettings:
         cache_limit: gigabytes of them that are kept at most.
         reduced_images: whether training samples are made from reduced images, as they are kept; None until it is decided.
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
+        track: write event files for TensorBoard.
         extended: the extensions of the run: finished epochs, and the number of epochs that were planned until then.
     """
 
@@ -46,6 +47,7 @@ class RunSettings:
     cache_limit: float = DEFAULT_LIMIT
     reduced_images: bool | None = None
     checkpoint_minutes: float = CHECKPOINT_MINUTES
+    track: bool = False
     extended: tuple[tuple[int, int], ...] = ()
 
 

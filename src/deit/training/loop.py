@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from deit.training.optimization import ModelEma, learning_rate
 from deit.training.state import Snapshot, TrainState, take_snapshot
 from deit.training.step import TOTAL, NonFiniteStepError, StepContext, readable_batches, train_step
 from deit.training.time_limit import StepBudget
+from deit.training.tracking import Tracker
 
 CHECKPOINTS_NAME = "checkpoints"
 LOSS_LABELS = {"label_loss": "label", "distillation_loss": "distillation", "feature_loss": "feature"}
@@ -81,6 +83,7 @@ class Trainer:
         workers: worker processes of the data loader; None chooses by the number of cores.
         budget: corrects the number of steps while a run for a given time trains; None keeps it.
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
+        track: write event files for TensorBoard.
     """
 
     directory: Path
@@ -95,6 +98,7 @@ class Trainer:
     workers: int | None = None
     budget: StepBudget | None = None
     checkpoint_minutes: float = CHECKPOINT_MINUTES
+    track: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -172,6 +176,7 @@ class Trainer:
             stop_on_signals(),
             Progress("Training", self.remaining_images) as progress,
             CheckpointWriter(checkpoints, interval, self.resume_remedy) as writer,
+            Tracker(self.directory, self.state.epoch + 1) if self.track and is_main() else nullcontext() as tracker,
         ):
             while not self.finished:
                 epoch = self.state.epoch
@@ -199,6 +204,8 @@ class Trainer:
                     problem = f"Training stopped in epoch {epoch + 1}: {error.strerror or error}"
                     raise WorkError(f"{problem}: {error.filename}" if error.filename else problem, writer.remedy) from error
                 progress.advance(0, _format_validation(row["validation"]))
+                if tracker is not None:
+                    tracker.add(row)
         with together():  # what is saved is on the disk when the other processes read it
             pass
 

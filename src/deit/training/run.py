@@ -21,7 +21,7 @@ from deit.recipes.planning import resolve_recipe
 from deit.recipes.run_settings import CHECKPOINT_MINUTES, RunSettings
 from deit.recipes.schema import Recipe
 from deit.system.devices import choose_device
-from deit.system.distributed import from_main, is_distributed, process_group
+from deit.system.distributed import from_main, group_size, is_distributed, process_group
 from deit.system.hardware import cores
 from deit.system.locking import locked
 from deit.system.replacing import clean_up
@@ -64,6 +64,7 @@ def train(
     cache: CacheMode = "auto",
     cache_limit: float = DEFAULT_LIMIT,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    track: bool = False,
     started: float | None = None,
 ) -> TrainResult:
     """Trains a classifier, evaluates it, and writes the report.
@@ -90,6 +91,7 @@ def train(
         cache_limit: gigabytes of decoded images that are kept at most.
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch, so that a killed run
             loses no more than that.
+        track: write event files for TensorBoard into the folder ``tensorboard`` of the run.
         started: when the time of ``minutes`` began, by ``time.monotonic()``; None is the time of the call.
 
     Raises:
@@ -97,7 +99,7 @@ def train(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic() if started is None else started
-    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track)
     with process_group(choose_device(device)):
         if not is_main():
             return _finish(join(device, workers))
@@ -125,6 +127,7 @@ def pretrain(
     cache: CacheMode = "auto",
     cache_limit: float = DEFAULT_LIMIT,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    track: bool = False,
 ) -> PretrainResult:
     """Pretrains with masked image modeling, without labels. Pass the result as ``init`` to :func:`train`.
 
@@ -141,13 +144,14 @@ def pretrain(
         cache: as in :func:`train`.
         cache_limit: as in :func:`train`.
         checkpoint_minutes: as in :func:`train`.
+        track: as in :func:`train`.
 
     Raises:
         UserError: the data, recipe or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic()
-    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track)
     with process_group(choose_device(device)):
         if not is_main():
             trainer = join(device, workers).trainer
@@ -280,7 +284,8 @@ def _prepare(
             notes.append("All epochs are finished; --epochs with a larger number trains on")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
-    seconds = trainer.remaining_images * costs.per_sample(trainer) + (0 if budget is None else budget.finishing_seconds)
+    seconds = trainer.remaining_images * costs.per_sample(trainer) / group_size()
+    seconds += 0 if budget is None else budget.finishing_seconds
     print_summary(trainer, readable, settings, teacher, notes, seconds)
     write_run(directory, trainer.context.recipe, settings)
     from_main(

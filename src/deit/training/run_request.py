@@ -17,6 +17,7 @@ from deit.system.files import RUN_NAME
 from deit.system.torchrun import may_restart, restarts
 from deit.training.extension import requested_length
 from deit.training.run_directory import new_run_directory, read_run
+from deit.training.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class ChangeableOptions:
     skip_unreadable: bool
     cache: CacheRequest
     checkpoint_minutes: float
+    track: bool
 
     def check(self) -> None:
         """Checks the values.
 
         Raises:
-            UserError: one is invalid.
+            MissingExtraError: a library is missing.
+            UserError: a value is invalid.
         """
+        if self.track:
+            check_tracking()
         self.cache.check()
         if not self.checkpoint_minutes > 0:
             raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is not a time", "pass a number above 0")
@@ -96,6 +101,7 @@ def run_request(
         cache=options.cache.mode,
         cache_limit=options.cache.limit,
         checkpoint_minutes=options.checkpoint_minutes,
+        track=options.track,
     )
     return RunRequest(new_run_directory(out, settings.data, requested.name), requested, settings)
 
@@ -116,6 +122,7 @@ def _resumed_run(
         cache=options.cache.mode,
         cache_limit=options.cache.limit,
         checkpoint_minutes=options.checkpoint_minutes,
+        track=settings.track or options.track,
         teacher=settings.teacher if teacher is None else absolute(teacher),
         teacher_weights=settings.teacher_weights if teacher_weights is None else absolute(teacher_weights),
     )

@@ -96,6 +96,7 @@ def build_trainer(
         files={RECORD_NAME: json_text(asdict(record)).encode()},
         workers=workers,
         checkpoint_minutes=settings.checkpoint_minutes,
+        track=settings.track,
     )
 
 
@@ -206,7 +207,7 @@ class _Measurements:
         teacher = None if self.teacher is None else self.teacher.to(self.device)
         trainer = build_trainer(Path(), built, teacher, self.splits, self.record, self.settings, self.device, self.workers)
         costs = measure_costs(trainer, self.seconds)
-        self._rows.append((candidate, costs, costs.per_sample(trainer)))
+        self._rows.append((candidate, costs, costs.per_sample(trainer) / group_size()))
         return self._rows[-1]
 
 
@@ -247,18 +248,19 @@ def measuring_seconds(limit: TimeLimit | None) -> float:
 
 
 def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit) -> StepBudget:
-    """Returns the budget of a run for a given time, by the measured costs."""
-    evaluation = max(costs.evaluation * len(trainer.validation.source.labels), 1e-3)
+    """Returns the budget of a run for a given time, by the measured costs of one process."""
+    processes = group_size()
+    evaluation = max(costs.evaluation * len(trainer.validation.source.labels) / processes, 1e-3)
     final = 0.0
     if not trainer.context.recipe.masked:
-        teacher, images = trainer.context.teacher, len(splits.held_out[1].labels)
+        teacher, images = trainer.context.teacher, len(splits.held_out[1].labels) / processes
         final = images * (costs.evaluation + costs.not_kept)
         if teacher is not None and teacher.sample_targets is None:
             final += images * (costs.loading + teacher_seconds(teacher, trainer.device))
         elif teacher is not None:  # a guess: loading the teacher to measure it may take longer than its evaluation
             final += images * (costs.evaluation + costs.not_kept)
     images_per_step = trainer.images_per_epoch // trainer.steps_per_epoch
-    step_seconds = costs.sample * images_per_step / group_size()
+    step_seconds = costs.sample * images_per_step / processes
     repeats = trainer.context.recipe.augmentation.repeats
     first_pass = 0 if trainer.samples.cache is None else trainer.steps_per_epoch * repeats
     return StepBudget(
@@ -268,8 +270,8 @@ def step_budget(trainer: Trainer, splits: Splits, costs: Costs, limit: TimeLimit
         evaluation,
         final / evaluation,
         first_pass,
-        first_pass_seconds=step_seconds + costs.decoding * images_per_step / repeats / group_size(),
-        first_evaluation_seconds=costs.not_kept * len(trainer.validation.source.labels),
+        first_pass_seconds=step_seconds + costs.decoding * images_per_step / repeats / processes,
+        first_evaluation_seconds=costs.not_kept * len(trainer.validation.source.labels) / processes,
         first_phase=first_phase(trainer.context.recipe.model),
         first_phase_cost=costs.first_phase,
     )

@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     small_data,
     small_step,
+    streaming,
     train_step,
     transformers_suites,
 )
@@ -44,6 +45,7 @@ PAGES: dict[str, Callable[[Any], str]] = {
     "scale": scale.table,
     "small_step": small_step.table,
     **{path.stem: small_data.table for path in reporting.RESULTS.glob("small_data-*.json")},
+    "streaming": streaming.table,
     "train_step": train_step.table,
     "transformers_suites": transformers_suites.details,
 }

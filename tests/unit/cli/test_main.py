@@ -21,7 +21,7 @@ from deit.system.signals import Terminated
 
 RUN_OPTIONS = (
     "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --cache --cache-limit --checkpoint-minutes --max-pixels"
+    "--skip-unreadable --cache --cache-limit --checkpoint-minutes --track --max-pixels"
 )
 OUTPUT = "--json --csv --tsv"
 COMMANDS = {

@@ -14,6 +14,14 @@ def test_pretrain(calls: list[Any]) -> None:
     assert calls == [
         (
             ("photos", "pretrain-mim"),
-            {**SHARED, "init": "a model", "out": None, "resume": None, "settings": {}, "checkpoint_minutes": 5.0},
+            {
+                **SHARED,
+                "init": "a model",
+                "out": None,
+                "resume": None,
+                "settings": {},
+                "checkpoint_minutes": 5.0,
+                "track": False,
+            },
         )
     ]

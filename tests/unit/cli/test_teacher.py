@@ -12,7 +12,15 @@ from tests.unit.cli.options import SHARED, output
 def test_teacher_train(calls: list[Any]) -> None:
     assert 'Next: deit train "photos" --teacher "runs/photos"' in output("teacher", "train", "photos", "--arch", "resnet18")
     settings = {"model.architecture": "resnet18"}
-    expected = {**SHARED, "out": None, "resume": None, "settings": settings, "checkpoint_minutes": 5.0, "started": STARTED}
+    expected = {
+        **SHARED,
+        "out": None,
+        "resume": None,
+        "settings": settings,
+        "checkpoint_minutes": 5.0,
+        "track": False,
+        "started": STARTED,
+    }
     assert calls == [(("photos", "convnet"), expected)]
     output("teacher", "train", "digits")
     assert calls[1][0] == ("digits", "digits-convnet")

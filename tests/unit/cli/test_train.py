@@ -29,6 +29,7 @@ def test_train(calls: list[Any]) -> None:
         "teacher_classes": "name",
         "settings": settings,
         "checkpoint_minutes": 5.0,
+        "track": False,
     }
 
 
