@@ -3,8 +3,9 @@
     python -m benchmarks.streaming [--images 40000] [--write]
 
 JPEG files of 64 pixels are written into a folder and packed. An epoch of training samples is made by one worker process from
-the folder and from the shards, in turns. Then a tiny model at 32 pixels predicts all files into a table. Memory is the proportional
-set size of the process and its children, after the given shares of the images. The last line printed is the result as JSON.
+the folder and from the shards, in turns. Then a tiny model at 32 pixels predicts all files into a table. Memory is the
+proportional set size of the process and its children, after the given shares of the images. The last line printed is the result as
+JSON.
 ``--write`` writes ``streaming.json`` and ``streaming.md``.
 """
 
@@ -149,8 +150,8 @@ def table(result: dict[str, Any]) -> str:
             "# Memory of an epoch and of a table of predictions",
             "",
             f"{result['date']}, {result['hardware']}, {result['software']}.",
-            f"`python -m benchmarks.streaming --images {result['images']}`: JPEG files of 64 pixels, {result['shards']} shards,",
-            "one worker process; a tiny model. MB of memory of all processes after 10%, 50% and all of the images.",
+            f"`python -m benchmarks.streaming --images {result['images']}`: JPEG files of 64 pixels,",
+            f"{result['shards']} shards, one worker process; a tiny model. MB of memory of all processes after 10%, 50% and all of the images.",
             "",
             "| | images/s | 10% | 50% | 100% |",
             "|---|--:|--:|--:|--:|",

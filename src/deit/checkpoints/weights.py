@@ -48,7 +48,7 @@ def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def serialized_parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """Yields the content of a safetensors file in parts: its header, and the memory of each tensor.
 
-    The bytes are those of ``safetensors.torch.save``, which copies all tensors three times: too slow beside training.
+    The bytes are those of ``safetensors.torch.save``, which copies all tensors before they are written.
 
     Args:
         tensors: what :func:`copied_tensors` returned.

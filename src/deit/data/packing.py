@@ -25,7 +25,7 @@ from deit.images.sniffing import ending_of, has_image_ending
 from deit.rng import RngStream, generator
 from deit.system.files import check_writable, new_directory, write_json
 from deit.system.hardware import cores
-from deit.system.progress import Progress
+from deit.system.progress import Progress, print_status
 from deit.system.replacing import is_empty_directory
 from deit.system.threads import ordered_map
 
@@ -100,6 +100,8 @@ def pack(
         raise UserError("--quality is in 1 to 100, and --shard-mb above 0", "correct them")
     check_writable(path.parent)
     dataset = read_splits(data)
+    for note in dataset.all_notes:
+        print_status(f"Note: {note}.")
     value_range = find_value_range(next(iter(dataset.sources.values()))) if size is not None else None
     manifest: dict[str, Any] = {
         "format": FORMAT,
