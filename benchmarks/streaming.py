@@ -4,8 +4,8 @@
 
 JPEG files of 64 pixels are written into a folder and packed. An epoch of training samples is made by one worker process from
 the folder and from the shards, in turns. Then a tiny model at 32 pixels predicts all files into a table. Memory is the
-proportional set size of the process and its children, after the given shares of the images. The last line printed is the result as
-JSON.
+proportional set size of the process and its children, after the given shares of the images. The last line printed is the
+result as JSON.
 ``--write`` writes ``streaming.json`` and ``streaming.md``.
 """
 
@@ -151,7 +151,8 @@ def table(result: dict[str, Any]) -> str:
             "",
             f"{result['date']}, {result['hardware']}, {result['software']}.",
             f"`python -m benchmarks.streaming --images {result['images']}`: JPEG files of 64 pixels,",
-            f"{result['shards']} shards, one worker process; a tiny model. MB of memory of all processes after 10%, 50% and all of the images.",
+            f"{result['shards']} shards, one worker process; a tiny model. MB of memory of all processes after 10%,",
+            "50% and all of the images.",
             "",
             "| | images/s | 10% | 50% | 100% |",
             "|---|--:|--:|--:|--:|",
