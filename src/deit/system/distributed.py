@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from deit.errors import DeiTError, PeerError
-from deit.system.torchrun import is_main, world_size
+from deit.system.torchrun import is_main, restarts, world_size
 
 T = TypeVar("T")
 
@@ -42,8 +42,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is reported by our error
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with connected():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        shared, place, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # The store of torchrun outlives the processes: addresses of those that were killed must not be found.
+        store = dist.PrefixStore(f"restart {restarts()}", shared)
+        dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=TIMEOUT)
     try:
         yield
     finally:

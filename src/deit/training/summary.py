@@ -9,6 +9,7 @@ from deit.models.timm_classifier import TimmClassifier
 from deit.recipes.run_settings import RunSettings
 from deit.recipes.schema import ConvNet
 from deit.system.devices import describe
+from deit.system.distributed import group_size
 from deit.system.progress import duration, plural, print_status
 from deit.training.loop import Trainer
 
@@ -46,13 +47,18 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
             f"{_extensions(settings)}batch size {recipe.images_per_batch}, peak learning rate {recipe.peak_lr:.3g}, "
             f"seed {recipe.seed}"
         ),
-        "Precision": f"{context.precision} on {trainer.device}",
+        "Precision": f"{context.precision} on {trainer.device}{_processes()}",
         "Run": str(trainer.directory),
     }
     if teacher is not None:
         features = "" if context.features is None else " with feature distillation"
         summary["Teacher"] = f"{teacher.name}, {recipe.distillation.mode} distillation{features}"
     return summary
+
+
+def _processes() -> str:
+    """Returns the number of processes, with a comma before it; empty for one."""
+    return f", {group_size()} processes" if group_size() > 1 else ""
 
 
 def _length(trainer: Trainer) -> str:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.fault_injection import FAULTS, Fault
 from benchmarks.faults import NEW, OLD, WORKS, Work, inject
 
-SMALLEST = {"checkpoint": 16, "model directory": 8, "two files": 6}  # writes, syncs and renamings
+SMALLEST = {"checkpoint": 12, "model directory": 8, "two files": 6}  # writes, syncs and renamings
 
 
 @pytest.mark.parametrize("fault", FAULTS)
