@@ -6,7 +6,6 @@ process that is killed closes its connections, which ends the wait of the others
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -39,7 +38,6 @@ def process_group(device: torch.device) -> Iterator[None]:
     if world_size() == 1 or _has_group():
         yield
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is reported by our error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
