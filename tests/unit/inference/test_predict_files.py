@@ -225,6 +225,11 @@ def test_class_folders_are_names_of_their_own(tmp_path: Path) -> None:
     assert all(len(os.fsencode(folder.name)) < 255 and not folder.name.startswith(".") for folder in folders.values())
 
 
+def test_tables_need_no_torch() -> None:
+    program = "import sys, deit.inference.predict_files; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 PROGRAM = """
 import sys
 from deit.inference.predict_files import predict_files
