@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 WAIT_VARIABLE, SPIN_VARIABLE = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-SPIN_COUNT = 10_000  # some 0.15 ms
+SPIN_COUNT = 3_000  # some 0.05 ms
 
 
 def limit_spinning() -> None:

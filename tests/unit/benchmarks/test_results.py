@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from benchmarks import (
+    busy_machine,
     cached_teacher,
     checkpoints,
     data,
@@ -31,6 +32,7 @@ from benchmarks import (
 )
 
 PAGES: dict[str, Callable[[Any], str]] = {
+    "busy_machine": busy_machine.table,
     "cached_teacher": cached_teacher.table,
     "checkpoints": checkpoints.table,
     "data": data.table,
