@@ -1,9 +1,9 @@
-"""Memory and speed of an epoch from shards, and of a table of predictions: neither grows with the number of images.
+"""Memory of an epoch from shards, and of a table of predictions: neither grows with the number of images.
 
     python -m benchmarks.streaming [--images 40000] [--write]
 
 JPEG files of 64 pixels are written into a folder and packed. An epoch of training samples is made by one worker process from
-the folder and from the shards, in turns. Then a tiny model at 32 pixels predicts all files into a table. Memory is the
+the folder and from the shards. Then a tiny model at 32 pixels predicts all files into a table. Memory is the
 proportional set size of the process and its children, after the given shares of the images. The last line printed is the
 result as JSON.
 ``--write`` writes ``streaming.json`` and ``streaming.md``.
@@ -15,7 +15,6 @@ import argparse
 import io
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,12 +70,11 @@ def measure_epoch(data: Path) -> dict[str, Any]:
     source = open_data(data).train
     loader = Loader(training_samples(recipe, source), workers=1)
     plans = [plan for step in view_steps(recipe, len(source.labels), 0) for plan in step]
-    start, seen = time.perf_counter(), Counter(len(plans))
+    seen = Counter(len(plans))
     for _ in loader.run(plans):
         seen.advance()
-    seconds = time.perf_counter() - start
     loader.close()
-    return {"images_per_second": sum(len(plan.samples) for plan in plans) / seconds, "memory": seen.memory}
+    return {"memory": seen.memory}
 
 
 def measure_table(folder: Path, images: Sequence[str]) -> dict[str, Any]:
@@ -85,8 +83,8 @@ def measure_table(folder: Path, images: Sequence[str]) -> dict[str, Any]:
     predictor = _CountingPredictor.from_pretrained(folder / "model", "cpu")
     assert isinstance(predictor, _CountingPredictor)
     predictor.seen = Counter(len(images))
-    result = predict_files(predictor, images, folder / "table.parquet")
-    return {"images_per_second": len(images) / result.seconds, "memory": predictor.seen.memory}
+    predict_files(predictor, images, folder / "table.parquet")
+    return {"memory": predictor.seen.memory}
 
 
 class Counter:
@@ -123,11 +121,8 @@ def main() -> None:
         write_images(folder / "photos", arguments.images)
         packed = pack(folder / "photos", folder / "shards", shard_mb=16)
         rows: dict[str, dict[str, Any]] = {}
-        for turn in range(2):  # the first one warms up caches of files
-            for data in ("photos", "shards"):
-                measured = measure_epoch(folder / data)
-                if turn:
-                    rows[f"epoch from {'a folder' if data == 'photos' else 'shards'}"] = measured
+        for data, title in (("photos", "epoch from a folder"), ("shards", "epoch from shards")):
+            rows[title] = measure_epoch(folder / data)
         images = sorted(str(path) for path in (folder / "photos").rglob("*.jpg"))
         rows["predictions into Parquet"] = measure_table(folder, images)
     result = {
@@ -141,10 +136,7 @@ def main() -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
-    rows = [
-        f"| {name} | {row['images_per_second']:,.0f} | {' | '.join(f'{value:,.0f}' for value in row['memory'])} |"
-        for name, row in result["rows"].items()
-    ]
+    rows = [f"| {name} | {' | '.join(f'{value:,.0f}' for value in row['memory'])} |" for name, row in result["rows"].items()]
     return "\n".join(
         [
             "# Memory of an epoch and of a table of predictions",
@@ -154,8 +146,8 @@ def table(result: dict[str, Any]) -> str:
             f"{result['shards']} shards, one worker process; a tiny model. MB of memory of all processes after 10%,",
             "50% and all of the images.",
             "",
-            "| | images/s | 10% | 50% | 100% |",
-            "|---|--:|--:|--:|--:|",
+            "| | 10% | 50% | 100% |",
+            "|---|--:|--:|--:|",
             *rows,
             "",
         ]

@@ -3,7 +3,8 @@
 A thread that waits at the end of a parallel loop first spins, which lets it go on at once, and then sleeps. GNU OpenMP, which
 torch contains on Linux, spins for some 4 ms. That is longer than a turn of the operating system's scheduler: if another program
 uses a core, one thread spins on its core while the other one waits for the core to be free, instead of moving to the first.
-The limit here is longer than the pauses between the loops of a step (``benchmarks/busy_machine.py``).
+The limit here costs 2% on a quiet machine, and less than half of the speed beside a busy program
+(``benchmarks/busy_machine.py``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,19 @@ from __future__ import annotations
 import os
 
 import pytest
-from benchmarks.busy_machine import BUSY, DEFAULT, DIVIDED, PASSIVE, QUIET, make_step, settings, summarize, table, variables_set
+from benchmarks.busy_machine import (
+    BUSY,
+    CHOSEN,
+    DEFAULT,
+    DIVIDED,
+    PASSIVE,
+    QUIET,
+    make_step,
+    settings,
+    summarize,
+    table,
+    variables_set,
+)
 
 from deit.system.openmp import SPIN_COUNT, SPIN_VARIABLE, WAIT_VARIABLE
 
@@ -21,9 +33,10 @@ def test_each_contender_gets_its_own_variables_only(monkeypatch: pytest.MonkeyPa
         PASSIVE: {WAIT_VARIABLE: "PASSIVE"},
         f"{SPIN_VARIABLE}=0": {SPIN_VARIABLE: "0"},
         f"{SPIN_VARIABLE}=100": {SPIN_VARIABLE: "100"},
-        DIVIDED: {SPIN_VARIABLE: str(SPIN_COUNT)},
+        f"{DIVIDED}{SPIN_VARIABLE}=0": {SPIN_VARIABLE: "0"},
+        f"{DIVIDED}{SPIN_VARIABLE}=100": {SPIN_VARIABLE: "100"},
     }
-    assert [setting.name for setting in settings([]) if setting.divides_batch] == [DIVIDED]
+    assert [setting.name for setting in settings([SPIN_COUNT]) if setting.divides_batch] == [CHOSEN]
     assert os.environ[WAIT_VARIABLE] == "ACTIVE"
 
 
@@ -44,7 +57,7 @@ def test_ratios_are_within_a_repeat() -> None:
 
 
 def test_the_page_marks_the_setting_of_the_program() -> None:
-    chosen = DIVIDED
+    chosen = CHOSEN
     rates = {QUIET: {DEFAULT: [10.0], chosen: [9.8]}, BUSY: {DEFAULT: [1.0], chosen: [6.0]}}
     result = {"date": "today", "hardware": "an abacus", "software": "beads", "spins": [SPIN_COUNT], "steps": 8, "repeats": 1}
     text = table({**result, "chosen": chosen, "rows": summarize(rates)})
