@@ -97,7 +97,7 @@ def pack_data(
         Column("skipped", "{:,}"),
         Column("bytes", "{:,}"),
     ]
-    row = [str(packed.path), packed.shards, images, packed.skipped, packed.bytes, seconds, images / seconds]
+    row = [str(packed.path), packed.shards, images, packed.skipped, packed.image_bytes, seconds, images / seconds]
     output.table([*columns, Column("time", duration, "seconds"), Column("images/s", "{:,.0f}", "images_per_second")], [row])
     output.line(f'\nNext: deit train "{packed.path}"')
 

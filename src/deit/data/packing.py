@@ -44,14 +44,14 @@ class Packed:
         path: the folder.
         images: images per split.
         shards: number of tar files.
-        bytes: size of all images together.
+        image_bytes: size of all images together.
         skipped: unreadable images that were left out.
     """
 
     path: Path
     images: dict[str, int]
     shards: int
-    bytes: int
+    image_bytes: int
     skipped: int
 
 

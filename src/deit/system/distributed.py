@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from deit.errors import DeiTError, PeerError
 from deit.system.torchrun import is_main, restarts, world_size
@@ -42,9 +43,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with connected():
-        shared, place, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        shared, place, size = next(rendezvous("env://", timeout=TIMEOUT))
         # The store of torchrun outlives the processes: addresses of those that were killed must not be found.
-        store = dist.PrefixStore(f"restart {restarts()}", shared)
+        store = dist.PrefixStore(f"restart {restarts()}", shared)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=TIMEOUT)
     try:
         yield

@@ -22,7 +22,7 @@ from deit.training.tracking import check_tracking
 
 @dataclass(frozen=True)
 class ChangeableOptions:
-    """Options of :func:`deit.training.run.train` that a resumed run may change."""
+    """Options of :func:`deit.train` that a resumed run may change."""
 
     skip_unreadable: bool
     cache: CacheRequest
@@ -72,7 +72,7 @@ def run_request(
     teacher_weights: str | Path | None = None,
     teacher_classes: Matching = "name",
 ) -> RunRequest:
-    """Turns the arguments of :func:`deit.training.run.train` into a request: a new run, or one to resume.
+    """Turns the arguments of :func:`deit.train` into a request: a new run, or one to resume.
 
     If torchrun has started the processes again, the run that they have begun is resumed.
 

@@ -51,7 +51,7 @@ def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = pack(photos, out, shard_mb=0.02)
     assert result.images == {"train": 24, "validation": 8}
     assert result.shards > 2
-    assert result.bytes == sum(path.stat().st_size for path in photos.rglob("*.*") if path.is_file())
+    assert result.image_bytes == sum(path.stat().st_size for path in photos.rglob("*.*") if path.is_file())
     return out
 
 
