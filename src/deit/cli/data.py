@@ -91,14 +91,14 @@ def pack_data(
         return
     images = sum(packed.images.values())
     columns: list[Column | str] = [
-        "shards",
-        Column("files", "{:,}"),
-        Column("images", "{:,}"),
-        Column("skipped", "{:,}"),
-        Column("bytes", "{:,}"),
+        Column("folder", name="path"),
+        *(Column(name, "{:,}") for name in ("shards", "images", "skipped")),
+        Column("bytes", "{:,}", "image_bytes"),
+        Column("time", duration, "seconds"),
+        Column("images/s", "{:,.0f}", "images_per_second"),
     ]
     row = [str(packed.path), packed.shards, images, packed.skipped, packed.image_bytes, seconds, images / seconds]
-    output.table([*columns, Column("time", duration, "seconds"), Column("images/s", "{:,.0f}", "images_per_second")], [row])
+    output.table(columns, [row])
     output.line(f'\nNext: deit train "{packed.path}"')
 
 

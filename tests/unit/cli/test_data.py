@@ -80,3 +80,15 @@ def test_check_of_a_folder_for_evaluation_only(tmp_path: Path) -> None:
     assert "Splits: the folder's own splits: Testing." in text
     assert "Not for training: " in text
     assert "add a folder `train`" in text
+
+
+def test_pack_says_what_was_packed(tmp_path: Path) -> None:
+    arguments = ("pack", "digits", "--shard-mb", "1")
+    content = json.loads(output(*arguments, "--out", str(tmp_path / "a folder"), "--json"))
+    assert content["images"] == {"train": 1797}
+    assert content["skipped"] == 0
+    assert content["shards"] == len(list((tmp_path / "a folder").glob("*.tar"))) > 1
+    header, row = output(*arguments, "--out", str(tmp_path / "other"), "--csv").splitlines()
+    assert header == "path,shards,images,skipped,image_bytes,seconds,images_per_second"
+    assert row.startswith(f"{tmp_path / 'other'},{content['shards']},1797,0,{content['image_bytes']},")
+    assert f'Next: deit train "{tmp_path / "third"}"' in output(*arguments, "--out", str(tmp_path / "third"))
