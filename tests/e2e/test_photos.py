@@ -35,7 +35,10 @@ def runs(deit: Deit, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_run_directory_is_complete(runs: Path) -> None:
     student = runs / "student"
     names = {path.name for path in student.iterdir()}
-    assert names == {*("best", "last", "checkpoints", "log.jsonl", "recipe.toml", "run.json", "evaluation.json", "report.html")}
+    assert names == {
+        *("best", "last", "checkpoints", "log.jsonl", "recipe.toml", "run.json"),
+        *("evaluation.json", "predictions.jsonl", "report.html"),
+    }
     rows = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {path.name for path in (student / "best").iterdir()} == {
@@ -46,6 +49,9 @@ def test_run_directory_is_complete(runs: Path) -> None:
     assert set(result["heads"]) == {"class", "distillation", "both"}
     assert result["split"] == "validation"
     assert result["teacher"]["images"] == result["images"] == 6
+    predictions = [json.loads(line) for line in (student / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    correct = sum(row["label"] == row["prediction"] for row in predictions)
+    assert (len(predictions), correct / 6) == (6, pytest.approx(result["heads"]["both"]["top1"]))
     for name in CLASSES:
         assert name in (student / "report.html").read_text()
 
