@@ -9,14 +9,21 @@ UPGRADE ?= --upgrade
 # A second environment, with transformers 4.x and all other packages of the first.
 TRANSFORMERS4 := .venv-transformers4
 
-.PHONY: quickstart test check docs lock clean
+.PHONY: quickstart test coverage check docs lock clean
 
 quickstart: $(VENV)/quickstart.done
 	$(BIN)/deit quickstart
 
 # One process per core, with one thread each, so that they do not compete for the cores. After a crash, xdist may wait for ever.
+# The files keep their order, so that the long tests of e2e come first: one of them that starts last would run alone.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 test: check $(TRANSFORMERS4)/test.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --cov --cov-report=term
+	$(TESTS)
+
+# By itself, since unit tests take a third longer by it.
+coverage: check $(TRANSFORMERS4)/test.done
+	$(TESTS) --cov --cov-report=term
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
@@ -49,12 +56,13 @@ $(TRANSFORMERS4)/test.done: requirements/transformers4.txt $(VENV)/test.done
 	    "$$($(TRANSFORMERS4)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
 	touch $@
 
-# Renews the pins: test.txt holds everything, quickstart.txt the subset that running needs.
+# Renews the pins: test.txt holds everything, quickstart.txt the subset that running needs, serve.txt that of the container.
 # `make lock UPGRADE=` keeps the present pins and only adds what is missing.
 lock: | $(VENV)/pip.done
 	$(PIP) install --quiet uv
 	$(COMPILE) $(UPGRADE) --extra report --extra test --extra docs --extra dev pyproject.toml -o requirements/test.txt
-	$(COMPILE) --extra report --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
+	$(COMPILE) --extra report --extra serve --constraint requirements/test.txt pyproject.toml -o requirements/quickstart.txt
+	$(COMPILE) --extra serve --extra inference --constraint requirements/test.txt pyproject.toml -o requirements/serve.txt
 	$(COMPILE) $(UPGRADE) --no-deps requirements/transformers4.in -o requirements/transformers4.txt
 
 clean:

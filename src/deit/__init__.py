@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from deit.config import DeiTConfig, ViTConfig
     from deit.distillation.teacher import Teacher
     from deit.evaluation.evaluate import evaluate
+    from deit.evaluation.explanation import explain
     from deit.export.export import export_model
+    from deit.export.web import export_web
     from deit.images.processor import (
         DeiTFeatureExtractor,
         DeiTImageProcessor,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from deit.recipes.schema import Recipe
     from deit.training.replay import replay
     from deit.training.run import pretrain, train
+    from deit.training.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -62,11 +65,14 @@ _MODULES = {  # public name -> module that defines it
     "ViTModel": "deit.models.modeling",
     "ViTPreTrainedModel": "deit.models.modeling",
     "evaluate": "deit.evaluation.evaluate",
+    "explain": "deit.evaluation.explanation",
     "export_model": "deit.export.export",
+    "export_web": "deit.export.web",
     "load_model": "deit.models.modeling",
     "pretrain": "deit.training.run",
     "replay": "deit.training.replay",
     "train": "deit.training.run",
+    "tune": "deit.training.tuning",
 }
 
 __all__ = [
@@ -91,11 +97,14 @@ __all__ = [
     "ViTModel",
     "ViTPreTrainedModel",
     "evaluate",
+    "explain",
     "export_model",
+    "export_web",
     "load_model",
     "pretrain",
     "replay",
     "train",
+    "tune",
 ]
 
 

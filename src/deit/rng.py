@@ -25,6 +25,7 @@ class RngStream(IntEnum):
     MASK = 8
     FEATURES = 9
     PATCH_DROPOUT = 10
+    TUNE = 11
 
 
 def generator(seed: int, stream: RngStream, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from deit.system.chromium import find_chromium, launch_chromium
 
 Deit = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -41,6 +44,22 @@ def deit(tmp_path_factory: pytest.TempPathFactory) -> Deit:
         return subprocess.CompletedProcess(process.args, process.returncode, process.stdout.decode(), process.stderr.decode())
 
     return run
+
+
+@pytest.fixture(scope="module")  # while Playwright runs, the thread has an event loop, and no other can be run in it
+def browser() -> Iterator[Browser]:
+    """The system's Chromium without a window. Where there is none, the tests that need it are skipped, but not in CI."""
+    executable = find_chromium()
+    if executable is None:
+        message = "there is no Chromium: install it by the system's package manager, such as `apt-get install chromium`"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    expect.set_options(timeout=60_000)  # milliseconds; other tests run on the same cores
+    with sync_playwright() as playwright:
+        browser = launch_chromium(playwright, executable)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

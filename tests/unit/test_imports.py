@@ -21,6 +21,7 @@ ORDER = [
     "errors",
     "rng",
     "system",
+    "page",
     "variants",
     "hub",
     "images",
@@ -34,6 +35,7 @@ ORDER = [
     "distillation",
     "training",
     "export",
+    "serving",
     "cli",
     "__main__",
 ]
@@ -60,11 +62,14 @@ PUBLIC = [
     "ViTModel",
     "ViTPreTrainedModel",
     "evaluate",
+    "explain",
     "export_model",
+    "export_web",
     "load_model",
     "pretrain",
     "replay",
     "train",
+    "tune",
 ]
 
 
@@ -174,7 +179,8 @@ def test_configuration_and_image_processor_do_not_load_torch() -> None:
 
 
 def test_core_loads_no_optional_library() -> None:
-    core = [name for name in MODULES if package_of(name) not in ("cli", "training", "export") and name != "evaluation.report"]
+    optional = ("cli", "training", "export", "serving")
+    core = [name for name in MODULES if package_of(name) not in optional and name != "evaluation.report"]
     loaded = loaded_after("\n".join(f"import deit.{name}" for name in core))
     assert "torch" in loaded
     assert loaded.isdisjoint({"transformers", "matplotlib", "jinja2", "fastapi", "onnx", "openvino", "datasets"})

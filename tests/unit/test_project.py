@@ -35,7 +35,7 @@ def test_package_metadata_reads_the_version() -> None:
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "deit.__version__"}
 
 
-@pytest.mark.parametrize("name", ["quickstart.txt", "test.txt"])
+@pytest.mark.parametrize("name", ["quickstart.txt", "serve.txt", "test.txt"])
 def test_requirements_are_pinned_with_hashes_and_name_no_index(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
     requirements = re.findall(r"^\S.*(?:\n {4}--hash.*)*", text, re.MULTILINE)

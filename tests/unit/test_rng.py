@@ -29,7 +29,7 @@ def test_sequences_match_saved_runs() -> None:
 
 def test_stream_values_are_fixed() -> None:
     numbers = {"SPLIT": 1, "ORDER": 2, "AUGMENT": 4, "MIX": 5, "DROP_PATH": 6, "INIT": 7, "MASK": 8, "FEATURES": 9}
-    assert {stream.name: int(stream) for stream in RngStream} == {**numbers, "PATCH_DROPOUT": 10}
+    assert {stream.name: int(stream) for stream in RngStream} == {**numbers, "PATCH_DROPOUT": 10, "TUNE": 11}
 
 
 @given(keys, keys)

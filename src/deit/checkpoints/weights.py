@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deit.checkpoints.state_dicts import anchor_of, unwrap_names
 from deit.checkpoints.tensors import DTYPES, TensorFile, open_safetensors
 from deit.errors import CheckpointError
+from deit.system.distributed import whole
 from deit.system.files import write_bytes
 from deit.system.progress import plural
 
@@ -41,8 +42,8 @@ def serialize_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors, contiguous and without shared memory, into the memory of the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    """Copies tensors, contiguous and without shared memory, into the memory of the CPU; whole ones, if they are divided."""
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def serialized_parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

@@ -37,6 +37,12 @@ ModelOrBundleArgument = Annotated[
 ]
 
 VariantOption = Annotated[str | None, typer.Option(help="Model variant from `deit model list`.")]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Output of `deit teacher train` or `deit teacher cache`, a classifier's directory or hub name, or a timm name."
+    ),
+]
 TeacherWeightsOption = Annotated[str | None, typer.Option(help="Weights file of a timm teacher.")]
 TeacherClassesOption = Annotated[
     Literal["name", "order"],
@@ -78,6 +84,15 @@ CheckpointMinutesOption = Annotated[
     typer.Option("--checkpoint-minutes", metavar="M", help="A checkpoint at least every M minutes, also within an epoch."),
 ]
 TrackOption = Annotated[bool, typer.Option("--track", help="Write event files for TensorBoard into the run.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the model first, up to some minutes, so that its steps are faster on a GPU.")
+]
+ShardOption = Annotated[
+    bool,
+    typer.Option(
+        "--shard", help="With torchrun: divide the model among the processes (FSDP2), if it is too large for each to hold it."
+    ),
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Load the exponential moving average of the weights from a training checkpoint.")
@@ -136,6 +151,8 @@ class RunOptions:
     cache_limit: CacheLimitOption = DEFAULT_LIMIT
     checkpoint_minutes: CheckpointMinutesOption = CHECKPOINT_MINUTES
     track: TrackOption = False
+    compiled: CompileOption = False
+    shard: ShardOption = False
     max_pixels: MaxPixelsOption = None
 
     def settings(self, own: Mapping[str, object]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from deit.cli import (
     convert,
     data,
     evaluate,
+    explain,
     export,
     info,
     model,
@@ -27,8 +28,10 @@ from deit.cli import (
     recipe,
     replay,
     runs,
+    serve,
     teacher,
     train,
+    tune,
 )
 from deit.cli.common import check_one_process
 from deit.cli.streams import discard_output, flush_output, open_standard_files, silence_output
@@ -75,11 +78,14 @@ def configure(
 
 app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("pretrain")(pretrain.pretrain)
 app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("runs")(runs.runs)
+app.command("explain")(explain.explain)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("benchmark")(benchmark.benchmark)
 app.command("info")(info.info)

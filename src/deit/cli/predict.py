@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,7 +24,9 @@ from deit.errors import UserError
 from deit.system.progress import duration
 
 if TYPE_CHECKING:
+    from deit.inference.predict_files import Engine, Images
     from deit.inference.predictor import Prediction, Predictor
+    from deit.inference.ray_engine import RayEngine
 
 STANDARD_INPUT = "-"
 MIN_THROUGHPUT_IMAGES = 16  # with fewer, the start-up cost of a runtime that is tuned for throughput does not pay
@@ -46,6 +47,10 @@ def predict(
     sort_into: Annotated[
         Path | None, typer.Option(help="With --out: a new folder that gets links to the images, in a folder per class.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="With --out: predict on this machine, or on those of a Ray cluster ($RAY_ADDRESS)."),
+    ] = "local",
     crop: CropOption = None,
     runtime: RuntimeOption = None,
     precision: Annotated[
@@ -67,6 +72,8 @@ def predict(
     """Classify images. An image or folder that cannot be read is reported in its row, and the exit code is 1."""
     if sort_into is not None and out is None:
         raise UserError("--sort-into links the images of a table", "pass --out, too")
+    if engine == "ray" and out is None:
+        raise UserError("--engine ray predicts the images of a table", "pass --out, too")
     job = None if out is None else table_job(images, out, sort_into)
     inputs = read_inputs(images) if job is None else []
 
@@ -75,20 +82,21 @@ def predict(
 
     retain_freed_memory()
     readable = [row for row in inputs if not row.problem]
-    is_short = len(readable if job is None else job.names) < MIN_THROUGHPUT_IMAGES
-    predictor = Predictor.from_pretrained(
-        model,
-        device,
-        crop,
-        runtime=runtime,
-        precision=precision,
-        performance_hint="latency" if is_short else "throughput",
-        exact=exact,
-        ema=ema,
-        revision=revision,
-    )
+    is_short = len(readable if job is None else job.images.names) < MIN_THROUGHPUT_IMAGES
+    arguments: dict[str, Any] = {
+        "name": model,
+        "device": device,
+        "crop": crop,
+        "runtime": runtime,
+        "precision": precision,
+        "performance_hint": "latency" if is_short else "throughput",
+        "exact": exact,
+        "ema": ema,
+        "revision": revision,
+    }
+    predictor = Predictor.from_pretrained(**arguments)
     if job is not None:
-        _predict_table(predictor, job, top, output)
+        _predict_table(predictor, job, top, None if engine == "local" else ray_engine(predictor, arguments), output)
         return
     results = iter(predictor([row.content for row in readable], top, [row.name for row in readable]))
     predictions = [Prediction(row.name, error=row.problem) if row.problem else next(results) for row in inputs]
@@ -108,14 +116,12 @@ class TableJob:
 
     Attributes:
         out: the table.
-        names: of the images.
-        opened: returns an image by its index; None if the names are paths.
+        images: its images.
         sort_into: folder of links to the images; None makes none.
     """
 
     out: Path
-    names: Sequence[str]
-    opened: Callable[[int], BinaryIO] | None
+    images: Images
     sort_into: Path | None
 
 
@@ -126,7 +132,7 @@ def table_job(images: list[str], out: Path, sort_into: Path | None) -> TableJob:
         UserError: an argument gives no image, or the table cannot be written.
     """
     from deit.data.datasets.shards import is_packed
-    from deit.inference.predict_files import PackedImages, check_new_table
+    from deit.inference.predict_files import ImageFiles, PackedImages, check_new_table
     from deit.inference.prediction_table import table_format
 
     if STANDARD_INPUT in images:
@@ -134,19 +140,29 @@ def table_job(images: list[str], out: Path, sort_into: Path | None) -> TableJob:
     table_format(out, 1)
     check_new_table(out)
     if not any(map(is_packed, images)):
-        return TableJob(out, [str(file) for image in images for file in _files(image)], None, sort_into)
+        return TableJob(out, ImageFiles([str(file) for image in images for file in _files(image)]), sort_into)
     if len(images) > 1:
         raise UserError("A packed data set makes a table of its own", "pass it alone")
     if sort_into is not None:
         raise UserError("The images of a packed data set are no files to link", "leave out --sort-into")
-    packed = PackedImages(images[0])
-    return TableJob(out, packed.names, packed.open, None)
+    return TableJob(out, PackedImages(images[0]), None)
 
 
-def _predict_table(predictor: Predictor, job: TableJob, top: int, output: Output) -> None:
+def ray_engine(predictor: Predictor, arguments: dict[str, Any]) -> RayEngine:
+    """Returns the engine that predicts on Ray.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    from deit.inference.ray_engine import RayEngine
+
+    return RayEngine(predictor, arguments)
+
+
+def _predict_table(predictor: Predictor, job: TableJob, top: int, engine: Engine | None, output: Output) -> None:
     from deit.inference.predict_files import predict_files
 
-    result = predict_files(predictor, job.names, job.out, top, opened=job.opened, sort_into=job.sort_into)
+    result = predict_files(predictor, job.images, job.out, top, engine=engine, sort_into=job.sort_into)
     rate = (result.images - result.resumed) / result.seconds
     if output.as_json:
         print_json({**asdict(result), "path": str(result.path), "images_per_second": rate})

@@ -35,6 +35,8 @@ def pretrain(
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
         track=options.track,
+        compiled=options.compiled,
+        shard=options.shard,
         **options.run_arguments(),
     )
     if as_json:

@@ -52,7 +52,8 @@ def quickstart(
         f'Predict:  deit predict "{result.directory}" "{files[0]}"\n'
         f'Evaluate: deit evaluate "{result.directory}" digits\n'
         "Your own: deit teacher train PHOTOS\n"
-        "          deit train PHOTOS --teacher runs/PHOTOS-convnet"
+        "          deit train PHOTOS --teacher runs/PHOTOS-convnet\n"
+        f'Page:     deit serve "{result.directory}"'
     )
 
 

@@ -33,7 +33,7 @@ def teacher() -> None:
 
 @app.command("train")
 @with_output
-@with_run_options()
+@with_run_options("shard")
 def train(
     data: TrainDataArgument = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture, such as regnety_004.")] = None,
@@ -55,6 +55,7 @@ def train(
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
         track=options.track,
+        compiled=options.compiled,
         started=STARTED,
         **options.run_arguments(),
     )
@@ -63,7 +64,7 @@ def train(
 
 @app.command("cache")
 @with_output
-@with_run_options("minutes", "out", "resume", "checkpoint_minutes", "track")
+@with_run_options("minutes", "out", "resume", "checkpoint_minutes", "track", "compiled", "shard")
 def cache(
     data: DataArgument,
     teacher: Annotated[str, typer.Option(help="Directory or hub name of a classifier, or a timm name.")],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from deit.cli.common import (
     STARTED,
     RunOptions,
     TeacherClassesOption,
+    TeacherOption,
     TeacherWeightsOption,
     TrainDataArgument,
     VariantOption,
@@ -20,14 +17,12 @@ from deit.cli.common import (
 )
 from deit.cli.output import Output, with_output
 
-TEACHER_HELP = "Output of `deit teacher train` or `deit teacher cache`, a classifier's directory or hub name, or a timm name."
-
 
 @with_output
 @with_run_options()
 def train(
     data: TrainDataArgument = None,
-    teacher: Annotated[str | None, typer.Option(help=TEACHER_HELP)] = None,
+    teacher: TeacherOption = None,
     teacher_weights: TeacherWeightsOption = None,
     teacher_classes: TeacherClassesOption = "name",
     model: VariantOption = None,
@@ -52,6 +47,8 @@ def train(
         settings=settings,
         checkpoint_minutes=options.checkpoint_minutes,
         track=options.track,
+        compiled=options.compiled,
+        shard=options.shard,
         started=STARTED,
         **options.run_arguments(),
     )

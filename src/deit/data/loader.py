@@ -355,11 +355,23 @@ class Loader:
         """Ends the worker processes. They also end with the loader and with the main process."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
+            if any(process.exitcode for process in iterator._workers):
+                self._end_after_failure(iterator)
             iterator._shutdown_workers()
             for process in iterator._workers:
                 if process.is_alive():  # it ignores the signal that torch has sent
                     process.kill()
         self._loader = None
+
+    @staticmethod
+    def _end_after_failure(iterator: Any) -> None:
+        """Ends the workers that are left. One that was killed may have held the lock of the event by which torch asks the
+        others to end, and torch would wait for that lock forever.
+        """
+        for process in iterator._workers:
+            process.kill()
+            process.join()
+        iterator._workers_done_event = worker_context().Event()
 
     def _start(self, batch_size: int) -> Iterator[Batch | Exception]:
         """Starts an epoch, and the worker processes before the first."""
@@ -409,13 +421,13 @@ class Loader:
     def _next(self, batches: Iterator[Batch | Exception]) -> Batch | Exception | None:
         try:
             return next(batches, None)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if a worker dies while it hands over a tensor
             raise self._failure(error) from None
 
-    def _failure(self, error: RuntimeError) -> Exception:
+    def _failure(self, error: Exception) -> Exception:
         """Returns the error of the user for one of torch's data loader, and ends the workers that are left."""
         iterator = getattr(self._loader, "_iterator", None)
-        if iterator is None or "worker" not in str(error):
+        if iterator is None or (isinstance(error, RuntimeError) and "worker" not in str(error)):
             return error
         failure = worker_error(iterator._workers, error)
         self.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.connection
 import pickle
 import signal
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ PIPED_PREFETCHED = 2  # the same, if batches wait in the memory of the worker
 MIN_SHARED_BYTES = 64 * 1024  # smaller tensors are sent with the message
 HELD_BATCHES = 2  # batches that the main process holds: the one in use, and the next
 SHARE = 0.9  # share of the free shared memory that is used
+EXIT_SECONDS = 1.0  # how long the exit code of a failed worker is waited for
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def worker_error(processes: Sequence[BaseProcess], error: Exception) -> LoadingE
         processes: the workers.
         error: what torch raised.
     """
+    _wait_for_exit(processes)
     codes = [process.exitcode for process in processes if process.exitcode]
     signals = {signal.Signals(-code).name for code in codes if code < 0}
     what = "A worker process of the data loader"
@@ -148,7 +151,16 @@ def worker_error(processes: Sequence[BaseProcess], error: Exception) -> LoadingE
     if codes:
         how = f"was ended by {signals.pop()}" if signals else f"exited with code {codes[0]}"
         return LoadingError(f"{what} {how}", "pass --workers 0 to load images in the main process")
-    return LoadingError(f"{what} failed: {str(error).splitlines()[0]}", "pass --workers 0 to load images in the main process")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return LoadingError(f"{what} failed: {reason}", "pass --workers 0 to load images in the main process")
+
+
+def _wait_for_exit(processes: Sequence[BaseProcess]) -> None:
+    """Waits until the exit code of a process that ends is known, which is a moment after its connections are closed."""
+    ended = multiprocessing.connection.wait([process.sentinel for process in processes], EXIT_SECONDS)
+    for process in processes:
+        if process.sentinel in ended:
+            process.join(EXIT_SECONDS)
 
 
 def _share(batch: Any) -> bytes | None:

@@ -113,6 +113,7 @@ def evaluate_source(
         skipped=sum(batch.skipped for batch in everything),
         seconds=time.perf_counter() - start,
         num_classes_evaluated=None if candidates is None else len(candidates),
+        head_predictions={name: scores.predictions for name, scores in heads_scores.items()},
     )
 
 

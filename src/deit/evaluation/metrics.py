@@ -6,8 +6,8 @@ Shapes: n images, K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -104,6 +104,7 @@ class Evaluation:
         seconds: duration of the whole evaluation, loading included.
         num_classes_evaluated: number of classes that predictions were restricted to; None if they were not.
         seen: how many images training saw; None if the model has no record of its training images.
+        head_predictions: (n,), predicted classes of each head, by its name.
     """
 
     classes: tuple[str, ...]
@@ -114,6 +115,7 @@ class Evaluation:
     seconds: float
     num_classes_evaluated: int | None = None
     seen: SeenImages | None = None
+    head_predictions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def main(self) -> HeadMetrics:

@@ -19,6 +19,7 @@ from PIL import Image
 from deit.checkpoints.selection import best_epoch
 from deit.data.sources import ImageSource
 from deit.errors import ImageError, MissingExtraError
+from deit.evaluation.agreement import agreements, voter_predictions
 from deit.evaluation.charts import (
     MODEL,
     STYLE,
@@ -30,6 +31,8 @@ from deit.evaluation.charts import (
     stacked_chart,
 )
 from deit.evaluation.confusion import Confusion
+from deit.evaluation.explanation import Explanation
+from deit.evaluation.explanation_figure import overlay
 from deit.evaluation.metrics import Evaluation, calibration_bins
 from deit.models.losses import Distillation
 from deit.system.files import write_text
@@ -83,6 +86,7 @@ class ReportData:
         source: the images that ``evaluation.indices`` refer to, for the samples.
         distillation: weights of the training objective.
         label_loss: kind of the training loss on the labels.
+        explanations: of some of the images, with the class of each; empty if the model is not a DeiT or ViT.
     """
 
     title: str
@@ -94,6 +98,7 @@ class ReportData:
     source: ImageSource
     distillation: Distillation
     label_loss: Literal["cross-entropy", "binary"]
+    explanations: Sequence[tuple[Explanation, str]] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -156,7 +161,45 @@ def _context(data: ReportData) -> dict[str, Any]:
         "calibration": _calibration(evaluation),
         "per_class": _class_rows(evaluation),
         "samples": _samples(data),
+        "agreement": _agreement(data),
+        "explanations": [_explanation_panels(explanation, truth) for explanation, truth in data.explanations],
     }
+
+
+def _agreement(data: ReportData) -> dict[str, Any]:
+    """Returns how often heads and teacher agree, with the images on which the heads differ; empty with one head alone."""
+    groups, evaluation = agreements(data.evaluation, data.teacher), data.evaluation
+    if not groups:
+        return {}
+    voters = voter_predictions(evaluation, data.teacher)
+    differing = np.concatenate([group.rows for group in groups[1:]])
+    order = differing[np.argsort(-evaluation.confidence[differing], kind="stable")][:SAMPLES]
+    cards = _cards(data, order)
+    for card in cards:
+        votes = {name: evaluation.classes[int(predictions[card["row"]])] for name, predictions in voters.items()}
+        card["votes"] = votes
+    return {
+        "voters": list(voters),
+        "groups": groups,
+        "images": len(evaluation.indices),
+        "cards": cards,
+        "total": len(differing),
+    }
+
+
+def _explanation_panels(explanation: Explanation, truth: str) -> dict[str, Any]:
+    """Returns an image, and the map of each head over it."""
+    maps = [
+        {
+            "image": _thumbnail(overlay(explanation, head.relevance)),
+            "head": HEAD_NAMES[head.head],
+            "label": head.labels[0],
+            "probability": head.probabilities[0],
+        }
+        for head in explanation.heads
+    ]
+    image = _thumbnail(Image.fromarray(explanation.pixels))
+    return {"image": image, "file": explanation.image, "truth": truth, "target": explanation.label, "maps": maps}
 
 
 def _seen_note(data: ReportData) -> str:
@@ -364,6 +407,7 @@ def _cards(data: ReportData, rows: np.ndarray) -> list[dict[str, Any]]:
             continue  # it was readable during evaluation; the metrics stand without its sample
         cards.append(
             {
+                "row": int(row),
                 "image": _thumbnail(image),
                 "file": data.source.name(index),
                 "truth": evaluation.classes[int(evaluation.labels[row])],

@@ -34,14 +34,18 @@ class CalibrationImages:
     description: str
 
     def pixels(self, prepare: Callable[[Image.Image], np.ndarray], count: int) -> np.ndarray:
-        """Returns evenly spaced images, prepared for a model.
+        """Returns evenly spaced images, prepared for a model; see :meth:`indexed_pixels`."""
+        return self.indexed_pixels(prepare, count)[0]
+
+    def indexed_pixels(self, prepare: Callable[[Image.Image], np.ndarray], count: int) -> tuple[np.ndarray, list[int]]:
+        """Returns evenly spaced images, prepared for a model, and the index of each in the source.
 
         Args:
             prepare: turns an image into an array (C, height, width).
             count: maximum number of images.
 
         Returns:
-            (n, C, height, width).
+            (n, C, height, width), and n indices.
 
         Raises:
             DataError: too few images are readable.
@@ -55,13 +59,14 @@ class CalibrationImages:
             except ImageError:
                 return None
 
-        readable = [image for image in thread_map(load, indices) if image is not None]
+        images = zip(thread_map(load, indices), indices, strict=True)
+        readable = [(image, index) for image, index in images if image is not None]
         if len(readable) < MIN_IMAGES:
             raise DataError(
                 f"Too few images are readable: {len(readable)} {self.description}",
                 f"pass a data set with at least {MIN_IMAGES}",
             )
-        return np.stack(readable)
+        return np.stack([image for image, _ in readable]), [index for _, index in readable]
 
 
 def calibration_images(

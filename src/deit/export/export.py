@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deit.data.image_hashes import copy_data_record, read_image_hashes
 from deit.data.splits import read_record
 from deit.errors import MissingExtraError, UserError
 from deit.export import formats, quantization
-from deit.export.calibration import calibration_images
+from deit.export.calibration import CalibrationImages, calibration_images
 from deit.export.parity import Parity, batches, check_parity, compare_logits, main_logits
 from deit.images.crops import Crop
 from deit.inference import optional_libraries
-from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, is_bundle, open_bundle, write_bundle
+from deit.inference.bundle import GRAPH_FILES, Bundle, Format, Precision, open_bundle, write_bundle
 from deit.inference.inference_model import InferenceModel, count_flops
 from deit.inference.loading import load_runtime
 from deit.inference.logits import check_logits
@@ -55,6 +55,53 @@ REQUIRED_LIBRARIES: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "onnx", "onnxscript"),
     "torch": (),
 }
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """What an export starts from.
+
+    Attributes:
+        classifier: the original model.
+        inference_model: the module that is exported.
+        calibration: images to calibrate int8 on.
+        comparison: images to compare predictions on.
+    """
+
+    classifier: LoadedClassifier
+    inference_model: InferenceModel
+    calibration: CalibrationImages
+    comparison: CalibrationImages
+
+    @classmethod
+    def open(cls, classifier: LoadedClassifier, data: str | Path | None, crop: Crop | None) -> Self:
+        """Opens the images for the export of a model.
+
+        Args:
+            classifier: the model; its image processor takes on the crop.
+            data: a data set, as :func:`deit.export.calibration.calibration_images` takes it.
+            crop: ``keep``, ``squash`` or ``pad``; None takes the model's own.
+        """
+        if crop is not None:
+            classifier.processor = classifier.processor.with_crop(crop)
+        inference_model = InferenceModel(classifier)
+        record = read_record(classifier.path) if classifier.path else None
+        hashes = read_image_hashes(classifier.path) if classifier.path else None
+        images = calibration_images(data, record, hashes, classifier.processor.file_range)
+        return cls(classifier, inference_model, *images)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Converts an image to the input of the exported module, (C, height, width)."""
+        return preprocess_image(self.classifier.processor, self.inference_model.input_dtype, image)
+
+    def reference_logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the logits (n, K) of the original model in fp32 for prepared images (n, C, height, width)."""
+        return _reference_logits(self.classifier, self.inference_model, pixels)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Size of the original model's weights in fp32."""
+        return 4 * sum(map(torch.Tensor.numel, self.classifier.model.parameters()))
 
 
 @dataclass(frozen=True)
@@ -127,16 +174,11 @@ def export_model(
     _check_request(path, graph_format, precision, calibrate, overwrite)
     classifier = load_classifier(source, ema=ema, revision=revision)
     _check_format(classifier, graph_format)
-    if crop is not None:
-        classifier.processor = classifier.processor.with_crop(crop)
-    inference_model = InferenceModel(classifier)
-    record = read_record(classifier.path) if classifier.path else None
-    hashes = read_image_hashes(classifier.path) if classifier.path else None
-    train_images, validation_images = calibration_images(calibrate, record, hashes, classifier.processor.file_range)
-    prepare = partial(preprocess_image, classifier.processor, inference_model.input_dtype)
-    pixels = validation_images.pixels(prepare, images)
-    expected = _reference_logits(classifier, inference_model, pixels)
-    calibration = train_images.pixels(prepare, CALIBRATION_IMAGES) if precision == "int8" else None
+    inputs = ExportInputs.open(classifier, calibrate, crop)
+    inference_model = inputs.inference_model
+    pixels = inputs.comparison.pixels(inputs.prepare, images)
+    expected = inputs.reference_logits(pixels)
+    calibration = inputs.calibration.pixels(inputs.prepare, CALIBRATION_IMAGES) if precision == "int8" else None
     with new_directory(path) as draft:
         print_status(f"Writing {graph_format} in {precision}")
         kept = _write_graph(classifier, inference_model, graph_format, precision, calibration, draft)
@@ -153,12 +195,13 @@ def export_model(
         parities, speeds = _compare_runtimes(bundle, pixels, expected)
         speeds["before"] = measure_speed(TorchRuntime(inference_model, "cpu"), bundle)
         report = {
-            "compared_on": f"{len(pixels)} {validation_images.description}",
+            "source": None if classifier.path is None else str(classifier.path.resolve()),
+            "compared_on": f"{len(pixels)} {inputs.comparison.description}",
             "runtimes": {name: parity.to_dict() for name, parity in parities.items()},
             "images_per_second": dict(speeds),
-            "bytes": {"before": 4 * sum(map(torch.Tensor.numel, classifier.model.parameters())), "after": bundle.graph_bytes},
+            "bytes": {"before": inputs.parameter_bytes, "after": bundle.graph_bytes},
             "flops": count_flops(inference_model),
-            **_measurement_context(graph_format),
+            **measurement_context((*REQUIRED_LIBRARIES[graph_format], "torch")),
         }
         write_bundle(draft, classifier.processor, {**fields, "report": report})
         if classifier.path is not None:
@@ -187,16 +230,43 @@ def default_format() -> Format:
 
 
 def default_destination(source: str | Path, graph_format: Format, precision: Precision) -> Path:
-    """Returns the directory of a bundle if none is given, named by the model; for the model of a run, by the run."""
+    """Returns the directory of a bundle if none is given, named by the model."""
+    return Path("exports") / f"{model_name(source)}-{graph_format}-{precision}"
+
+
+def model_name(source: str | Path) -> str:
+    """Returns the name of a model in names of exports; for the model of a run, that of the run."""
     names = [name for name in Path(source).resolve().parts if name not in (BEST_NAME, LAST_NAME)]
-    return Path("exports") / f"{shortened(names[-1])}-{graph_format}-{precision}"
+    return shortened(names[-1])
 
 
-def _measurement_context(graph_format: Format) -> dict[str, Any]:
-    """Returns on which machine, with which library versions and when a bundle was measured."""
+def check_destination(path: Path, overwrite: bool, kind: str, marker: str, files: Collection[str]) -> None:
+    """Checks that a destination is free, or an export of the same kind that may be replaced.
+
+    Args:
+        path: the destination.
+        overwrite: whether it may be replaced.
+        kind: what the export is called: ``a bundle``.
+        marker: path of a file that every such export has.
+        files: paths of all files that it may have.
+
+    Raises:
+        UserError: it exists and may not be replaced, or contains other files.
+    """
+    if not path.exists() or is_empty_directory(path):
+        return
+    if not overwrite:
+        raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
+    is_export = (path / marker).is_file()
+    if not is_export or {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - set(files):
+        raise UserError(f"{path} contains other files than {kind}", "choose another destination")
+
+
+def measurement_context(libraries: Collection[str]) -> dict[str, Any]:
+    """Returns on which machine, with which versions of which libraries and when an export was measured."""
     return {
         "machine": f"{cpu_name()}, {cores()} cores",
-        "versions": {name: optional_libraries.version(name) for name in (*REQUIRED_LIBRARIES[graph_format], "torch")},
+        "versions": {name: optional_libraries.version(name) for name in libraries},
         "date": date.today().isoformat(),
     }
 
@@ -218,12 +288,7 @@ def _check_request(
         raise MissingExtraError(f"A bundle of {graph_format} in {precision}", optional_libraries.EXTRA)
     if precision == "int8" and calibrate is None:
         raise UserError("int8 needs images to calibrate on", "pass --calibrate DATA")
-    if is_empty_directory(path):
-        return
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists", "choose another destination, or pass --overwrite")
-    if path.exists() and (not is_bundle(path) or {file.name for file in path.iterdir()} - BUNDLE_FILES):
-        raise UserError(f"{path} contains other files than a bundle", "choose another destination")
+    check_destination(path, overwrite, "a bundle", BUNDLE_NAME, BUNDLE_FILES)
 
 
 def _write_graph(

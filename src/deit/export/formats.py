@@ -51,6 +51,13 @@ def write_onnx(model: Any, draft: Path) -> None:
     (draft / GRAPH_FILES["onnx"][0]).write_bytes(model.SerializeToString())
 
 
+def remove_metadata(model: Any) -> None:
+    """Removes what the exporter notes for developers, such as stack traces, from an ONNX model. No runtime reads it."""
+    for item in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
 def write_openvino(model: Any, draft: Path, precision: Precision) -> None:
     """Writes an ONNX model as an OpenVINO model; for bf16 with weights in fp16, which is more accurate than bf16."""
     openvino = optional_libraries.load("openvino", "Export to OpenVINO")

@@ -274,7 +274,7 @@ def configure_pillow() -> None:
 
 
 def _source_name(source: Path | bytes, name: str) -> str:
-    return name or (str(source) if isinstance(source, Path) else "the image")
+    return name or (str(source) if isinstance(source, Path) else "the file")
 
 
 def _open(source: Path | bytes, name: str) -> tuple[Image.Image, int]:

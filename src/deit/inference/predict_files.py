@@ -1,7 +1,8 @@
 """Predicts any number of images into a table, in parts: a program that is killed goes on where it was.
 
 A part is written when its images are predicted, and the table when all parts are there. Memory holds the names of all images,
-and the predictions of one part.
+and the predictions of one part. An :class:`Engine` predicts the parts: :func:`predict_here`, or many machines
+(:mod:`deit.inference.ray_engine`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -32,7 +34,8 @@ from deit.system.signals import check_stop, stop_on_signals
 if TYPE_CHECKING:
     from deit.inference.inputs import ImageLike
 
-PART_IMAGES = 4096
+PART_IMAGES = 64, 4096  # at least and at most
+PARTS = 64  # that are not larger than necessary, so that several machines have some each
 PARTS_ENDING = ".parts"
 JOB_NAME = "job.json"
 TOLERANCE = 0.01  # of the logits of one model on the same machine, relative to the largest
@@ -58,15 +61,60 @@ class PredictedTable:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a table.
+
+    Attributes:
+        number: counted from 0.
+        indices: of its images.
+    """
+
+    number: int
+    indices: range
+
+
+class Images(Protocol):
+    """Images to predict: :class:`ImageFiles` or :class:`PackedImages`.
+
+    Attributes:
+        names: of the images, in the order of the rows.
+    """
+
+    names: Sequence[str]
+
+    def open(self, index: int) -> ImageLike:
+        """Returns an image, as :meth:`Predictor.stream` takes it."""
+
+
+class Engine(Protocol):
+    """Predicts the parts of a table, in any order."""
+
+    def __call__(
+        self, images: Images, parts: Sequence[Part], top: int, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Prediction]]]:
+        """Yields the number of each part with its predictions, in the order of its images.
+
+        Args:
+            images: all images of the table.
+            parts: the parts to predict.
+            top: number of classes per image.
+            advance: is called with the number of images that were predicted since the call before.
+
+        Raises:
+            InterruptedWorkError: a signal was received.
+        """
+
+
 def predict_files(
     predictor: Predictor,
-    images: Sequence[str],
+    images: Images | Sequence[str],
     out: str | Path,
     top: int = 5,
     *,
-    opened: Callable[[int], ImageLike] | None = None,
+    engine: Engine | None = None,
     sort_into: str | Path | None = None,
-    part_images: int = PART_IMAGES,
+    part_images: int | None = None,
 ) -> PredictedTable:
     """Predicts images into a table, with one row per image, in their order.
 
@@ -74,12 +122,12 @@ def predict_files(
 
     Args:
         predictor: the model.
-        images: names of the images, by default the paths of their files.
+        images: paths of image files, or a packed data set.
         out: the table, which does not exist yet: ``.parquet``, ``.csv`` or ``.jsonl``.
         top: number of classes per image.
-        opened: returns an image by its index, as :meth:`Predictor.stream` takes it; None takes the file of its name.
+        engine: predicts the parts; None predicts them in this process.
         sort_into: a new folder that gets a folder per predicted class, with symbolic links to the files.
-        part_images: images per part.
+        part_images: images per part; None chooses it by the number of images.
 
     Raises:
         MissingExtraError: Parquet, without pyarrow.
@@ -87,6 +135,10 @@ def predict_files(
         InterruptedWorkError: a signal was received; the finished parts are kept.
     """
     start, path = time.monotonic(), Path(out)
+    if isinstance(images, Sequence):
+        images = ImageFiles(images)
+    if part_images is None:
+        part_images = min(max(-(-len(images.names) // PARTS), PART_IMAGES[0]), PART_IMAGES[1])
     top = min(top, len(predictor.classes))
     table = table_format(path, top)
     check_new_table(path)
@@ -95,26 +147,43 @@ def predict_files(
     with locked(parts, "wait until it has finished, or pass another --out"), stop_on_signals():
         clean_up(parts)
         settings = {"top": top, "part_images": part_images, "sort_into": None if folder is None else str(folder)}
-        _start_job(parts, predictor, images, settings, folder)
-        files = [parts / f"part-{number:08d}" for number in range(-(-len(images) // part_images))]
-        done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
+        _start_job(parts, predictor, images.names, settings, folder)
+        count = len(images.names)
+        rows = [range(first, min(first + part_images, count)) for first in range(0, count, part_images)]
+        files = [parts / f"part-{number:08d}" for number in range(len(rows))]
+        missing = [Part(number, rows[number]) for number, file in enumerate(files) if not file.exists()]
         sorter = None if folder is None else ClassFolders(folder, predictor.classes)
-        unreadable = _count_unreadable(parts, done)
-        resumed = min(done * part_images, len(images))
-        with Progress("Predicting", len(images) - resumed) as progress:
+        left = sum(len(part.indices) for part in missing)
+        engine = engine or partial(predict_here, predictor)
+        with Progress("Predicting", left) as progress:
             try:
-                remaining = range(resumed, len(images))
-                contents = (Path(images[index]) if opened is None else opened(index) for index in remaining)
-                predictions = predictor.stream(contents, top, (images[index] for index in remaining))
-                for file in files[done:]:
-                    unreadable += _write_part(file, table, predictions, part_images, sorter, progress)
+                for number, predictions in engine(images, missing, top, progress.advance):
+                    _write_part(files[number], table, predictions, sorter)
             except InterruptedWorkError as error:
-                saved = sum(file.exists() for file in files) * part_images
-                problem = f"Stopped, with the predictions of {min(saved, len(images)):,} of {len(images):,} images saved"
+                saved = sum(len(indices) for indices, file in zip(rows, files, strict=True) if file.exists())
+                problem = f"Stopped, with the predictions of {saved:,} of {count:,} images saved"
                 raise InterruptedWorkError(problem, "the same command goes on from there", error.exit_code) from None
+        unreadable = sum(int(_unreadable_file(file).read_text()) for file in files)
         _publish(table, files, path)
         shutil.rmtree(parts, ignore_errors=True)
-    return PredictedTable(path, len(images), unreadable, resumed, time.monotonic() - start)
+    return PredictedTable(path, count, unreadable, count - left, time.monotonic() - start)
+
+
+def predict_here(
+    predictor: Predictor, images: Images, parts: Sequence[Part], top: int, advance: Callable[[int], None]
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """The :class:`Engine` of this process: yields the parts in their order."""
+    indices = [part.indices for part in parts]
+    contents = (images.open(index) for index in chain.from_iterable(indices))
+    names = (images.names[index] for index in chain.from_iterable(indices))
+    predictions = predictor.stream(contents, top, names)
+    for part in parts:
+        rows = []
+        for prediction in islice(predictions, len(part.indices)):
+            check_stop()
+            rows.append(prediction)
+            advance(1)
+        yield part.number, rows
 
 
 def check_new_table(path: Path) -> None:
@@ -128,6 +197,21 @@ def check_new_table(path: Path) -> None:
     check_writable(path.parent)
 
 
+class ImageFiles:
+    """Image files.
+
+    Args:
+        names: their paths.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def open(self, index: int) -> Path:
+        """Returns the path of an image."""
+        return Path(self.names[index])
+
+
 class PackedImages:
     """The images of all splits of a packed data set, one after the other.
 
@@ -135,13 +219,15 @@ class PackedImages:
         data: a folder or address, as :func:`deit.data.datasets.shards.packed_splits` takes it.
 
     Attributes:
+        data: the folder or address.
         names: of the images.
     """
 
     def __init__(self, data: str) -> None:
+        self.data = data
         self._sources = list(packed_splits(data).sources.values())
         self._ends = np.cumsum([len(source.labels) for source in self._sources])
-        self.names = [source.name(index) for source in self._sources for index in range(len(source.labels))]
+        self.names: Sequence[str] = [source.name(index) for source in self._sources for index in range(len(source.labels))]
 
     def open(self, index: int) -> BinaryIO:
         """Returns an image as a file that is read when the predictor needs it, on one of its threads."""
@@ -219,7 +305,7 @@ def _start_job(
         UserError: it is not.
     """
     job = {**settings, "images": _digest(images), "classes": _digest(predictor.classes)}
-    logits = _probe(predictor)
+    logits = probe(predictor)
     path = parts / JOB_NAME
     if not path.exists():
         if sort_into is not None and sort_into.exists() and (not sort_into.is_dir() or any(sort_into.iterdir())):
@@ -228,13 +314,18 @@ def _start_job(
         return
     before = read_json(path)
     known = np.asarray(before.pop("logits", []), np.float64)
-    same_model = known.shape == logits.shape and np.abs(known - logits).max() <= TOLERANCE * np.abs(logits).max()
+    same_model = is_same_model(known, logits)
     if before != job or not same_model:
         what = "other images or settings" if before != job else "another model"
         raise UserError(f"{parts} holds unfinished predictions of {what}", "pass another --out, or remove it")
 
 
-def _probe(predictor: Predictor) -> np.ndarray:
+def is_same_model(logits: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two results of :func:`probe` are of the same model."""
+    return logits.shape == others.shape and bool(np.abs(logits - others).max() <= TOLERANCE * np.abs(others).max())
+
+
+def probe(predictor: Predictor) -> np.ndarray:
     """Returns the logits (K,) of a fixed image, by which the model is recognized, whatever its format."""
     height, width = predictor.processor.input_hw
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -249,33 +340,18 @@ def _digest(names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _write_part(
-    file: Path,
-    table: TableFormat,
-    predictions: Iterable[Prediction],
-    size: int,
-    sorter: ClassFolders | None,
-    progress: Progress,
-) -> int:
-    """Writes the next part. Returns how many of its images are unreadable."""
-    rows: list[Prediction] = []
-    for prediction in predictions:
-        check_stop()
-        rows.append(prediction)
-        progress.advance(1)
-        if len(rows) == size:
-            break
+def _write_part(file: Path, table: TableFormat, predictions: Sequence[Prediction], sorter: ClassFolders | None) -> None:
     if sorter is not None:
-        for prediction in rows:
+        for prediction in predictions:
             sorter.add(prediction)
-    unreadable = sum(bool(prediction.error) for prediction in rows)
-    write_bytes(file.with_suffix(".unreadable"), str(unreadable).encode())
-    write_bytes(file, table.part(rows))
-    return unreadable
+    unreadable = sum(bool(prediction.error) for prediction in predictions)
+    write_bytes(_unreadable_file(file), str(unreadable).encode())
+    write_bytes(file, table.part(predictions))
 
 
-def _count_unreadable(parts: Path, done: int) -> int:
-    return sum(int((parts / f"part-{number:08d}.unreadable").read_text()) for number in range(done))
+def _unreadable_file(part: Path) -> Path:
+    """Returns the file with the number of unreadable images of a part."""
+    return part.with_suffix(".unreadable")
 
 
 def _publish(table: TableFormat, parts: Sequence[Path], path: Path) -> None:

@@ -76,6 +76,7 @@ class Predictor:
         input_dtype: type of the runtime's input: ``uint8`` if the model rescales and normalizes.
         exact: decode and resize files bit for bit as the processor does, and as in evaluation; if False, as
             :mod:`deit.inference.decoding` does, in half of the time.
+        channels: channels of the runtime's input.
 
     Example:
         predictor = Predictor.from_pretrained("runs/photos/best")
@@ -89,9 +90,10 @@ class Predictor:
         classes: tuple[str, ...],
         input_dtype: InputDtype = "uint8",
         exact: bool = False,
+        channels: int = 3,
     ) -> None:
         self.runtime, self.processor, self.classes = runtime, processor, classes
-        self.input_dtype, self.exact = input_dtype, exact
+        self.input_dtype, self.exact, self.channels = input_dtype, exact, channels
 
     @classmethod
     def from_pretrained(
@@ -144,7 +146,7 @@ class Predictor:
         model = InferenceModel(classifier)
         compiled = runtime == "torch-compiled"
         torch_runtime = TorchRuntime(model, device, precision or "fp32", compiled, performance_hint)
-        return cls(torch_runtime, classifier.processor, classifier.classes, model.input_dtype, exact)
+        return cls(torch_runtime, classifier.processor, classifier.classes, model.input_dtype, exact, model.input_shape[0])
 
     @classmethod
     def _from_bundle(
@@ -168,7 +170,12 @@ class Predictor:
             if processor.do_pad and metadata.input_dtype == "uint8":
                 raise UserError(f"{path} cannot pad, because its graph normalizes", "export the model with --crop pad")
         loaded = load_runtime(bundle, runtime_name, runtime_device, performance_hint)
-        return cls(loaded, processor, metadata.classes, metadata.input_dtype, exact)
+        return cls(loaded, processor, metadata.classes, metadata.input_dtype, exact, metadata.input_shape[0])
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape (C, height, width) of one input image of the runtime."""
+        return (self.channels, *self.processor.input_hw)
 
     # Of types that are both, such as str, the first applies.
     @overload

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -52,6 +52,8 @@ MAX_CACHED_GRAPHS = 16  # compiled graphs, each about as large as its weights
 MAX_ERROR_LENGTH = 200
 EXTERNAL_LOCATION = b"\x0a\x08location\x12"  # entry of a tensor in ONNX that names the file of its values
 
+R = TypeVar("R", bound="GraphRuntime")
+
 _OPENVINO_LOCK = threading.Lock()
 _openvino_cores: list[Any] = []  # none before the first graph, then one until the process ends
 
@@ -76,21 +78,36 @@ class Runtime(Protocol):
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """(B, C, height, width) -> logits (B, K), float32, by head."""
 
+    def with_performance_hint(self, performance_hint: PerformanceHint) -> Runtime:
+        """Returns a second runtime of the same model.
+
+        Raises:
+            CheckpointError: the graph was replaced.
+        """
+
 
 class GraphRuntime:
     """Base of the runtimes that open a graph file. A pickled one holds the path, and opens the same file again.
 
     Args:
         graph: path of the graph.
-        arguments: further arguments of the class.
+        arguments: further arguments of the class, by name.
     """
 
-    def __init__(self, graph: Path, *arguments: Any) -> None:
-        self._arguments = (graph.absolute(), *arguments)
+    def __init__(self, graph: Path, **arguments: Any) -> None:
+        self._graph, self._arguments = graph.absolute(), arguments
         self._files = _file_versions(graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self._arguments, self._files)
+        return _reopen, (type(self), self._graph, self._arguments, self._files)
+
+    def with_performance_hint(self, performance_hint: PerformanceHint) -> Self:
+        """Opens the graph once more, with another hint. It has weights of its own.
+
+        Raises:
+            CheckpointError: the graph was replaced.
+        """
+        return _reopen(type(self), self._graph, {**self._arguments, "performance_hint": performance_hint}, self._files)
 
 
 class OpenVinoRuntime(GraphRuntime):
@@ -123,7 +140,14 @@ class OpenVinoRuntime(GraphRuntime):
         cache_key: str | None = None,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(graph, heads, precision, performance_hint, cache_key, num_classes)
+        super().__init__(
+            graph,
+            heads=heads,
+            precision=precision,
+            performance_hint=performance_hint,
+            cache_key=cache_key,
+            num_classes=num_classes,
+        )
         core = openvino_core("This graph")
         self.heads = heads
         parallel = performance_hint == "throughput" and _weight_bytes(graph) <= MAX_CONCURRENT_BYTES
@@ -185,7 +209,7 @@ class OnnxRuntime(GraphRuntime):
         performance_hint: PerformanceHint = "latency",
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(graph, heads, device, performance_hint, num_classes)
+        super().__init__(graph, heads=heads, device=device, performance_hint=performance_hint, num_classes=num_classes)
         onnxruntime = optional_libraries.load("onnxruntime", "This graph")
         self.heads, self.device = heads, device
         on_gpu = device.startswith("cuda")
@@ -265,17 +289,16 @@ def _file_versions(graph: Path) -> list[tuple[int, int]]:
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
-def _reopen(kind: type[GraphRuntime], arguments: tuple[Any, ...], files: list[tuple[int, int]]) -> GraphRuntime:
-    """Opens the graph of a pickled runtime.
+def _reopen(kind: type[R], graph: Path, arguments: dict[str, Any], files: list[tuple[int, int]]) -> R:
+    """Opens the graph of a runtime again: of one that was pickled, or with other arguments.
 
     Raises:
         CheckpointError: the file is missing, or it was replaced, so that its classes may have another order.
     """
-    graph = arguments[0]
     if _file_versions(graph) != files:
-        what = "was replaced after the predictor was pickled" if graph.is_file() else "does not exist"
-        raise CheckpointError(f"{graph} {what}", "call Predictor.from_pretrained in this process")
-    return kind(*arguments)
+        what = "was replaced after the predictor was loaded" if graph.is_file() else "does not exist"
+        raise CheckpointError(f"{graph} {what}", "call Predictor.from_pretrained again")
+    return kind(graph, **arguments)
 
 
 def _use_cache(directory: Path) -> Path | None:

@@ -73,6 +73,11 @@ class TorchRuntime:
     def __reduce__(self) -> tuple[Any, ...]:
         return TorchRuntime, self._arguments  # threads and compiled code cannot be pickled
 
+    def with_performance_hint(self, performance_hint: PerformanceHint) -> TorchRuntime:
+        """Returns a second runtime of the same model, which shares its weights in fp32 on a CPU."""
+        model, device, precision, compiled, _ = self._arguments
+        return TorchRuntime(model, device, precision, compiled, performance_hint)
+
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """(B, C, height, width) -> logits (B, K), float32, by head."""
         if self._device.type == "cpu" and threading.current_thread() is threading.main_thread():

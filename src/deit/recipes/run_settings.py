@@ -31,6 +31,8 @@ class RunSettings:
         reduced_images: whether training samples are made from reduced images, as they are kept; None until it is decided.
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
         track: write event files for TensorBoard.
+        compiled: compile the model.
+        shard: divide the model among the processes of the run, instead of a copy in each.
         extended: the extensions of the run: finished epochs, and the number of epochs that were planned until then.
     """
 
@@ -48,6 +50,8 @@ class RunSettings:
     reduced_images: bool | None = None
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     track: bool = False
+    compiled: bool = False
+    shard: bool = False
     extended: tuple[tuple[int, int], ...] = ()
 
 

@@ -6,14 +6,16 @@ process that is killed closes its connections, which ends the wait of the others
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from deit.errors import DeiTError, PeerError
 from deit.system.torchrun import is_main, restarts, world_size
@@ -110,9 +112,37 @@ def gathered(value: T) -> list[T]:
     return cast(list[T], values)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor of which each process holds a part (DTensor); any other tensor as it is. All processes must call it.
+
+    Raises:
+        PeerError: another process has ended.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with connected():
+        gathered_tensor: Tensor = tensor.full_tensor()
+    return gathered_tensor
+
+
+def divided_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Returns the part of a tensor that this process holds, as a DTensor, if the reference is one; else the tensor itself.
+
+    Args:
+        tensor: the same in all processes.
+        reference: of the same shape.
+    """
+    if not isinstance(reference, DTensor):
+        return tensor
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
 @contextmanager
-def together() -> Iterator[None]:
+def together(before_error: Callable[[], None] | None = None) -> Iterator[None]:
     """Runs a part of the work in every process. If it fails in one of them, it fails in all.
+
+    Args:
+        before_error: is called in all of them before the error is raised.
 
     Raises:
         DeiTError: the first error, in the first process.
@@ -130,6 +160,8 @@ def together() -> Iterator[None]:
     if totals([int(error is not None)]) == [0]:
         return
     first = next(found for found in gathered(error) if found is not None)
+    if before_error is not None:
+        before_error()
     if is_main():
         raise first
     try:

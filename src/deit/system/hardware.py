@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from pathlib import Path
 
 UNKNOWN_MEMORY = 2**62
+UNKNOWN_CORES = 2**20
+CONTAINER = Path("/sys/fs/cgroup")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def cores() -> int:
-    """Returns the number of logical cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of logical cores that this process may use, in this container if it is limited; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(allowed, _container_cores()), 1)
 
 
 def cpu_name() -> str:
@@ -43,10 +47,18 @@ def _meminfo(field: str) -> int:
         return UNKNOWN_MEMORY
 
 
-def _container_memory() -> int:
-    folder = Path("/sys/fs/cgroup")
+def _container_cores() -> int:
+    """Returns the CPU time per time that a container may use, rounded up."""
     try:
-        return max(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()), 0)
+        quota, period = map(int, (CONTAINER / "cpu.max").read_text().split())
+        return math.ceil(quota / period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return UNKNOWN_CORES
+
+
+def _container_memory() -> int:
+    try:
+        return max(int((CONTAINER / "memory.max").read_text()) - int((CONTAINER / "memory.current").read_text()), 0)
     except (OSError, ValueError):  # no such files, or "max"
         return UNKNOWN_MEMORY
 

@@ -15,8 +15,9 @@ from deit.distillation.loading import limit_views, load_teacher, with_fingerprin
 from deit.distillation.protocol import DistillationTeacher
 from deit.errors import DataError, RecipeError, UserError
 from deit.recipes.image_caching import add_image_cache
+from deit.recipes.planning import has_open_sizes
 from deit.recipes.run_settings import RunSettings
-from deit.recipes.schema import Recipe
+from deit.recipes.schema import Recipe, Transformer
 from deit.system.devices import choose_device
 from deit.system.distributed import from_main, group_size
 from deit.training.loop import Trainer
@@ -116,6 +117,19 @@ def check_world_size(recipe: Recipe) -> None:
             f"A batch of {recipe.images_per_batch} images has no two images for each of {group_size()} processes",
             "pass a larger --batch-size, or start fewer processes",
         )
+
+
+def check_sharding(recipe: Recipe, minutes: float | None) -> None:
+    """Checks a recipe whose model is divided among processes.
+
+    Raises:
+        RecipeError: it is not a transformer, or something of it depends on a measured time.
+    """
+    if not isinstance(recipe.model, Transformer):
+        raise RecipeError("--shard is for transformers", "leave it out")
+    if minutes is not None or has_open_sizes(recipe):
+        problem = "The speed of a divided model is not measured, so that neither its size nor its length can depend on it"
+        raise RecipeError(problem, "pass --epochs, and --model or a recipe with fixed sizes")
 
 
 @dataclass(frozen=True)

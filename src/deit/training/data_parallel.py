@@ -31,7 +31,7 @@ class DataParallel:
 
     def __init__(self, model: nn.Module, features: FeatureDistillation | None) -> None:
         with connected():
-            self._module = DistributedDataParallel(_LossModule(model, features))
+            self._module = DistributedDataParallel(LossModule(model, features))
 
     def accumulate(self, losses: Losses, batches: Sequence[Batch], total: str) -> dict[str, Tensor]:
         """Computes the gradients of the sum of a loss over the micro-batches of all processes.
@@ -73,7 +73,7 @@ def copy_from_main(module: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-class _LossModule(nn.Module):
+class LossModule(nn.Module):
     """Everything that is trained; its forward pass computes the losses of a micro-batch."""
 
     def __init__(self, model: nn.Module, features: FeatureDistillation | None) -> None:

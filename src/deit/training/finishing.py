@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from deit.data.opening import short_name
 from deit.data.sources import ImageSource
 from deit.data.splits import Splits
 from deit.distillation.protocol import DistillationTeacher
-from deit.errors import MissingExtraError
+from deit.errors import ImageError, MissingExtraError
 from deit.evaluation.evaluate import evaluate_source
+from deit.evaluation.explanation import Explainer, Explanation
 from deit.evaluation.metrics import Evaluation
 from deit.evaluation.report import ReportData, write_report
 from deit.evaluation.runs import write_predictions
 from deit.models.auto import LoadedClassifier, load_classifier
+from deit.models.modeling import TransformerClassifier
 from deit.recipes.run_settings import RunSettings
 from deit.system.files import BEST_NAME, CARD_NAME, EVALUATION_NAME, LAST_NAME, write_json, write_text
 from deit.system.progress import print_status
@@ -31,6 +34,7 @@ from deit.training.loop import Trainer
 from deit.training.summary import image_counts, run_summary
 
 REPORT_NAME = "report.html"
+EXPLAINED = 2  # wrong predictions, and as many correct ones
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def finish_training(
         source=source,
         distillation=recipe.distillation,
         label_loss=recipe.loss,
+        explanations=_explanations(best, evaluation, source),
     )
     try:
         write_report(directory / REPORT_NAME, report)
@@ -125,6 +130,26 @@ def _prediction_rows(evaluation: Evaluation, source: ImageSource) -> Iterator[di
             "prediction": evaluation.classes[prediction],
             "probability": confidence,
         }
+
+
+def _explanations(best: LoadedClassifier, evaluation: Evaluation, source: ImageSource) -> list[tuple[Explanation, str]]:
+    """Explains the most confident wrong predictions, and correct ones, each with the class of the image.
+
+    None for a model without attention.
+    """
+    if not isinstance(best.model, TransformerClassifier):
+        return []
+    explainer = Explainer(best, str(next(best.model.parameters()).device))
+    order = np.argsort(-evaluation.confidence, kind="stable")
+    is_correct = evaluation.scores.correct[order]
+    chosen = [*order[~is_correct][:EXPLAINED], *order[is_correct][:EXPLAINED]][: 2 * EXPLAINED]
+    explanations = []
+    for row in chosen:
+        index = int(evaluation.indices[row])
+        with suppress(ImageError):  # it was readable during evaluation
+            explanation = explainer(source.load(index), source.name(index))
+            explanations.append((explanation, evaluation.classes[int(evaluation.labels[row])]))
+    return explanations
 
 
 def _leave_out_copies(

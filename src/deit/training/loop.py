@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,13 @@ from deit.system.progress import Progress, plural, print_status
 from deit.system.signals import check_stop, stop_on_signals
 from deit.system.torchrun import is_main
 from deit.training.checkpoint_writer import CheckpointWriter
+from deit.training.compilation import compile_model
 from deit.training.data_parallel import DataParallel, copy_from_main
 from deit.training.masking import masked_loss
 from deit.training.model_building import TrainableModel
-from deit.training.optimization import ModelEma, learning_rate
-from deit.training.state import Snapshot, TrainState, take_snapshot
+from deit.training.optimization import ModelEma, learning_rate, make_optimizer, trainable_modules
+from deit.training.sharding import Sharding
+from deit.training.state import Snapshot, TrainState, load_optimizer_state, optimizer_state, take_snapshot
 from deit.training.step import TOTAL, NonFiniteStepError, StepContext, readable_batches, train_step
 from deit.training.time_limit import StepBudget
 from deit.training.tracking import Tracker
@@ -84,6 +86,9 @@ class Trainer:
         budget: corrects the number of steps while a run for a given time trains; None keeps it.
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch.
         track: write event files for TensorBoard.
+        compiled: compile the model.
+        shard: divide the model among the processes of the run, instead of a copy in each.
+        resume_command: the command that resumes the run; None is that of the run alone.
     """
 
     directory: Path
@@ -99,6 +104,11 @@ class Trainer:
     budget: StepBudget | None = None
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     track: bool = False
+    compiled: bool = False
+    shard: bool = False
+    resume_command: str | None = None
+    _sharding: Sharding | None = field(default=None, init=False)
+    _gathered: Snapshot | None = field(default=None, init=False)  # of a divided model, before the processes part
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +161,11 @@ class Trainer:
         position, epochs = self.progress(epoch, step)
         return learning_rate(recipe.optimizer, recipe.peak_lr, epochs, position)
 
-    def fit(self) -> None:
+    def fit(self, epochs: int | None = None) -> None:
         """Trains from the current state to the recipe's last step.
+
+        Args:
+            epochs: stop after this many epochs of the run, with the checkpoint from which it resumes; None does not stop.
 
         Raises:
             NonFiniteLossError: training diverged.
@@ -163,10 +176,7 @@ class Trainer:
             ImageError: an image is unreadable, unless unreadable images are skipped; a checkpoint of the current step was
                 written.
         """
-        if is_distributed():
-            self.context = replace(self.context, parallel=None, data_parallel=DataParallel(self.model, self.context.features))
-            if self.ema is not None:
-                copy_from_main(self.ema.model)
+        self.prepare_steps()
         pin = self.device.type == "cuda"
         loader = Loader(self.samples, self.workers, pin=pin)
         validation_loader = Loader(self.validation, self.workers, pin=pin)
@@ -178,7 +188,7 @@ class Trainer:
             CheckpointWriter(checkpoints, interval, self.resume_remedy) as writer,
             Tracker(self.directory, self.state.epoch + 1) if self.track and is_main() else nullcontext() as tracker,
         ):
-            while not self.finished:
+            while not self.finished and (epochs is None or self.state.epoch < epochs):
                 epoch = self.state.epoch
                 try:
                     self._train_epoch(epoch, loader, progress, writer)
@@ -189,7 +199,9 @@ class Trainer:
                 except PeerError as error:
                     if not is_main():
                         raise
-                    problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
+                    problem = f"{error.problem}, in epoch {epoch + 1}"
+                    if self._sharding is None:
+                        problem += f"; a checkpoint is at {writer.write(self._snapshot())}"
                     raise PeerError(problem, f"{error.remedy}; {self.resume_remedy}") from None
                 except LoadingError as error:
                     problem = f"{error.problem}, in epoch {epoch + 1}; a checkpoint is at {writer.write(self._snapshot())}"
@@ -212,6 +224,8 @@ class Trainer:
     @property
     def resume_remedy(self) -> str:
         """The command that resumes the run."""
+        if self.resume_command is not None:
+            return f"resume with: {self.resume_command}"
         recipe = self.context.recipe
         command = "pretrain" if recipe.masked else "train" if isinstance(recipe.model, Transformer) else "teacher train"
         return f'resume with: deit {command} --resume "{self.directory}"'
@@ -226,9 +240,43 @@ class Trainer:
             if self.budget is not None:
                 self._correct_steps(self.budget, seconds, share, progress)
             progress.advance(images, f"epoch {epoch + 1}/{self.context.recipe.epochs}, {format_losses(state.mean_losses)}")
+            self._save_if_due(writer)
+            start = time.perf_counter()
+
+    def prepare_steps(self) -> None:
+        """Prepares compiled training and several processes, where there are any, before the first step."""
+        if self.compiled:
+            compile_model(self.model)
+            self.context = replace(self.context, parallel=None)
+        if not is_distributed():
+            return
+        context = self.context
+        if not self.shard:
+            self.context = replace(context, parallel=None, data_parallel=DataParallel(self.model, context.features))
+            if self.ema is not None:
+                copy_from_main(self.ema.model)
+        elif self._sharding is None:
+            trained = trainable_modules(self.model, context.features)
+            state = optimizer_state(trained, self.optimizer)
+            self._sharding = Sharding(self.model, context.features, self.ema, self.device)
+            self.optimizer = make_optimizer(trained, context.recipe.optimizer, context.precision)
+            load_optimizer_state(trained, self.optimizer, state)
+            self.context = replace(context, parallel=None, data_parallel=self._sharding)
+
+    def _save_if_due(self, writer: CheckpointWriter) -> None:
+        """Starts writing a checkpoint, if the last one is old enough."""
+        if self._sharding is None:
             if writer.is_due and is_main():
                 writer.start(self._snapshot())
-            start = time.perf_counter()
+        elif from_main(writer.is_due):
+            snapshot = self._snapshot()
+            if is_main():
+                writer.start(snapshot)
+
+    def _gather(self) -> None:
+        """Keeps the snapshot of a divided model, while all processes take part."""
+        if self._sharding is not None:
+            self._gathered = self._snapshot()
 
     def steps(self, epoch: int, loader: Loader) -> Iterator[tuple[int, list[Batch]]]:
         """Yields the steps of an epoch that are left, each with its micro-batches, or those of this process."""
@@ -242,7 +290,7 @@ class Trainer:
             if state.steps_taken >= self.total_steps:
                 loader.close()  # it has made batches ahead of time
                 break
-            with together():
+            with together(self._gather):
                 check_stop()
                 loaded = [next(batches) for _ in plans]
                 readable_batches(loaded)
@@ -313,9 +361,13 @@ class Trainer:
         start = time.perf_counter()
         recipe, state = self.context.recipe, self.state
         model = self.ema.model if self.ema is not None and recipe.ema.evaluate else self.model
-        if is_distributed():
+        if self._sharding is not None:
+            self._gather()  # for a stop during the evaluation
+            model = self._sharding.gather(model)
+        elif is_distributed():
             copy_from_main(model)
         validation = self._validate(model, validation_loader, epoch)
+        self._gathered = None
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             **state.mean_losses,
@@ -337,10 +389,12 @@ class Trainer:
             state.start_epoch(epoch + 1)
         else:
             state.evaluated = True
+        snapshot = self._snapshot() if is_main() or self._sharding is not None else None
         if is_main():
+            assert snapshot is not None
             write_log(self.directory, rows)
             self._save_model(LAST_NAME, model)
-            writer.start(self._snapshot())
+            writer.start(snapshot)
         if self.budget is not None:
             self.budget.add_evaluation(time.perf_counter() - start)
         return row
@@ -396,11 +450,13 @@ class Trainer:
                     check_logits(values.float().cpu().numpy(), f"The teacher {teacher.name}", "pass another teacher")
 
     def _snapshot(self) -> Snapshot:
-        """Copies everything that a checkpoint holds.
+        """Copies everything that a checkpoint holds; of a divided model, with the help of all processes.
 
         Raises:
             NonFiniteLossError: a weight is not finite.
         """
+        if self._gathered is not None:
+            return self._gathered
         files = {**self.files, PROCESSOR_NAME: self.validation.processor.to_json_string().encode()}
         return take_snapshot(self.state, self.model, self.ema, self.optimizer, files, self.context.features)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from deit.system.distributed import divided_like, whole
+
 # Factors of X, X X^T X and (X X^T)^2 X in each iteration, by number of iterations: as in Polar Express (arXiv 2505.16932), each
 # iteration is the best polynomial for the singular values that the ones before it leave. The result is within 25% of 1 for
 # singular values of at least LOWER_BOUNDS times the norm.
@@ -75,14 +77,17 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         batches: dict[tuple[int, int], list[int]] = {}
-        matrices = [_wide(momentum.flatten(1)) for momentum in momenta]
+        matrices = [_wide(whole(momentum).flatten(1)) for momentum in momenta]
         for index, matrix in enumerate(matrices):
             batches.setdefault((matrix.shape[0], matrix.shape[1]), []).append(index)
         for (_, columns), indices in batches.items():
             batch = torch.stack([matrices[index] for index in indices]).to(self.dtype)  # (n, R, C)
             updates = orthogonalize(batch, self.iterations).float().unbind()
             updated = [parameters[index] for index in indices]
-            shaped = [_shaped_as(parameter, update) for parameter, update in zip(updated, updates, strict=True)]
+            shaped = [
+                divided_like(_shaped_as(parameter, update), parameter)
+                for parameter, update in zip(updated, updates, strict=True)
+            ]
             torch._foreach_add_(updated, shaped, alpha=-group["lr"] * RMS * columns**0.5)
 
     def _update_others(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ def replay(
     with tempfile.TemporaryDirectory() as scratch:  # instead of the run directory
         trainer = assemble(Path(scratch), recipe, splits, record, settings, torch_device, workers, checkpoint).trainer
         _check_step(trainer, epoch, step)
+        trainer.prepare_steps()
         for note in notes:
             print_status(f"Note:      {note}.")
         source = "the initial weights" if checkpoint is None else checkpoint.path

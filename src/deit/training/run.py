@@ -27,7 +27,8 @@ from deit.system.locking import locked
 from deit.system.replacing import clean_up
 from deit.system.signals import stop_on_signals
 from deit.system.torchrun import is_main
-from deit.training.assembly import Assembled, Plan, assemble, check_world_size, join
+from deit.training.assembly import Assembled, Plan, assemble, check_sharding, check_world_size, join
+from deit.training.compilation import check_compiler
 from deit.training.extension import extend
 from deit.training.finishing import PretrainResult, TrainResult, finish_pretraining, finish_training
 from deit.training.loop import CHECKPOINTS_NAME, Trainer
@@ -65,6 +66,8 @@ def train(
     cache_limit: float = DEFAULT_LIMIT,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     track: bool = False,
+    compiled: bool = False,
+    shard: bool = False,
     started: float | None = None,
 ) -> TrainResult:
     """Trains a classifier, evaluates it, and writes the report.
@@ -92,6 +95,9 @@ def train(
         checkpoint_minutes: a checkpoint is written after this time at the latest, also within an epoch, so that a killed run
             loses no more than that.
         track: write event files for TensorBoard into the folder ``tensorboard`` of the run.
+        compiled: compile the model (torch.compile), which takes up to some minutes and makes its steps faster on a GPU.
+        shard: divide weights, gradients and optimizer state of a transformer among the processes that torchrun has started
+            (FSDP2), instead of a copy in each: for models that are too large for one GPU.
         started: when the time of ``minutes`` began, by ``time.monotonic()``; None is the time of the call.
 
     Raises:
@@ -99,10 +105,10 @@ def train(
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic() if started is None else started
-    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track, compiled, shard)
     with process_group(choose_device(device)):
         if not is_main():
-            return _finish(join(device, workers))
+            return finish(join(device, workers))
         request = run_request(data, recipe, settings, out, resume, requested, init, teacher, teacher_weights, teacher_classes)
         if request.recipe.masked:
             raise RecipeError(f"The recipe {request.recipe.name} does not use labels", "use deit pretrain")
@@ -128,6 +134,8 @@ def pretrain(
     cache_limit: float = DEFAULT_LIMIT,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     track: bool = False,
+    compiled: bool = False,
+    shard: bool = False,
 ) -> PretrainResult:
     """Pretrains with masked image modeling, without labels. Pass the result as ``init`` to :func:`train`.
 
@@ -145,13 +153,15 @@ def pretrain(
         cache_limit: as in :func:`train`.
         checkpoint_minutes: as in :func:`train`.
         track: as in :func:`train`.
+        compiled: as in :func:`train`.
+        shard: as in :func:`train`.
 
     Raises:
         UserError: the data, recipe or directory do not fit; raised before the first step.
         WorkError: training diverged or was interrupted.
     """
     started = time.monotonic()
-    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track)
+    requested = ChangeableOptions(skip_unreadable, CacheRequest(cache, cache_limit), checkpoint_minutes, track, compiled, shard)
     with process_group(choose_device(device)):
         if not is_main():
             trainer = join(device, workers).trainer
@@ -164,7 +174,7 @@ def pretrain(
         run = request.settings
         with _locked(request.directory):
             splits = open_unlabeled(run.data, run.split_seed, run.validation_fraction)
-            ready = _prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
+            ready = prepare(splits, request.recipe, run, request.directory, device, workers, request.length, started)
             ready.trainer.fit()
             return finish_pretraining(ready.trainer)
 
@@ -210,10 +220,10 @@ def _train(
     ``length`` is the recipe with another length, see :func:`deit.training.extension.requested_length`. The time of ``minutes``
     began when ``time.monotonic()`` was ``started``; None is now.
     """
-    return _finish(_prepare(splits, recipe, settings, directory, device, workers, length, started))
+    return finish(prepare(splits, recipe, settings, directory, device, workers, length, started))
 
 
-def _finish(ready: Assembled) -> TrainResult:
+def finish(ready: Assembled) -> TrainResult:
     """Trains, evaluates and reports."""
     trainer = ready.trainer
     with stop_on_signals():
@@ -228,7 +238,7 @@ def _finish(ready: Assembled) -> TrainResult:
             raise WorkError(problem, f"{error.remedy}; {trainer.resume_remedy}") from None
 
 
-def _prepare(
+def prepare(
     splits: Splits,
     recipe: Recipe,
     settings: RunSettings,
@@ -244,6 +254,10 @@ def _prepare(
     device = choose_device(device_name)
     check_class_names(splits.classes)
     check_teacher(recipe, settings)
+    if settings.shard:
+        check_sharding(recipe, minutes)
+    if settings.compiled:
+        check_compiler(device)
     record = DataRecord(splits.fingerprint, settings.split_seed, settings.validation_fraction)
     readable, unreadable = without_unreadable(splits, settings.skip_unreadable)
 
@@ -260,8 +274,8 @@ def _prepare(
     hash_notes = [] if recipe.masked else add_image_hashes(trainer, readable, settings, checkpoint_path)
 
     measured = SHORTEST_MEASUREMENT if limit is None else measuring_seconds(limit)  # only for the summary, or for a plan
-    costs = sized.costs or measure_costs(trainer, measured)
-    budget = None if limit is None else step_budget(trainer, readable, costs, limit)
+    costs = None if settings.shard else sized.costs or measure_costs(trainer, measured)  # a whole model may not fit
+    budget = None if limit is None or costs is None else step_budget(trainer, readable, costs, limit)
     length_notes: list[str] = []
     if length is not None:
         settings, length_notes = extend(trainer, length, settings, budget)
@@ -284,8 +298,9 @@ def _prepare(
             notes.append("All epochs are finished; --epochs with a larger number trains on")
     if unreadable:
         notes.append(f"{unreadable} unreadable images are left out")
-    seconds = trainer.remaining_images * costs.per_sample(trainer) / group_size()
-    seconds += 0 if budget is None else budget.finishing_seconds
+    seconds = None if costs is None else trainer.remaining_images * costs.per_sample(trainer) / group_size()
+    if seconds is not None and budget is not None:
+        seconds += budget.finishing_seconds
     print_summary(trainer, readable, settings, teacher, notes, seconds)
     write_run(directory, trainer.context.recipe, settings)
     from_main(

@@ -14,7 +14,7 @@ from deit.recipes.presets import get_recipe
 from deit.recipes.run_settings import RunSettings, absolute
 from deit.recipes.schema import Recipe
 from deit.system.files import RUN_NAME
-from deit.system.torchrun import may_restart, restarts
+from deit.system.torchrun import may_restart, restarts, world_size
 from deit.training.extension import requested_length
 from deit.training.run_directory import new_run_directory, read_run
 from deit.training.tracking import check_tracking
@@ -28,6 +28,8 @@ class ChangeableOptions:
     cache: CacheRequest
     checkpoint_minutes: float
     track: bool
+    compiled: bool = False
+    shard: bool = False
 
     def check(self) -> None:
         """Checks the values.
@@ -41,6 +43,8 @@ class ChangeableOptions:
         self.cache.check()
         if not self.checkpoint_minutes > 0:
             raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is not a time", "pass a number above 0")
+        if self.shard and world_size() == 1:
+            raise UserError("--shard divides a model among several processes, and this is one", "start it with torchrun")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def run_request(
         cache_limit=options.cache.limit,
         checkpoint_minutes=options.checkpoint_minutes,
         track=options.track,
+        compiled=options.compiled,
+        shard=options.shard,
     )
     return RunRequest(new_run_directory(out, settings.data, requested.name), requested, settings)
 
@@ -123,6 +129,8 @@ def _resumed_run(
         cache_limit=options.cache.limit,
         checkpoint_minutes=options.checkpoint_minutes,
         track=settings.track or options.track,
+        compiled=settings.compiled or options.compiled,
+        shard=options.shard,
         teacher=settings.teacher if teacher is None else absolute(teacher),
         teacher_weights=settings.teacher_weights if teacher_weights is None else absolute(teacher_weights),
     )

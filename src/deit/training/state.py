@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from deit.checkpoints.weights import copied_tensors, load_into, read_tensors, serialized_parts
 from deit.config import ViTConfig
 from deit.errors import CheckpointError, NonFiniteLossError
+from deit.system.distributed import divided_like
 from deit.system.files import BEST_NAME, CONFIG_NAME, EMA_NAME, WEIGHTS_NAME, json_text, new_directory, read_json, sha256
+from deit.system.uncached_file import UncachedFile
 from deit.training.optimization import ModelEma, trainable_modules
 from deit.training.step import TOTAL
 
@@ -143,7 +145,7 @@ def take_snapshot(
     if features is not None:
         tensors[FEATURES_NAME] = copied_tensors(features.state_dict())
     _check_finite(tensors)
-    tensors[OPTIMIZER_NAME] = copied_tensors(_optimizer_state(trainable_modules(model, features), optimizer))
+    tensors[OPTIMIZER_NAME] = copied_tensors(optimizer_state(trainable_modules(model, features), optimizer))
     contents = dict(files or {})
     if isinstance(config := getattr(model, "config", None), ViTConfig):  # so that the checkpoint loads as a model
         contents[CONFIG_NAME] = json_text({**config.to_dict(), "architectures": [type(model).__name__]}).encode()
@@ -184,7 +186,7 @@ def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[bytes | memory
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Writes a file, and returns the SHA-256 of what was to be written."""
     digest = hashlib.sha256()
-    with path.open("xb") as file:
+    with UncachedFile(path) as file:
         for part in parts:
             file.write(part)
             digest.update(part)
@@ -277,7 +279,7 @@ def load_checkpoint(
         load_into(ema.model, read_tensors(path / EMA_NAME))
     if features is not None:
         load_into(features, read_tensors(path / FEATURES_NAME))
-    _load_optimizer_state(trainable_modules(model, features), optimizer, read_tensors(path / OPTIMIZER_NAME))
+    load_optimizer_state(trainable_modules(model, features), optimizer, read_tensors(path / OPTIMIZER_NAME))
     if isinstance(optimizer, Lamb):  # counts its steps per group, not per parameter
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps_taken))
@@ -297,7 +299,7 @@ def _checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Returns the optimizer state as ``parameter name/state name`` -> tensor."""
     return {
         f"{name}/{key}": value
@@ -306,13 +308,20 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     }
 
 
-def _load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Loads what :func:`optimizer_state` returned.
+
+    Raises:
+        CheckpointError: it is of another model or recipe.
+    """
     parameters = dict(model.named_parameters())
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition("/")
         if name not in parameters:
             raise CheckpointError(f"The optimizer has no parameter for {full_key}", "resume with the run's own recipe")
         parameter = parameters[name]
+        if value.shape == parameter.shape:
+            value = divided_like(value.to(parameter.device), parameter)
         # Moments need the memory format of their parameter: the fused AdamW kernel addresses both alike. Step counters are
         # scalars; for the fused kernel they are on the parameter's device.
         target = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else torch.empty_like(value)

@@ -17,12 +17,14 @@ from deit.errors import DataError, InterruptedWorkError, PeerError
 from deit.models.losses import binary_cross_entropy, loss_terms, soft_target_cross_entropy, total_loss
 from deit.recipes.schema import ConvNet, Recipe, Transformer
 from deit.system.devices import Precision, autocast
+from deit.system.distributed import connected, whole
 from deit.system.signals import check_stop
 from deit.training.data_parallel import DataParallel
 from deit.training.first_phase import first_phase, half_size, kept_patches
 from deit.training.masking import random_masks
 from deit.training.optimization import residual_scale, set_learning_rate, trainable_modules
 from deit.training.parallel_batches import ParallelBatches, Replica
+from deit.training.sharding import Sharding
 
 TOTAL = "loss"  # key of the total among the losses of a step
 
@@ -50,7 +52,7 @@ class StepContext:
         teacher: the teacher; None if the recipe does not distill.
         features: trained along with the model if feature maps are distilled.
         parallel: runs micro-batches at the same time; None runs them one after the other.
-        data_parallel: shares each batch with the other processes of the run; None without others.
+        data_parallel: shares each batch, and possibly the model, with the other processes of the run; None without others.
     """
 
     recipe: Recipe
@@ -58,7 +60,7 @@ class StepContext:
     teacher: DistillationTeacher | None = None
     features: FeatureDistillation | None = None
     parallel: ParallelBatches | None = None
-    data_parallel: DataParallel | None = None
+    data_parallel: DataParallel | Sharding | None = None
 
 
 def train_step(
@@ -128,9 +130,10 @@ def readable_batches(batches: Sequence[Batch]) -> list[Batch]:
 def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
     """Clips the norm of all gradients together, and returns what it was; NaN or infinity if one of them is not finite."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    if clip_norm is not None:
-        return torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    with connected():
+        if clip_norm is not None:
+            return whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))
+        return whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
 
 
 class _Buffers:

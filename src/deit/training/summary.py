@@ -22,14 +22,15 @@ def print_summary(
     settings: RunSettings,
     teacher: DistillationTeacher | None,
     notes: list[str],
-    seconds: float,
+    seconds: float | None,
 ) -> None:
-    """Prints the summary of a run, notes and the estimated time in ``seconds``."""
+    """Prints the summary of a run, notes and the estimated time in ``seconds``; None if it is unknown."""
     for label, text in run_summary(trainer, splits, settings, teacher).items():
         print_status(f"{label + ':':<11}{text}")
     for note in notes:
         print_status(f"Note:      {note}.")
-    print_status(f"Time:      about {duration(seconds)} on {describe(trainer.device)}")
+    if seconds is not None:
+        print_status(f"Time:      about {duration(seconds)} on {describe(trainer.device)}")
 
 
 def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher: DistillationTeacher | None) -> dict[str, str]:
@@ -47,7 +48,7 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
             f"{_extensions(settings)}batch size {recipe.images_per_batch}, peak learning rate {recipe.peak_lr:.3g}, "
             f"seed {recipe.seed}"
         ),
-        "Precision": f"{context.precision} on {trainer.device}{_processes()}",
+        "Precision": f"{context.precision} on {trainer.device}{_processes(settings.shard)}",
         "Run": str(trainer.directory),
     }
     if teacher is not None:
@@ -56,9 +57,11 @@ def run_summary(trainer: Trainer, splits: Splits, settings: RunSettings, teacher
     return summary
 
 
-def _processes() -> str:
+def _processes(is_divided: bool) -> str:
     """Returns the number of processes, with a comma before it; empty for one."""
-    return f", {group_size()} processes" if group_size() > 1 else ""
+    if group_size() == 1:
+        return ""
+    return f", {group_size()} processes{' that share the model' if is_divided else ''}"
 
 
 def _length(trainer: Trainer) -> str:

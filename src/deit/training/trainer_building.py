@@ -97,6 +97,8 @@ def build_trainer(
         workers=workers,
         checkpoint_minutes=settings.checkpoint_minutes,
         track=settings.track,
+        compiled=settings.compiled,
+        shard=settings.shard,
     )
 
 

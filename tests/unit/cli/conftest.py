@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deit.distillation import build_cache
-from deit.training import run
+from deit.training import run, tuning
+from deit.training.tuning import Trial, TuneResult
 from tests.unit.evaluation.test_metrics import evaluation
 
 
@@ -31,4 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[s
     monkeypatch.setattr(run, "train", record(finished))
     monkeypatch.setattr(run, "pretrain", record(SimpleNamespace(directory=Path("runs/mim"), epoch=3, loss=0.25)))
     monkeypatch.setattr(build_cache, "build_cache", record(cache))
+    trials = [Trial(1, {"optimizer.lr": "0.01"}, 20, 0.9, 0.5, True), Trial(0, {}, 2, None, None)]
+    tuned = TuneResult(Path("runs/search"), Path("runs/search/tuned.toml"), trials, finished)  # type: ignore[arg-type]
+    monkeypatch.setattr(tuning, "tune", record(tuned))
     return recorded

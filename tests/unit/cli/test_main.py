@@ -21,24 +21,30 @@ from deit.system.signals import Terminated
 
 RUN_OPTIONS = (
     "--init --recipe --image-size --epochs --minutes --batch-size --seed --set --out --resume --device --workers "
-    "--skip-unreadable --cache --cache-limit --checkpoint-minutes --track --max-pixels"
+    "--skip-unreadable --cache --cache-limit --checkpoint-minutes --track --compile --shard --max-pixels"
 )
 OUTPUT = "--json --csv --tsv"
 COMMANDS = {
     "quickstart": "--out --fresh --device --workers --json --csv --tsv",
     "train": f"--teacher --teacher-weights --teacher-classes --model {RUN_OPTIONS} {OUTPUT}",
     "pretrain": f"--model --json {RUN_OPTIONS}".replace(" --minutes", ""),
+    "tune": "--teacher --minutes --vary --trials --teacher-weights --teacher-classes --model --init --recipe --image-size "
+    "--batch-size --seed --set --out --resume --device --workers --skip-unreadable --cache --cache-limit "
+    f"--checkpoint-minutes --track --max-pixels {OUTPUT}",
     "replay": "--epoch --step --out --data --device --workers --json --csv --tsv",
     "evaluate": "--split --combine --classes --match-classes --crop --batch-size --ema --revision --device --workers "
     "--skip-unreadable --max-pixels --json --csv --tsv",
     "runs": "--html --json --csv --tsv",
-    "predict": "--top --out --sort-into --crop --runtime --precision --exact --ema --revision --device --max-pixels "
+    "predict": "--top --out --sort-into --engine --crop --runtime --precision --exact --ema --revision --device --max-pixels "
+    "--json --csv --tsv",
+    "explain": "--out --method --target --layers --disagreements --teacher --ema --revision --device --max-pixels "
     "--json --csv --tsv",
     "export": "--out --to --precision --calibrate --images --crop --ema --revision --overwrite --max-pixels --json --csv --tsv",
+    "serve": "--host --port --max-body --max-files --queue --timeout --samples --crop --runtime --device --max-pixels",
     "benchmark": "--images --runtime --seconds --device --max-pixels --json --csv --tsv",
     "info": "--json --csv --tsv",
     "convert": "--to --base --ema --distillation --image-size --heads --revision --overwrite --json --csv --tsv",
-    "teacher train": f"--arch {RUN_OPTIONS} {OUTPUT}",
+    "teacher train": f"--arch {RUN_OPTIONS} {OUTPUT}".replace(" --shard", ""),
     "teacher cache": "--teacher --out --views --top-k --features --teacher-weights --teacher-classes --model "
     "--init --recipe --image-size --epochs --batch-size --seed --set --device --workers --skip-unreadable --cache "
     "--cache-limit --max-pixels --json --csv --tsv",

@@ -22,6 +22,8 @@ def test_pretrain(calls: list[Any]) -> None:
                 "settings": {},
                 "checkpoint_minutes": 5.0,
                 "track": False,
+                "compiled": False,
+                "shard": False,
             },
         )
     ]

@@ -19,6 +19,7 @@ def test_teacher_train(calls: list[Any]) -> None:
         "settings": settings,
         "checkpoint_minutes": 5.0,
         "track": False,
+        "compiled": False,
         "started": STARTED,
     }
     assert calls == [(("photos", "convnet"), expected)]

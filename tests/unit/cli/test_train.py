@@ -30,6 +30,8 @@ def test_train(calls: list[Any]) -> None:
         "settings": settings,
         "checkpoint_minutes": 5.0,
         "track": False,
+        "compiled": False,
+        "shard": False,
     }
 
 

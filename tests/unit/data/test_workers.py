@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,19 +102,49 @@ def test_killed_worker_is_one_sentence() -> None:
         list(batches)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(), EOFError(), FileNotFoundError()])
+def test_worker_killed_as_it_hands_a_tensor_over_is_the_same_sentence(error: Exception) -> None:
+    loader = Loader(samples(), 1)
+    next(loader.run(epoch_steps(16, 1, 5, epoch=0)))
+    iterator: Any = loader._loader._iterator  # type: ignore[union-attr]
+
+    def cut() -> Iterator[Any]:
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)
+        raise error
+        yield
+
+    with pytest.raises(LoadingError, match="was killed, most likely because memory ran out"):
+        loader._next(cut())
+
+
+def test_worker_killed_while_it_holds_a_lock_ends_the_others() -> None:
+    loader = Loader(samples(), 2)
+    next(loader.run(epoch_steps(16, 1, 5, epoch=0)))
+    iterator: Any = loader._loader._iterator  # type: ignore[union-attr]
+    iterator._workers_done_event._cond.acquire()
+    os.kill(iterator._workers[0].pid, signal.SIGKILL)
+    iterator._workers[0].join()
+    loader.close()
+    assert not any(process.is_alive() for process in iterator._workers)
+
+
 @pytest.mark.parametrize(
-    ("codes", "text", "said"),
+    ("codes", "error", "said"),
     [
-        ([0, -signal.SIGKILL], "exited", "was killed, most likely because memory ran out"),
-        ([-signal.SIGBUS], "exited", "ran out of shared memory"),
-        ([-signal.SIGSEGV, None], "exited", "was ended by SIGSEGV"),
-        ([3], "exited", "exited with code 3"),
-        ([None], "Too many open files. Communication", "has too many open files"),
-        ([None], "Pin memory thread exited\nmore", "failed: Pin memory thread exited:"),
+        ([0, -signal.SIGKILL], RuntimeError("exited"), "was killed, most likely because memory ran out"),
+        ([-signal.SIGBUS], RuntimeError("exited"), "ran out of shared memory"),
+        ([-signal.SIGSEGV, None], RuntimeError("exited"), "was ended by SIGSEGV"),
+        ([3], RuntimeError("exited"), "exited with code 3"),
+        ([None], RuntimeError("Too many open files. Communication"), "has too many open files"),
+        ([None], RuntimeError("Pin memory thread exited\nmore"), "failed: Pin memory thread exited:"),
+        ([None], EOFError(), "failed: EOFError:"),
     ],
 )
-def test_each_death_of_a_worker_has_its_sentence(codes: list[int | None], text: str, said: str) -> None:
+def test_each_death_of_a_worker_has_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int | None], error: Exception, said: str
+) -> None:
+    monkeypatch.setattr(workers, "_wait_for_exit", lambda _: None)
     processes: Any = [SimpleNamespace(exitcode=code) for code in codes]
-    message = str(worker_error(processes, RuntimeError(text)))
+    message = str(worker_error(processes, error))
     assert said in message
     assert "\n" not in message

@@ -21,6 +21,7 @@ from PIL import Image
 from deit.data.image_hashes import SeenImages
 from deit.data.sources import ArraySource
 from deit.errors import ImageError, MissingExtraError
+from deit.evaluation.explanation import Explanation, HeadExplanation
 from deit.evaluation.metrics import Evaluation, HeadMetrics, Scores, calibration_bins, calibration_error
 from deit.evaluation.report import TIMES, ReportData, write_report
 from deit.models.losses import Distillation
@@ -186,6 +187,54 @@ def test_metrics_are_those_of_the_evaluation(tmp_path: Path) -> None:
 def test_order_of_the_sections(tmp_path: Path) -> None:
     titles = [title.text for title in report_page(tmp_path, three_classes()).root.find("h2")]
     assert titles == ["Heads", "Training", "Confusion matrix", "Calibration", "Accuracy by class", "Samples", "Run details"]
+
+
+def test_agreement_of_heads_and_teacher(tmp_path: Path) -> None:
+    data = three_classes()
+    predictions = data.evaluation.predictions
+    other = np.where(np.arange(10) < 3, (predictions + 1) % 3, predictions)
+    evaluation = replace(data.evaluation, head_predictions={"class": predictions, "distillation": other, "both": predictions})
+    teacher = make_evaluation(data.evaluation.labels.tolist(), predictions.tolist(), ("cat", "dog", "fox"))
+    section = report_page(tmp_path, report_data(evaluation, teacher=teacher)).section("Agreement")
+    found = rows(section.find("table")[0])
+    assert [row[:2] for row in found] == [
+        ["all agree", "7"],
+        ["class head differs", "0"],
+        ["distillation head differs", "3"],
+        ["teacher differs", "0"],
+        ["all differ", "0"],
+    ]
+    assert found[2][2:] == ["66.7%", "0.0%", "66.7%"]
+    cards = section.find("ul", "cards")[0].find("li")
+    assert len(cards) == 3
+    assert [line.text.split() for line in cards[0].find("span", "line")] == [
+        ["class", "head", "cat"],
+        ["distillation", "head", "dog"],
+        ["teacher", "cat"],
+        ["is", "cat"],
+    ]
+
+
+def test_explanations_show_a_map_per_head(tmp_path: Path) -> None:
+    relevance = np.linspace(0, 1, 16).reshape(4, 4)
+    heads = tuple(
+        HeadExplanation(head, ("dog", "cat"), (0.75, 0.25), "dog", relevance if head == "class" else relevance.T)
+        for head in ("class", "distillation")
+    )
+    pixels = np.full((32, 32, 3), 100, np.uint8)
+    explanation = Explanation("photo 7", pixels, "gradient", "dog", heads, (0.1, 0.9), ())
+    section = report_page(tmp_path, three_classes(explanations=[(explanation, "fox")])).section("Where the model looks")
+    panels = section.find("ul", "maps")[0].find("li")
+    assert [[line.text.strip() for line in panel.find("span", "line")] for panel in panels] == [
+        ["dog", "is fox"],
+        ["class head", "dog 75.0%"],
+        ["distillation head", "dog 75.0%"],
+    ]
+    image, first, second = (np.asarray(decoded(panel.find("img")[0]).convert("RGB"), int) for panel in panels)
+    assert (image == 100).all()
+    assert np.abs(first - second.transpose(1, 0, 2)).max() <= 1
+    yellow, blue = first[-1, -1], first[0, 0]
+    assert yellow[0] > yellow[2] and blue[2] > blue[0]
 
 
 @pytest.mark.parametrize(("split", "optimistic"), [("test", False), ("validation", True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from deit.inference.runtimes import available_runtimes
 from deit.models.auto import LoadedClassifier
 from deit.models.modeling import DeiTForImageClassification, load_model
 from deit.models.timm_classifier import TimmClassifier
+from deit.system import locking
 from deit.system.files import BUNDLE_NAME, PROCESSOR_NAME
 from tests.helpers import pattern, randomized, tiny_deit
 from tests.unit.inference.conftest import CLASSES, SIDE
@@ -131,6 +133,27 @@ def test_failed_export_keeps_the_existing_bundle(
     monkeypatch.undo()
     second = export_model(model, tmp_path / "a bundle", "torch", "bf16", calibrate=photos, overwrite=True)
     assert open_bundle(second.bundle.path).metadata.precision == "bf16"
+
+
+def test_second_export_to_the_same_place_is_refused(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = export_module._write_graph
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.1)
+    refused = []
+
+    def write_while_another_program_tries(*arguments: Any) -> Any:
+        with ThreadPoolExecutor(1) as other, pytest.raises(UserError, match=r"Another program is writing to .*a bundle"):
+            monkeypatch.setattr(export_module, "_write_graph", write)
+            other.submit(export_model, model, tmp_path / "a bundle", "torch", calibrate=photos).result()
+        refused.append(True)
+        return write(*arguments)
+
+    monkeypatch.setattr(export_module, "_write_graph", write_while_another_program_tries)
+    result = export_model(model, tmp_path / "a bundle", "torch", calibrate=photos)
+    assert refused == [True]
+    assert open_bundle(result.bundle.path).metadata.precision == "fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["a bundle"]
 
 
 INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [

@@ -183,7 +183,7 @@ def test_packed_images_are_predicted_as_their_files(tmp_path: Path, predictor: P
             target.write_bytes(Path(name).read_bytes())
     pack(tmp_path / "photos", tmp_path / "shards")
     packed = PackedImages(str(tmp_path / "shards"))
-    result = predict_files(predictor, packed.names, tmp_path / "table.jsonl", opened=packed.open, part_images=3)
+    result = predict_files(predictor, packed, tmp_path / "table.jsonl", part_images=3)
     assert (result.images, result.unreadable) == (IMAGES - 1, 0)
     expected = {f"{number}.png": predictor(name).labels for number, name in enumerate(images) if number != 5}
     rows = read_jsonl(tmp_path / "table.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from deit.errors import CheckpointError, MissingExtraError
 from deit.export.export import ExportResult
 from deit.inference import optional_libraries, runtimes
-from deit.inference.bundle import Bundle
+from deit.inference.bundle import Bundle, open_bundle
 from deit.inference.inference_model import InferenceModel
 from deit.inference.loading import load_runtime
 from deit.inference.runtimes import OnnxRuntime, OpenVinoRuntime, PerformanceHint, RuntimeName, available_runtimes
@@ -123,6 +124,24 @@ def test_throughput_runs_one_call_per_core(bundles: dict[str, Bundle]) -> None:
     for format, name in names:
         assert load_runtime(bundles[format], name, performance_hint="throughput").concurrency == cores()
         assert load_runtime(bundles[format], name, performance_hint="latency").concurrency == 1
+
+
+@pytest.mark.parametrize(("format", "name", "tolerance"), FORMATS_AND_RUNTIMES)
+def test_another_performance_hint(bundles: dict[str, Bundle], format: str, name: RuntimeName, tolerance: float) -> None:
+    throughput = load_runtime(bundles[format], name, performance_hint="throughput")
+    latency = throughput.with_performance_hint("latency")
+    assert (latency.name, latency.concurrency) == (name, 1)
+    assert latency.with_performance_hint("throughput").concurrency == throughput.concurrency
+    pixels = random_pixels(3)
+    np.testing.assert_allclose(latency(pixels)["both"], throughput(pixels)["both"], atol=tolerance)
+
+
+def test_another_performance_hint_of_a_graph_that_was_replaced(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    bundle = open_bundle(shutil.copytree(bundles["openvino"].path, tmp_path / "bundle"))
+    runtime = load_runtime(bundle, "openvino")
+    os.utime(bundle.graph, (1, 1))
+    with pytest.raises(CheckpointError, match="was replaced"):
+        runtime.with_performance_hint("throughput")
 
 
 def test_large_graph_runs_one_call_at_a_time(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:

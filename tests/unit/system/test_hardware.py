@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_cpu_name_without_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_name()
     monkeypatch.setattr(hardware, "_cpu_info", lambda field: "Abacus 3000" if field == "model name" else "")
     assert cpu_name() == "Abacus 3000"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("150000 100000\n", 2), ("10000 100000", 1), ("max 100000", 3), ("900000 100000", 3), ("", 3)]
+)
+def test_cores_follow_the_limit_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 5}, raising=False)
+    monkeypatch.setattr(hardware, "CONTAINER", tmp_path)
+    (tmp_path / "cpu.max").write_text(content)
+    assert cores() == expected
 
 
 def test_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""The files of the page of ``deit serve`` and ``deit export --to web``."""
