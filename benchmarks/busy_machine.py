@@ -8,7 +8,8 @@ time. It consists of hundreds of short parallel loops, so that it depends on how
 model does.
 
 ``divided batch`` is what ``deit train`` does: it divides the batch into one micro-batch per core, which run at the same time
-(``deit/training/parallel_batches.py``). In all other settings, each operation is divided among the cores.
+(``deit/training/parallel_batches.py``). In all other settings, each operation is divided among the cores. The variables of the
+last setting are those that the program sets (``deit/system/openmp.py``).
 
 Each setting of the environment has a process of its own, since OpenMP reads it when torch is loaded. In each repeat, all of
 them take a turn on the machine as it is, and then a turn beside a process that keeps one core busy. Figures are medians over
@@ -58,7 +59,7 @@ REST_SECONDS = 0.05  # before each turn, so that the threads of the previous one
 START_SECONDS = 1.0  # until a new process runs
 DEFAULT, PASSIVE = "default", f"{WAIT_VARIABLE}=PASSIVE"
 DIVIDED = "divided batch, "
-CHOSEN = f"{DIVIDED}{SPIN_VARIABLE}={SPIN_COUNT}"
+CHOSEN = f"{DIVIDED}{SPIN_VARIABLE}={SPIN_COUNT}, {WAIT_VARIABLE}=ACTIVE"
 QUIET, BUSY = "quiet", "busy"
 
 
@@ -78,13 +79,14 @@ class Setting:
 
 
 def settings(spins: list[int]) -> list[Setting]:
-    """Returns the contenders: OpenMP's default, passive waiting, and the given numbers of spins, also with a divided batch."""
+    """Returns the contenders: OpenMP's default, passive waiting, numbers of spins (also with divided batches), and ours."""
     counts = [
         Setting(f"{prefix}{SPIN_VARIABLE}={count}", {SPIN_VARIABLE: str(count)}, divides_batch=bool(prefix))
         for prefix in ("", DIVIDED)
         for count in spins
     ]
-    return [Setting(DEFAULT, {}), Setting(PASSIVE, {WAIT_VARIABLE: "PASSIVE"}), *counts]
+    chosen = Setting(CHOSEN, {SPIN_VARIABLE: str(SPIN_COUNT), WAIT_VARIABLE: "ACTIVE"}, divides_batch=True)
+    return [Setting(DEFAULT, {}), Setting(PASSIVE, {WAIT_VARIABLE: "PASSIVE"}), *counts, chosen]
 
 
 @contextmanager

@@ -132,12 +132,29 @@ def _count_flops(model: torch.nn.Module) -> int:
 
 
 def prepare(size: str, folder: Path, contenders: Collection[str]) -> None:
-    """Writes the graphs that the contenders read. Bundles skip the parity check: random weights would not pass it."""
+    """Writes the graphs that the contenders read."""
     ours = our_model(size)
-    inference_model = InferenceModel(ours)
-    images = [ours.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATION_IMAGES)]
-    pixels = np.stack([np.moveaxis(image, -1, 0) for image in images])
-    names = [name.removeprefix(OURS) for name in contenders if name.startswith(OURS) and "torch" not in name]
+    write_bundles(
+        ours, folder, [name.removeprefix(OURS) for name in contenders if name.startswith(OURS) and "torch" not in name]
+    )
+    if any(name.startswith("plain") for name in contenders):
+        _prepare_plain(size, folder, contenders, ours.processor.normalize(_calibration_images(ours)))
+
+
+def _calibration_images(classifier: LoadedClassifier) -> list[np.ndarray]:
+    return [classifier.processor.pixels(SampleCrops().load(number)) for number in range(CALIBRATION_IMAGES)]
+
+
+def write_bundles(classifier: LoadedClassifier, folder: Path, names: Collection[str]) -> None:
+    """Writes bundles of a model, without the parity check, which random weights would not pass.
+
+    Args:
+        classifier: the model.
+        folder: where each bundle is written, under its name.
+        names: runtime and precision of each, such as ``openvino int8``.
+    """
+    inference_model = InferenceModel(classifier)
+    pixels = np.stack([np.moveaxis(image, -1, 0) for image in _calibration_images(classifier)])
     network = formats.onnx_model(inference_model) if names else None
     quantized = quantization.run_nncf(network, pixels, ()) if any("int8" in name for name in names) else None
     for name in names:
@@ -156,9 +173,7 @@ def prepare(size: str, folder: Path, contenders: Collection[str]) -> None:
             "input_dtype": "uint8",
             "input_shape": inference_model.input_shape,
         }
-        write_bundle(bundle, ours.processor, {**fields, "heads": inference_model.heads, "classes": CLASSES})
-    if any(name.startswith("plain") for name in contenders):
-        _prepare_plain(size, folder, contenders, ours.processor.normalize(images))
+        write_bundle(bundle, classifier.processor, {**fields, "heads": inference_model.heads, "classes": classifier.classes})
 
 
 def _prepare_plain(size: str, folder: Path, contenders: Collection[str], pixel_values: np.ndarray) -> None:

@@ -12,6 +12,7 @@ complete. The contenders, each trained with each seed:
 - ``convnet, torchvision``: the teacher's network in a hand-written loop with AdamW and torchvision's crops, rotation, shear and
   color jitter, for all of the minutes;
 - ``convnet, our augmentation``: the same with the teacher's augmentation;
+- ``convnet, our augmentation, random weights``: the same without the network's identity initialization;
 - ``timm``: timm's tiny DeiT with those settings of its training script that affect learning, for all of the minutes; with
   patches of 4 instead of 16 pixels where the images are smaller than 64;
 - ``teacher``: ``deit teacher train``, for 30% of the minutes;
@@ -84,10 +85,14 @@ TIMM_PATCH, SMALL_PATCH = 16, 4  # patch sizes of timm's network; the small one 
 FEWEST_PATCHES = 4  # along a side
 PLAIN = "plain convnet"
 CONVNET, CONVNET_OUR_AUGMENTATION, TIMM = "convnet, torchvision", "convnet, our augmentation", "timm"
+CONVNET_RANDOM = "convnet, our augmentation, random weights"
 TEACHER, LABELS_ONLY, MASKED = "teacher", "labels only", "masked pretraining"
 SOFT, HARD, HARD_CACHED = "soft distillation", "hard distillation", "hard distillation, cached"
 DISTILLED = {SOFT, HARD, HARD_CACHED}
-CONTENDERS = (PLAIN, CONVNET, CONVNET_OUR_AUGMENTATION, TIMM, TEACHER, LABELS_ONLY, SOFT, HARD, HARD_CACHED, MASKED)
+CONTENDERS = (
+    *(PLAIN, CONVNET, CONVNET_OUR_AUGMENTATION, CONVNET_RANDOM),
+    *(TIMM, TEACHER, LABELS_ONLY, SOFT, HARD, HARD_CACHED, MASKED),
+)
 HEAD_NAMES = {"class": "class head", "distillation": "distillation head", "both": "both heads"}
 Curve = list[tuple[float, float]]  # minutes, validation top-1
 Epochs = Iterator[Iterable[tuple[torch.Tensor, torch.Tensor]]]  # per epoch, batches of images and soft labels
@@ -285,10 +290,15 @@ class Seed:
             size = self._own_size(height)
             recipe = recipe.replace(model={"image_size": size, "patch_size": size})
             return self._baseline(timm.create_model(PLAIN_CONVNET, num_classes=classes), recipe, padded_crop_epochs)
-        if name in (CONVNET, CONVNET_OUR_AUGMENTATION):
+        if name in (CONVNET, CONVNET_OUR_AUGMENTATION, CONVNET_RANDOM):
             recipe = self.plain.replace(batch_size=64, optimizer={"lr": 3e-3, "reference_batch": 64})
             epochs = torchvision_epochs if name == CONVNET else our_epochs
-            return self._baseline(timm.create_model(PLAIN_CONVNET, num_classes=classes), recipe, epochs)
+            network = timm.create_model(PLAIN_CONVNET, num_classes=classes)
+            if name == CONVNET_RANDOM:
+                for module in network.modules():
+                    if isinstance(module, nn.Conv2d):
+                        module.reset_parameters()
+            return self._baseline(network, recipe, epochs)
         if name == TIMM:
             size, patch = timm_sizes(height)
             recipe = get_recipe("deit").replace(
@@ -397,11 +407,13 @@ def main() -> None:
             seed = Seed(data, number, options.minutes, Path(folder) / str(number))
             for contender in sorted(remaining, key=CONTENDERS.index):
                 row = {"seed": number, "contender": contender, "date": date.today().isoformat(), **seed.measure(contender)}
-                result["rows"] = [*(old for old in result["rows"] if _key(old) != _key(row)), row]
+                print_status(f"Seed {number}, {contender}: {100 * _main_top1(row):.1f} in {row['minutes']:.1f} minutes")
+                if contender in measured:
+                    continue  # the row of the teacher stays that of the student's own
+                result["rows"].append(row)
                 stem.with_suffix(".json").write_text(json.dumps(result) + "\n")
                 stem.with_suffix(".md").write_text(table(result))
                 plot(result, stem.with_suffix(".svg"))
-                print_status(f"Seed {number}, {contender}: {100 * _main_top1(row):.1f} in {row['minutes']:.1f} minutes")
     print(table(result))
     print(json.dumps(result))
 
@@ -417,10 +429,6 @@ def read_previous(path: Path, data: str, minutes: float, images_per_class: int |
         if all(previous.get(name) == value for name, value in header.items()):
             return previous
     return {**header, "rows": []}
-
-
-def _key(row: dict[str, Any]) -> tuple[int, str]:
-    return row["seed"], row["contender"]
 
 
 def _main_top1(row: dict[str, Any]) -> float:

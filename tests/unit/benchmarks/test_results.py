@@ -12,6 +12,7 @@ from benchmarks import (
     cached_teacher,
     checkpoints,
     data,
+    explain,
     faults,
     hostile_files,
     hostile_images,
@@ -24,11 +25,14 @@ from benchmarks import (
     reporting,
     runs,
     scale,
+    serving,
+    serving_load,
     small_data,
     small_step,
     streaming,
     train_step,
     transformers_suites,
+    tune,
 )
 
 PAGES: dict[str, Callable[[Any], str]] = {
@@ -36,6 +40,7 @@ PAGES: dict[str, Callable[[Any], str]] = {
     "cached_teacher": cached_teacher.table,
     "checkpoints": checkpoints.table,
     "data": data.table,
+    "explain": explain.table,
     "faults": faults.table,
     "hostile_files": hostile_files.table,
     "hostile_images": hostile_images.table,
@@ -47,11 +52,14 @@ PAGES: dict[str, Callable[[Any], str]] = {
     "ranks": ranks.table,
     "runs": runs.table,
     "scale": scale.table,
+    "serving": serving.table,
+    "serving_load": serving_load.table,
     "small_step": small_step.table,
     **{path.stem: small_data.table for path in reporting.RESULTS.glob("small_data-*.json")},
     "streaming": streaming.table,
     "train_step": train_step.table,
     "transformers_suites": transformers_suites.details,
+    "tune": tune.table,
 }
 
 
