@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,10 +46,11 @@ from deit.system.files import (
     RECORD_NAME,
     WEIGHTS_NAME,
     new_directory,
+    new_file,
     read_json,
     write_json,
 )
-from deit.system.replacing import draft_prefix, is_empty_directory
+from deit.system.replacing import is_empty_directory
 from deit.variants import LAYER_NORM_EPS
 
 Format = Literal["transformers", "timm", "authors"]
@@ -157,9 +157,7 @@ def convert(
     expected = logits_on_fixed_input(model, model)
     check_logits(expected.numpy(), f"The model {source}")
     largest = expected.abs().max().item()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft_prefix(path)) as folder:
-        draft = Path(folder) / path.name
+    with new_file(path) if output_format == "authors" else new_directory(path) as draft:
         _write(draft, output_format, model, processor)
         if draft.is_dir():
             copy_data_record(checkpoint.path, draft)
@@ -172,7 +170,6 @@ def convert(
                     f"The logits of the result in {name} differ by up to {difference:.2e}; the largest logit is {largest:.3g}",
                     "nothing was written; please report this with the format of the source",
                 )
-        _publish(draft, path)
     return ConversionResult(
         checkpoint.path,
         checkpoint.layout,
@@ -259,14 +256,11 @@ def convert_adapter(
     _check_destination(path, to, overwrite)
     _check_separate(adapter_path, path)
     adapter = open_adapter(adapter_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft_prefix(path)) as folder:
-        draft = Path(folder) / "adapter"
+    with new_directory(path) as draft:
         rename_adapter(adapter, draft, to.removeprefix("peft-"))
         difference, largest = largest_difference(adapter, open_adapter(draft)), largest_change(adapter)
         if not difference <= TOLERANCE * largest:  # NaN fails
             raise WorkError(f"The result differs by up to {difference:.2e}", "nothing was written; please report this")
-        _publish(draft, path)
     return AdapterConversionResult(adapter_path, path, to, difference)
 
 
@@ -301,7 +295,6 @@ def _write(draft: Path, output_format: str, model: TransformerClassifier, proces
     if output_format == "authors":
         write_authors(draft, model.config, model.canonical_state())
         return
-    draft.mkdir()
     if output_format == "timm":
         settings = timm_preprocessing(processor)
         write_timm(draft, model.config, model.canonical_state(), settings)
@@ -358,13 +351,3 @@ def _read_with_transformers(draft: Path, model: TransformerClassifier) -> Tensor
         raise WorkError(f"transformers does not load {problems[0]} from the result", "please report this")
     network.config.return_dict = True  # transformers' forward fails if the configuration says False
     return logits_on_fixed_input(network.eval(), model)
-
-
-def _publish(draft: Path, path: Path) -> None:
-    """Moves the checked result to its destination; an existing model there is replaced only then."""
-    if draft.is_file():
-        draft.replace(path)
-        return
-    with new_directory(path) as directory:
-        for file in draft.iterdir():
-            file.replace(directory / file.name)

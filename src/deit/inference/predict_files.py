@@ -25,10 +25,10 @@ from deit.data.sources import ImageSource, image_content
 from deit.errors import InterruptedWorkError, UserError
 from deit.inference.prediction_table import TableFormat, table_format
 from deit.inference.predictor import Prediction, Predictor
-from deit.system.files import check_writable, read_json, write_bytes, write_json
+from deit.system.files import check_writable, new_file, read_json, write_bytes, write_json
 from deit.system.locking import locked
 from deit.system.progress import Progress
-from deit.system.replacing import clean_up, draft_name, shortened, sync
+from deit.system.replacing import clean_up, shortened
 from deit.system.signals import check_stop, stop_on_signals
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def predict_files(
                 problem = f"Stopped, with the predictions of {saved:,} of {count:,} images saved"
                 raise InterruptedWorkError(problem, "the same command goes on from there", error.exit_code) from None
         unreadable = sum(int(_unreadable_file(file).read_text()) for file in files)
-        _publish(table, files, path)
+        with new_file(path) as draft, draft.open("xb") as file:
+            table.join(files, file)
         shutil.rmtree(parts, ignore_errors=True)
     return PredictedTable(path, count, unreadable, count - left, time.monotonic() - start)
 
@@ -352,18 +353,3 @@ def _write_part(file: Path, table: TableFormat, predictions: Sequence[Prediction
 def _unreadable_file(part: Path) -> Path:
     """Returns the file with the number of unreadable images of a part."""
     return part.with_suffix(".unreadable")
-
-
-def _publish(table: TableFormat, parts: Sequence[Path], path: Path) -> None:
-    """Writes the table of all parts atomically."""
-    draft = path.with_name(draft_name(path))
-    try:
-        with draft.open("xb") as file:
-            table.join(parts, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-        sync(path.parent)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -223,17 +223,40 @@ def new_directory(path: Path) -> Iterator[Path]:
         UserError: another program is writing to ``path``.
     """
     path = path.resolve() if path.is_symlink() else path
+    with locked_draft(path) as draft:
+        yield draft
+        replace_directory(draft, path)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """As :func:`new_directory`, for a file: yields a path of the same name in a temporary directory, to be written there."""
+    path = path.resolve() if path.is_symlink() else path
+    with locked_draft(path) as folder:
+        draft = folder / path.name
+        yield draft
+        sync(draft)
+        _replace_file(draft, path)
+        sync(path.parent)
+
+
+@contextmanager
+def locked_draft(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside ``path``, and removes it at the end. One program at a time has one for a path.
+
+    Raises:
+        UserError: another program is writing to ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_directory(path)
     try:
         problem, remedy = f"Another program is writing to {path}", "wait for it, or choose another destination"
         with locked_file(draft.with_name(lock_name(path)), problem, remedy):
             clean_up_drafts(path, draft)
+            draft.mkdir(exist_ok=True)  # the program that held the lock may have taken it for the draft of a killed one
             yield draft
-            replace_directory(draft, path)
-    except BaseException:
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def check_writable(directory: Path) -> None:

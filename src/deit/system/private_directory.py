@@ -36,9 +36,7 @@ class PrivateDirectory:
         prefix = f"{prefix}-{user}-"
         parent = memory_folder()
         _remove_stale(parent, prefix)
-        self.path = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        descriptor = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o600)
-        _lock(descriptor)
+        self.path, descriptor = _new_locked_directory(parent, prefix)
         self._remove = weakref.finalize(self, _remove, self.path, descriptor, os.getpid())
 
 
@@ -46,6 +44,17 @@ def memory_folder() -> Path:
     """Returns the folder of shared memory, or that of temporary files where it is missing or cannot be written to."""
     is_usable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
     return SHARED_MEMORY if is_usable else Path(tempfile.gettempdir())
+
+
+def _new_locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """Creates a directory, and locks it before another program takes it for that of a killed one; or else creates another."""
+    while True:
+        path = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        descriptor = os.open(path / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o600)
+        _lock(descriptor, wait=True)  # until a program that is removing it has finished
+        if (path / LOCK_NAME).exists():
+            return path, descriptor
+        os.close(descriptor)
 
 
 def _remove(path: Path, descriptor: int, process: int) -> None:
@@ -66,14 +75,19 @@ def _remove_stale(parent: Path, prefix: str) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Locks a file until it is closed, by forked processes, too; returns False if another program has locked it."""
+def _lock(descriptor: int, wait: bool = False) -> bool:
+    """Locks a file until it is closed, by forked processes, too; returns False if another program has locked it.
+
+    Args:
+        descriptor: of the file.
+        wait: for the other program.
+    """
     if sys.platform == "win32":
         return False
     import fcntl
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

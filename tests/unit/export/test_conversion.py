@@ -27,6 +27,7 @@ from deit.models.modeling import (
     load_model,
 )
 from deit.system.files import write_json
+from deit.system.replacing import draft_directory
 from tests.helpers import TINY, noise, randomized, tiny_deit, tiny_vit
 
 FORMATS = ["transformers", "timm", "authors"]
@@ -146,6 +147,14 @@ def test_overwrite_is_required_to_replace_a_model(source: Path, tmp_path: Path) 
             convert(source, path, to)  # type: ignore[arg-type]
         convert(source, path, to, overwrite=True)  # type: ignore[arg-type]
         assert (sorted(file.name for file in path.iterdir()) if path.is_dir() else []) == before
+
+
+def test_draft_of_a_killed_conversion_is_removed(source: Path, tmp_path: Path) -> None:
+    for to in FORMATS:
+        path = destination(tmp_path, to)
+        (draft_directory(path) / "half").touch()
+        convert(source, path, to, overwrite=True)  # type: ignore[arg-type]
+        assert not list(tmp_path.glob(f".{path.name}*"))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_kill_before_the_table_is_published_loses_nothing(
 ) -> None:
     out = tmp_path / "table.csv"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(module, "new_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             predict_files(predictor, images, out, part_images=3)
     result = predict_files(predictor, images, out, part_images=3)

@@ -83,3 +83,20 @@ def test_temporary_files_serve_where_there_is_no_shared_memory(memory: Path, mon
     monkeypatch.setattr(private_directory, "SHARED_MEMORY", memory / "missing")
     monkeypatch.setattr("tempfile.tempdir", str(memory))
     assert PrivateDirectory("test").path.parent == memory
+
+
+def test_another_one_is_made_if_a_program_removes_it_before_it_is_locked(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, removed = private_directory._lock, list[Path]()
+
+    def late(descriptor: int, wait: bool = False) -> bool:
+        if wait and not removed:
+            removed.extend(memory.iterdir())
+            private_directory._remove_stale(memory, "test-")
+        return lock(descriptor, wait)
+
+    monkeypatch.setattr(private_directory, "_lock", late)
+    directory = PrivateDirectory("test")
+    assert removed
+    assert list(memory.iterdir()) == [directory.path]
+    private_directory._remove_stale(memory, "test-")
+    assert directory.path.is_dir()

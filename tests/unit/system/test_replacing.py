@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,18 @@ import pytest
 
 from deit.errors import UserError
 from deit.system import replacing
-from deit.system.files import new_directory, write_text
-from deit.system.replacing import clean_up, draft_directory, draft_name, draft_prefix, exchange, lock_name, shortened
+from deit.system.files import new_directory, new_file, write_text
+from deit.system.locking import locked_file
+from deit.system.replacing import (
+    clean_up,
+    clean_up_drafts,
+    draft_directory,
+    draft_name,
+    draft_prefix,
+    exchange,
+    lock_name,
+    shortened,
+)
 
 BROKEN_RENAMES = [errno.EXDEV, errno.EBUSY, errno.EACCES]
 
@@ -237,3 +249,41 @@ def test_directory_that_another_program_is_writing_is_refused(best: Path, monkey
             pytest.fail("not locked")
     assert content(best) == NEW
     assert names(best.parent) == ["best"]
+
+
+def test_draft_is_made_again_if_another_program_has_removed_it(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def locked_after_another_program(*arguments: Any) -> Iterator[None]:
+        clean_up_drafts(best, best.with_name("draft of the other program"))
+        with locked_file(*arguments):
+            yield
+
+    monkeypatch.setattr("deit.system.files.locked_file", locked_after_another_program)
+    with new_directory(best) as draft:
+        write_new(draft)
+    assert content(best) == NEW
+    assert names(best.parent) == ["best"]
+
+
+def test_new_file_replaces_a_file_on_success_only(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "results.csv"
+    for text in ("old", "new"):
+        with new_file(path) as draft:
+            assert draft.name == path.name
+            draft.write_text(text)
+        assert path.read_text() == text
+    with pytest.raises(RuntimeError, match="failed"), new_file(path) as draft:
+        draft.write_text("half")
+        raise RuntimeError("failed")
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["results.csv"]
+
+
+def test_new_file_removes_drafts_of_killed_programs_and_keeps_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("results.csv")
+    path = tmp_path / "results.csv"
+    (draft_directory(path) / "results.csv").write_text("half")
+    with new_file(tmp_path / "link.csv") as draft:
+        draft.write_text("new")
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["link.csv", "results.csv"]

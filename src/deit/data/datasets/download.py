@@ -8,7 +8,6 @@ import os
 import shutil
 import ssl
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -17,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from deit.errors import DataError
+from deit.system.files import locked_draft, new_file
 from deit.system.progress import Progress, print_status
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -86,12 +86,16 @@ def download(remote: Remote, target: Path, name: str) -> None:
 
     Raises:
         DataError: as in :func:`ensure`.
+        UserError: another program is downloading it.
     """
     remedy = _remedy(remote, target.parent)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response, draft.open("wb") as file:
+        with (
+            new_file(target) as draft,
+            urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response,
+            draft.open("wb") as file,
+        ):
             total = int(response.headers.get("Content-Length") or remote.size)
             print_status(f"Downloading {target.name} of {name}, {total / 1e6:,.1f} MB, to {target.parent}.")
             with Progress(f"Downloading {target.name}", -(-total // BLOCK), unit="MiB") as progress:
@@ -103,16 +107,13 @@ def download(remote: Remote, target: Path, name: str) -> None:
                     digest.update(block)
                     file.write(block)
                     progress.advance(1)
-        if received < total or (remote.md5 is not None and digest.hexdigest() != remote.md5):
-            raise DataError(f"The download of {remote.url} is truncated or another file", f"try again, or {remedy}")
-        draft.replace(target)
+            if received < total or (remote.md5 is not None and digest.hexdigest() != remote.md5):
+                raise DataError(f"The download of {remote.url} is truncated or another file", f"try again, or {remedy}")
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         reason = getattr(error, "reason", None) or error
         raise DataError(f"{name} cannot be downloaded ({reason})", remedy) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
@@ -128,10 +129,11 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
 
     Raises:
         DataError: the archive is damaged, lacks ``holds``, or would unpack to far more than its size.
+        UserError: another program is unpacking it.
     """
     archive_size = archive.stat().st_size
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking.") as draft:
-        content = Path(draft) / "content"
+    with locked_draft(root / holds) as draft:
+        content = draft / "content"
         content.mkdir()
         try:
             with (
