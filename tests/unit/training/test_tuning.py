@@ -123,12 +123,32 @@ def test_search_ends_in_time(folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_diverged_trials_are_passed_over(folder: Path, tmp_path: Path) -> None:
-    diverging = RECIPE.replace(optimizer={"lr": 100.0, "warmup_epochs": 0, "name": "sgd"})
+    # The weight decay alone multiplies the weights by -1,599 per step, whatever the gradients are on this processor.
+    optimizer = {"lr": 100.0, "reference_batch": 1, "weight_decay": 1.0, "warmup_epochs": 0, "name": "sgd"}
+    diverging = RECIPE.replace(optimizer=optimizer)
     result = search(folder, tmp_path / "search", diverging, vary=["optimizer.lr=1e-4,1e-3"])
     assert [trial.top1 is None for trial in result.trials] == [False, False, True]
     assert result.trials[-1].number == 0
     with pytest.raises(NonFiniteLossError, match="diverged in all trials"):
         search(folder, tmp_path / "other", diverging, vary=["smoothing=0,0.1"], max_trials=2)
+
+
+def test_finalist_that_diverges_is_passed_over(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, fit = 0, Trainer.fit
+
+    def diverging(trainer: Trainer, epochs: int | None = None) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # after three candidates, the first finalist
+            raise NonFiniteLossError("The gradients are not finite", "lower the learning rate")
+        fit(trainer, epochs)
+
+    monkeypatch.setattr(Trainer, "fit", diverging)
+    result = search(folder, tmp_path / "search")
+    best, diverged, _ = result.trials
+    assert [trial.finished for trial in result.trials] == [True, True, False]
+    assert diverged.top1 is None
+    assert result.run.directory == tmp_path / "search" / "trials" / f"{best.number:03d}"
 
 
 def test_teachers(folder: Path, tmp_path: Path) -> None:
