@@ -56,6 +56,7 @@ STUDENT_SHAPE = {
     "model.num_hidden_layers": "4",
     "model.num_attention_heads": "8",
     "model.sizes": "variant",
+    "batch_size": "32",
 }
 COMMON = {"mirror_test": "false", "augmentation.flip": "0"}
 PART_STEPS = 60
