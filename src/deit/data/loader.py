@@ -31,7 +31,7 @@ from deit.images.decoding import configure_pillow, reduction_of
 from deit.images.processor import DeiTImageProcessor
 from deit.rng import RngStream, generator
 from deit.system.hardware import cores
-from deit.system.processes import end_with_parent, hidden_main_module, worker_context
+from deit.system.processes import end_with_parent, hidden_main_module, hide_closed_connections, worker_context
 from deit.system.signals import blocked_signals, check_stop, ignore_stop_signals
 from deit.system.torchrun import local_world_size
 
@@ -476,6 +476,7 @@ class _PlanSampler(Sampler[BatchPlan]):
 
 def _start_worker(_worker: int) -> None:
     end_with_parent()
+    hide_closed_connections()
     configure_pillow()
     ignore_stop_signals()  # the main process saves the work, and its end is theirs
     if hasattr(signal, "SIGBUS"):

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from deit.errors import WorkError
@@ -56,6 +56,21 @@ def end_with_parent() -> None:
 def _end_after(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def hide_closed_connections() -> None:
+    """Keeps this worker process from printing a traceback when the main process closes a connection to it.
+
+    Tensors in shared memory are handed over by a thread of :mod:`multiprocessing`, which passes its errors to
+    :func:`sys.excepthook`. The connection is closed when the main process is killed, a moment before its workers are, or
+    interrupted; what that means is for the main process to say. Other errors are printed.
+    """
+    sys.excepthook = _print_unless_closed
+
+
+def _print_unless_closed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def shared_memory_bytes() -> int | None:

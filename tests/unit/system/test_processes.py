@@ -79,6 +79,47 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path, method: str) -> None:
     parent.stdout.close()
 
 
+HANDOVER = """
+import multiprocessing, sys
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
+from deit.system.processes import hide_closed_connections
+
+def work(connection):
+    hide_closed_connections()
+    connection.send([resource_sharer.DupFd(1)._id for _ in range(2)])
+    connection.recv()
+
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.Process(target=work, args=(theirs,))
+    worker.start()
+    (address, key), _ = ours.recv()
+    key_of_process = multiprocessing.current_process().authkey
+    if sys.argv[1] == "challenged":
+        Client(address).close()
+    elif sys.argv[1] == "connected":
+        Client(address, authkey=key_of_process).close()
+    else:
+        with Client(address, authkey=key_of_process) as client:
+            client.send((key + 1000, worker.pid))
+    with Client(address, authkey=key_of_process) as client:  # they are served one after the other
+        client.send((key, worker.pid))
+        multiprocessing.reduction.recv_handle(client)
+    ours.send(None)
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize(("when", "printed"), [("challenged", ""), ("connected", ""), ("unknown", "KeyError")])
+def test_worker_prints_no_traceback_of_a_closed_connection(tmp_path: Path, when: str, printed: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(HANDOVER)
+    program = subprocess.run([sys.executable, str(script), when], stderr=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert ("Traceback" in program.stderr) == bool(printed)
+    assert printed in program.stderr
+
+
 def is_running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
