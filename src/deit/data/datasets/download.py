@@ -78,7 +78,7 @@ def ensure(root: Path, name: str, *remotes: Remote) -> None:
         if remote.is_archive:
             unpack(file, root, remote.holds)
             if downloaded:
-                file.unlink()
+                file.unlink(missing_ok=True)  # another program may have unpacked and removed it
 
 
 def download(remote: Remote, target: Path, name: str) -> None:
@@ -119,7 +119,7 @@ def download(remote: Remote, target: Path, name: str) -> None:
 def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
     """Extracts a file or folder from a tar archive. Only regular files and folders are created.
 
-    The result appears only once it is complete.
+    The result appears only once it is complete. One that another program has unpacked meanwhile is kept.
 
     Args:
         archive: the archive.
@@ -131,8 +131,10 @@ def unpack(archive: Path, root: Path, holds: str, flat: bool = False) -> None:
         DataError: the archive is damaged, lacks ``holds``, or would unpack to far more than its size.
         UserError: another program is unpacking it.
     """
-    archive_size = archive.stat().st_size
     with locked_draft(root / holds) as draft:
+        if (root / holds).exists():
+            return
+        archive_size = archive.stat().st_size
         content = draft / "content"
         content.mkdir()
         try:

@@ -17,6 +17,7 @@ from deit.data.datasets.mat_files import read_mat
 from deit.data.sources import FileSource, MultiLabelSource
 from deit.data.splits import DatasetSplits
 from deit.errors import DataError
+from deit.system.files import locked_draft
 
 _HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
 IMAGENET_A = Remote(f"{_HENDRYCKS}/imagenet-a.tar", "c3e55429088dc681f30d81f4726b6595", 687_552_512, "imagenet-a")
@@ -174,16 +175,17 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _unpack_train(archive: Path, root: Path) -> None:
     """Unpacks an archive of one archive per class. Resumes after an interruption."""
-    inner, classes = root / "train.archives", root / "train.classes"
-    if not inner.is_dir():
+    inner, classes, train = root / "train.archives", root / "train.classes", root / "train"
+    with locked_draft(train):
+        if train.exists():  # another program has unpacked it meanwhile
+            return
         unpack(archive, root, inner.name, flat=True)
-    classes.mkdir(exist_ok=True)
-    for file in sorted(inner.glob("*.tar")):
-        if not (classes / file.stem).is_dir():
+        classes.mkdir(exist_ok=True)
+        for file in sorted(inner.glob("*.tar")):
             unpack(file, classes, file.stem, flat=True)
-        file.unlink()
-    classes.rename(root / "train")
-    inner.rmdir()
+            file.unlink()
+        classes.rename(train)
+        inner.rmdir()
 
 
 def _validation(root: Path, among: Sequence[int] | None) -> FileSource:

@@ -9,6 +9,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import IncompleteRead
 from pathlib import Path
@@ -161,6 +162,18 @@ def test_archive_members_stay_inside_the_folder(tmp_path: Path) -> None:
     unpack(tmp_path / "a.tgz", root, "things")
     assert [path.name for path in root.rglob("*")] == ["things", "a.txt"]
     assert {path.name for path in tmp_path.iterdir()} == {"root", "a.tgz"}
+
+
+def test_archive_is_unpacked_once_by_several_programs(tmp_path: Path) -> None:
+    archive(tmp_path / "a.tgz", *((f"things/{index}", bytes(1000)) for index in range(50)))
+
+    def unpack_all(_: int) -> list[str]:
+        unpack(tmp_path / "a.tgz", tmp_path, "things")
+        return sorted(path.name for path in (tmp_path / "things").iterdir())
+
+    with ThreadPoolExecutor(4) as programs:
+        assert list(programs.map(unpack_all, range(4))) == [sorted(map(str, range(50)))] * 4
+    assert {path.name for path in tmp_path.iterdir()} == {"things", "a.tgz"}
 
 
 def test_decompression_bomb_is_an_error(tmp_path: Path) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deit.data.class_names import imagenet_ids, imagenet_names, imagenet_subset
+from deit.data.datasets import imagenet
+from deit.data.datasets.download import unpack
 from deit.data.datasets.imagenet import imagenet_a, imagenet_r, imagenet_real, imagenet_v2, imagenet_validation
 from deit.data.opening import open_data
 from deit.data.sources import ImageSource, relabeled
@@ -61,8 +66,8 @@ def test_kaggle_layout(tmp_path: Path) -> None:
     check_whole(tmp_path)
 
 
-def test_original_archives_are_unpacked(tmp_path: Path) -> None:
-    made, root = tmp_path / "made", tmp_path / "my imagenet"
+def archives(root: Path, made: Path) -> Path:
+    """Writes the archives that ImageNet is distributed as to ``root``, from files in ``made``."""
     imagenet_flat(imagenet_train(made) / "val")
     devkit(made)
     root.mkdir()
@@ -78,9 +83,42 @@ def test_original_archives_are_unpacked(tmp_path: Path) -> None:
             tar.add(file, file.name)
     with tarfile.open(root / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
         tar.add(made / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
+    return root
+
+
+def test_original_archives_are_unpacked(tmp_path: Path) -> None:
+    root = archives(tmp_path / "my imagenet", tmp_path / "made")
     check_whole(root)
     assert {path.name for path in root.iterdir() if path.is_dir()} == {"train", "val", "ILSVRC2012_devkit_t12"}
     check_whole(root)  # a second time from what was unpacked
+
+
+def test_unpacking_resumes_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = archives(tmp_path / "root", tmp_path / "made")
+
+    def interrupted_after(calls: int) -> Callable[..., None]:
+        def unpack_some(*arguments: Any, **options: Any) -> None:
+            nonlocal calls
+            if not calls:
+                raise KeyboardInterrupt
+            calls -= 1
+            unpack(*arguments, **options)
+
+        return unpack_some
+
+    for calls in range(len(WNIDS) + 1):  # the first is for the archive of archives
+        monkeypatch.setattr(imagenet, "unpack", interrupted_after(calls))
+        with pytest.raises(KeyboardInterrupt):
+            open_data(f"imagenet:{root}")
+    monkeypatch.undo()
+    check_whole(root)
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {"train", "val", "ILSVRC2012_devkit_t12"}
+
+
+def test_several_programs_unpack_the_archives(tmp_path: Path) -> None:
+    root = archives(tmp_path / "root", tmp_path / "made")
+    with ThreadPoolExecutor(3) as programs:
+        list(programs.map(check_whole, [root] * 3))
 
 
 def test_validation_split_alone_can_be_evaluated(tmp_path: Path) -> None:
