@@ -181,8 +181,8 @@ class RunOptions:
                 "A resumed run keeps its own recipe", "pass --resume without another; --epochs and --minutes extend it"
             )
 
-    def run_arguments(self) -> dict[str, Any]:
-        """Returns the keyword arguments that all training functions take."""
+    def shared_arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments of training and of caching a teacher's predictions."""
         return {
             "init": self.init,
             "device": self.device,
@@ -190,6 +190,16 @@ class RunOptions:
             "skip_unreadable": self.skip_unreadable,
             "cache": self.cache,
             "cache_limit": self.cache_limit,
+        }
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments that all training functions take."""
+        return {
+            **self.shared_arguments(),
+            "out": self.out,
+            "resume": self.resume,
+            "checkpoint_minutes": self.checkpoint_minutes,
+            "track": self.track,
         }
 
 

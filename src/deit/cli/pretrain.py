@@ -30,14 +30,10 @@ def pretrain(
     result = run(
         data,
         options.recipe or "pretrain-mim",
-        out=options.out,
-        resume=options.resume,
         settings=settings,
-        checkpoint_minutes=options.checkpoint_minutes,
-        track=options.track,
         compiled=options.compiled,
         shard=options.shard,
-        **options.run_arguments(),
+        **options.training_arguments(),
     )
     if as_json:
         print_json({**asdict(result), "directory": str(result.directory)})

@@ -50,14 +50,10 @@ def train(
     result = run(
         data,
         options.recipe or ("digits-convnet" if data == "digits" else "convnet"),
-        out=options.out,
-        resume=options.resume,
         settings=settings,
-        checkpoint_minutes=options.checkpoint_minutes,
-        track=options.track,
         compiled=options.compiled,
         started=STARTED,
-        **options.run_arguments(),
+        **options.training_arguments(),
     )
     print_result(result, output, f'Next: deit train "{data or "DATA"}" --teacher "{result.directory}"')
 
@@ -105,7 +101,7 @@ def cache(
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=options.settings({"model.variant": model}),
-        **options.run_arguments(),
+        **options.shared_arguments(),
     )
     if output.as_json:
         print_json(result.to_dict())

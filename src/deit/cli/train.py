@@ -39,18 +39,14 @@ def train(
     result = run(
         data,
         options.recipe or default_recipe(data, distilled=teacher is not None, init=options.init is not None),
-        out=options.out,
-        resume=options.resume,
         teacher=teacher,
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=settings,
-        checkpoint_minutes=options.checkpoint_minutes,
-        track=options.track,
         compiled=options.compiled,
         shard=options.shard,
         started=STARTED,
-        **options.run_arguments(),
+        **options.training_arguments(),
     )
     model_line, report_line = f"Model:  {result.directory / 'best'}", f"Report: {result.directory / 'report.html'}"
     print_result(result, output, model_line, report_line)

@@ -63,16 +63,12 @@ def tune(
         minutes=minutes,
         vary=vary or (),
         max_trials=trials,
-        out=options.out,
-        resume=options.resume,
         teacher=teacher,
         teacher_weights=teacher_weights,
         teacher_classes=teacher_classes,
         settings=settings,
-        checkpoint_minutes=options.checkpoint_minutes,
-        track=options.track,
         started=STARTED,
-        **options.run_arguments(),
+        **options.training_arguments(),
     )
     _print_result(result, output)
 

@@ -72,7 +72,7 @@ def test_run_options_are_added_to_a_command() -> None:
     assert code == 0
     assert (seen["data"], seen["arch"]) == ("photos", "resnet18")
     assert seen["options"] == RunOptions(epochs=3, assignments=["a=1", "b=2"])
-    assert seen["options"].run_arguments() == {
+    assert seen["options"].shared_arguments() == {
         "init": None,
         "device": "auto",
         "workers": None,
