@@ -61,8 +61,8 @@ def _end_after(parent: BaseProcess) -> None:
 def hide_closed_connections() -> None:
     """Keeps this worker process from printing a traceback when the main process closes a connection to it.
 
-    Tensors in shared memory are handed over by a thread of :mod:`multiprocessing`, which passes its errors to
-    :func:`sys.excepthook`. The connection is closed when the main process is killed, a moment before its workers are, or
+    Tensors in shared memory are handed over by a thread of ``multiprocessing``, which passes its errors to
+    ``sys.excepthook``. The connection is closed when the main process is killed, a moment before its workers are, or
     interrupted; what that means is for the main process to say. Other errors are printed.
     """
     sys.excepthook = _print_unless_closed
