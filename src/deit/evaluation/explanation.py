@@ -2,14 +2,16 @@
 
 By default, the attention of all layers is multiplied, as in attention rollout (Abnar and Zuidema, arXiv 2005.00928), but the
 heads of a layer count as much as the logit depends on them: by the positive part of attention times gradient (Chefer et al.,
-arXiv 2103.15679). Rollout, which averages the heads, and the attention weights themselves do not depend on the class.
+arXiv 2103.15679). The result is the mean for nine positions of the image, a quarter of a patch apart, since which single
+patches stand out depends on where the image is divided; and squared, since rollout gives every patch a part of the attention,
+also those that change nothing. Rollout itself, which averages the heads, and the attention weights do not depend on the class.
 
 Shapes: L layers, H attention heads, N tokens, T tokens before the patches, h x w patches, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -186,7 +188,7 @@ class Explainer:
         with torch.enable_grad():
             output = self._model(values.requires_grad_(), output_attentions=True, output_hidden_states=True)
             index = int(output.logits[0].argmax()) if target is None else classes.index(target)
-            heads = tuple(self._explain_heads(output, index, method, top))
+            heads = tuple(self._explain_heads(values, output, index, method, top))
         states = [state[0] for state in output.hidden_states]
         return Explanation(
             image=name,
@@ -232,22 +234,45 @@ class Explainer:
         if target is not None and target not in self._classifier.classes:
             raise UserError(f"The model has no class {target!r}", "`deit model show` lists its classes")
 
-    def _explain_heads(self, output: Any, target: int, method: Method, top: int) -> Iterator[HeadExplanation]:
+    def _explain_heads(self, values: Tensor, output: Any, target: int, method: Method, top: int) -> Iterator[HeadExplanation]:
         classes = self._classifier.classes
-        for token, head in enumerate(TOKENS):
-            logits = output.heads.get(head)
-            if logits is None:
-                continue
-            relevance = _relevance(output.attentions, logits[0, target], token, method)  # (N,)
-            patches = self._to_patches(relevance[None])[0].detach().cpu().numpy()  # (h, w)
-            values, order = logits[0].detach().softmax(0).topk(min(top, len(classes)))
+        logits = {token: output.heads[head][0] for token, head in enumerate(TOKENS) if output.heads.get(head) is not None}
+        relevance = self._relevance(values, output.attentions, {token: row[target] for token, row in logits.items()}, method)
+        for token, row in logits.items():
+            patches = self._to_patches(relevance[token][None])[0].detach().cpu().numpy()  # (h, w)
+            probabilities, order = row.detach().softmax(0).topk(min(top, len(classes)))
             yield HeadExplanation(
-                head=head,
+                head=TOKENS[token],
                 labels=tuple(classes[index] for index in order.tolist()),
-                probabilities=tuple(values.tolist()),
+                probabilities=tuple(probabilities.tolist()),
                 target=classes[target],
                 relevance=patches / patches.max() if patches.max() > 0 else patches,
             )
+
+    def _relevance(
+        self, values: Tensor, attentions: Sequence[Tensor], logits: Mapping[int, Tensor], method: Method
+    ) -> dict[int, Tensor]:
+        """Returns the relevance (N,) of all tokens for each token before the patches that has a head.
+
+        Args:
+            values: the image (1, C, height, width).
+            attentions: its L attention weights (1, H, N, N), with gradients.
+            logits: position of the token -> the logit (scalar) that is explained.
+            method: how.
+        """
+        if method == "attention":
+            return {token: attentions[-1][0, :, token].mean(dim=0) for token in logits}
+        if method == "rollout":
+            average = [layer.new_full(layer.shape[1:2], 1 / layer.shape[1]) for layer in attentions]
+            return {token: _rollout(attentions, average, token) for token in logits}
+        weights = {token: _head_weights(attentions, logit) for token, logit in logits.items()}
+        with torch.no_grad():
+            rows = {token: _rollout(attentions, weights[token], token) for token in logits}
+            for moved in _moved(values, self._model.config.patch_hw):
+                of_moved = self._model(moved, output_attentions=True).attentions
+                for token in rows:
+                    rows[token] += _rollout(of_moved, weights[token], token)
+        return {token: row.square() for token, row in rows.items()}
 
     def _to_patches(self, weights: Tensor) -> Tensor:
         """Returns the part of the patches: (1, N) -> (1, h, w), or (H, N, N) -> (H, T, h, w)."""
@@ -257,36 +282,40 @@ class Explainer:
         return weights[..., prefix:].reshape(*weights.shape[:-1], *self._model.config.grid)
 
 
-def _relevance(attentions: Sequence[Tensor], logit: Tensor, token: int, method: Method) -> Tensor:
-    """Returns the relevance (N,) of all tokens for one of them.
+def _head_weights(attentions: Sequence[Tensor], logit: Tensor) -> list[Tensor]:
+    """Returns how much a logit depends on each attention head of each layer: L weights (H,) that sum to 1, or to 0 where it
+    depends on none.
+    """
+    weights = []
+    for attention, gradient in zip(attentions, torch.autograd.grad(logit, attentions, retain_graph=True), strict=True):
+        importance = (attention[0].detach() * gradient[0]).clamp(min=0).sum(dim=(1, 2))  # (H,)
+        weights.append(importance / importance.sum().clamp(min=torch.finfo(importance.dtype).tiny))
+    return weights
+
+
+def _rollout(attentions: Sequence[Tensor], weights: Sequence[Tensor], token: int) -> Tensor:
+    """Returns the row (N,) of a token in the product (I + A_L) ... (I + A_1), where A is a layer's weighted sum of its heads.
+    The halves of the published rollout change its scale only.
 
     Args:
         attentions: L attention weights (1, H, N, N).
-        logit: scalar.
-        token: index of the token that the logit is computed from.
-        method: how.
+        weights: L weights (H,) of the heads.
+        token: position of the token.
     """
-    if method == "attention":
-        return attentions[-1][0, :, token].mean(dim=0)
-    if method == "gradient":
-        gradients = torch.autograd.grad(logit, attentions, retain_graph=True)
-        layers = [_weighted_heads(weights[0], gradient[0]) for weights, gradient in zip(attentions, gradients, strict=True)]
-    else:
-        layers = [weights[0].mean(dim=0) for weights in attentions]
-    row = torch.zeros_like(layers[0][token])
+    row = torch.zeros_like(attentions[-1][0, 0, token])
     row[token] = 1.0
-    for layer in reversed(layers):  # the row of the token in (I + A_L) ... (I + A_1); rollout's halves change its scale only
-        row = row + row @ layer
+    for attention, of_heads in zip(reversed(attentions), reversed(weights), strict=True):
+        row = row + (of_heads[:, None] * row).flatten() @ attention[0].flatten(0, 1)  # (H N) @ (H N, N)
     return row
 
 
-def _weighted_heads(attention: Tensor, gradient: Tensor) -> Tensor:
-    """Returns the mean of the attention heads (H, N, N), each weighted by how much the logit depends on it: (N, N), or zeros if
-    it depends on none.
-    """
-    importance = (attention * gradient).clamp(min=0).sum(dim=(1, 2))  # (H,)
-    weights = importance / importance.sum().clamp(min=torch.finfo(importance.dtype).tiny)
-    return (weights[:, None, None] * attention).sum(dim=0)
+def _moved(values: Tensor, patch_hw: tuple[int, int]) -> Iterator[Tensor]:
+    """Yields an image (1, C, height, width), moved by a quarter of a patch in eight directions. Its edge is repeated."""
+    (height, width), (down, right) = values.shape[-2:], (side // 4 for side in patch_hw)
+    padded = F.pad(values, (right, right, down, down), mode="replicate")
+    for top, left in sorted({(row, column) for row in (0, down, 2 * down) for column in (0, right, 2 * right)}):
+        if (top, left) != (down, right):
+            yield padded[..., top : top + height, left : left + width]
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,25 @@ def reference_relevance(model: Any, values: Tensor, head: str, target: int, meth
     token, tokens = ("class", "distillation").index(head), weights[0].shape[-1]
     matrix = torch.eye(tokens)
     if method == "gradient":  # rollout of heads that are weighted by the positive part of attention times gradient
-        gradients = torch.autograd.grad(output.heads[head][0, target], output.attentions)
-        for attention, gradient in zip(weights, gradients, strict=True):
-            weights_of_heads = (attention * gradient[0]).clamp(min=0).sum(dim=(1, 2), keepdim=True)
-            matrix = matrix + (attention * weights_of_heads / weights_of_heads.sum()).sum(dim=0) @ matrix
+        importance = []
+        for attention, gradient in zip(
+            weights, torch.autograd.grad(output.heads[head][0, target], output.attentions), strict=True
+        ):
+            of_heads = (attention * gradient[0]).clamp(min=0).sum(dim=(1, 2), keepdim=True)
+            importance.append(of_heads / of_heads.sum())
+        matrix = torch.zeros(tokens, tokens)
+        quarters = [side // 4 for side in model.config.patch_hw]
+        for move in itertools.product((-1, 0, 1), repeat=2):  # of the image, in quarters of a patch
+            rows, columns = (
+                (np.arange(size) + number * quarter).clip(0, size - 1)
+                for size, number, quarter in zip(model.config.image_hw, move, quarters, strict=True)
+            )
+            product = torch.eye(tokens)
+            moved = values.detach()[..., rows, :][..., columns]
+            for attention, of_heads in zip(model(moved, output_attentions=True).attentions, importance, strict=True):
+                product = product + (attention[0] * of_heads).sum(dim=0) @ product
+            matrix = matrix + product
+        matrix = matrix.square()
     elif method == "rollout":  # equation 1 of arXiv 2005.00928
         for attention in weights:
             matrix = (0.5 * attention.mean(dim=0) + 0.5 * torch.eye(tokens)) @ matrix
