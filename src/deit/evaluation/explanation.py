@@ -310,7 +310,10 @@ def _rollout(attentions: Sequence[Tensor], weights: Sequence[Tensor], token: int
 
 
 def _moved(values: Tensor, patch_hw: tuple[int, int]) -> Iterator[Tensor]:
-    """Yields an image (1, C, height, width), moved by a quarter of a patch in eight directions. Its edge is repeated."""
+    """Yields an image (1, C, height, width), moved by a quarter of a patch in eight directions. Its edge is repeated.
+
+    Nothing is yielded for patches of less than four pixels.
+    """
     (height, width), (down, right) = values.shape[-2:], (side // 4 for side in patch_hw)
     padded = F.pad(values, (right, right, down, down), mode="replicate")
     for top, left in sorted({(row, column) for row in (0, down, 2 * down) for column in (0, right, 2 * right)}):

@@ -83,7 +83,14 @@ def reference_relevance(model: Any, values: Tensor, head: str, target: int, meth
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("distilled", "fields"), [(True, {}), (False, {}), (True, {"image_size": (32, 48)}), (False, {"num_attention_heads": 2})]
+    ("distilled", "fields"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"image_size": (32, 48)}),
+        (False, {"num_attention_heads": 2}),
+        (True, {"patch_size": 2, "image_size": 8}),
+    ],
 )
 def test_relevance_is_that_of_the_papers(method: Any, distilled: bool, fields: dict[str, Any]) -> None:
     loaded = classifier(distilled, **fields)
